@@ -1,0 +1,27 @@
+"""Supervised Contrastive Learning (Khosla et al. 2020) for TensorFlow and Keras.
+
+The public names load on first use, so that `import supcon_tf` and `--help` stay quick.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "supcon_loss": "losses",
+    "SupConLoss": "losses",
+    "collapse_loss": "losses",
+    "create_strategy": "distribute",
+    "gather": "distribute",
+}
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'supcon_tf' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"supcon_tf.{_MODULE_OF[name]}"), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

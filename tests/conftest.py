@@ -1,0 +1,34 @@
+"""Four logical CPUs stand for replicas in every test."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest
+import tensorflow as tf
+
+from supcon_tf import distribute
+
+distribute.split_cpu(4)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: worker processes, long runs; needs --slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="runs with pytest --slow"))
+
+
+@pytest.fixture(scope="session")
+def mirrored():
+    """MirroredStrategy over the four logical CPUs."""
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(4)])

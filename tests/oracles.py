@@ -1,0 +1,85 @@
+"""The equations as slow float64 loops: what the fast code is held to."""
+
+import itertools
+
+import numpy as np
+
+
+def share_a_class(labels, i, j):
+    if labels is None:
+        return i == j
+    if np.ndim(labels) == 1:
+        return i == j or labels[i] == labels[j]
+    return i == j or bool(np.any((labels[i] != 0) & (labels[j] != 0)))
+
+
+def supcon_loss(
+    labels,
+    features,
+    *,
+    temperature=0.1,
+    contrast_mode="all_views",
+    summation_location="outside",
+    denominator_mode="all",
+    positives_cap=-1,
+    scale_by_temperature=True,
+    normalize=True,
+):
+    """Khosla et al. 2020, Eq. 2 and 3, one anchor after the other. [B, V, D] -> [B]."""
+    z = np.asarray(features, np.float64)
+    num_examples, num_views, _ = z.shape
+    if normalize:
+        norm = np.sqrt(np.sum(z**2, axis=-1, keepdims=True))
+        z = z / np.where(norm == 0, 1, norm)
+    rows = list(itertools.product(range(num_examples), range(num_views)))
+
+    losses = np.zeros(num_examples)
+    for i in range(num_examples):
+        related = [j for j in range(num_examples) if j != i and share_a_class(labels, i, j)]
+        kept = related if positives_cap < 0 else related[: positives_cap // num_views]
+        anchor_views = [0] if contrast_mode == "one_view" else range(num_views)
+        for view in anchor_views:
+            anchor = z[i, view]
+            positives = [
+                anchor @ z[j, w] / temperature
+                for j, w in rows
+                if (j in kept or j == i) and (j, w) != (i, view)
+            ]
+            negatives = [
+                anchor @ z[j, w] / temperature for j, w in rows if j != i and j not in related
+            ]
+            losses[i] += anchor_loss(
+                np.array(positives), np.array(negatives), summation_location, denominator_mode
+            ) / len(anchor_views)
+    return losses * temperature if scale_by_temperature else losses
+
+
+def anchor_loss(positives, negatives, summation_location, denominator_mode):
+    denominators = {
+        "all": lambda s: logsumexp([*positives, *negatives]),
+        "one_positive": lambda s: logsumexp([s, *negatives]),
+        "only_negatives": lambda s: logsumexp(negatives),
+    }
+    if len(positives) == 0 or (denominator_mode == "only_negatives" and len(negatives) == 0):
+        return 0.0
+    log_probs = [s - denominators[denominator_mode](s) for s in positives]
+    if summation_location == "outside":
+        return -np.mean(log_probs)
+    return np.log(len(positives)) - logsumexp(log_probs)
+
+
+def logsumexp(values):
+    values = np.asarray(values, np.float64)
+    return np.max(values) + np.log(np.sum(np.exp(values - np.max(values))))
+
+
+def gradient(function, x, step=1e-6):
+    """Central differences of a scalar function, entry by entry."""
+    x = np.array(x, np.float64)
+    result = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        forward, backward = x.copy(), x.copy()
+        forward[index] += step
+        backward[index] -= step
+        result[index] = (function(forward) - function(backward)) / (2 * step)
+    return result

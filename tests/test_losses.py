@@ -1,0 +1,378 @@
+import itertools
+
+import keras
+import numpy as np
+import oracles
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from supcon_tf.losses import (
+    CONTRAST_MODES,
+    DENOMINATOR_MODES,
+    SUMMATION_LOCATIONS,
+    SupConLoss,
+    collapse_loss,
+    supcon_loss,
+)
+
+F = [
+    [[0.01, 0.02, 0.14], [0.38, 0.61, 0.50]],
+    [[0.86, 0.97, 0.33], [0.26, 0.68, 0.45]],
+    [[0.32, 0.64, 0.28], [0.45, 0.74, 0.73]],
+]
+# The values that the reference implementation's own tests assert (google-research/supcon,
+# losses_test.py), at temperature 1 and without normalisation.
+REFERENCE_VALUES = [
+    ("outside", "all", -1, (0, 0, 1), [1.6755852, 1.7973773, 1.58471]),
+    ("outside", "one_positive", -1, (0, 0, 1), [1.1782627, 1.3435497, 1.58471]),
+    ("outside", "only_negatives", -1, (0, 0, 1), [0.79652834, 1.0154991, 1.3529458]),
+    ("outside", "all", 4, (0, 0, 1), [1.6755852, 1.7973773, 1.58471]),
+    ("outside", "all", 2, (0, 0, 0), [1.1385298, 1.1824025, 1.1557417]),
+    ("outside", "all", 0, (0, 0, 1), [1.3769293, 1.0785717, 1.58471]),
+    ("inside", "all", -1, (0, 0, 1), [1.6356678, 1.7135872, 1.58471]),
+    ("inside", "one_positive", -1, (0, 0, 1), [1.1571673, 1.2941568, 1.58471]),
+    ("inside", "only_negatives", -1, (0, 0, 1), [0.756611, 0.93170905, 1.3529458]),
+    ("inside", "all", 4, (0, 0, 1), [1.6356678, 1.7135872, 1.58471]),
+    ("inside", "all", 2, (0, 0, 0), [1.0986123, 1.0986123, 1.0986123]),
+    ("inside", "all", 0, (0, 0, 1), [1.3769293, 1.0785717, 1.58471]),
+]
+TETRAHEDRON = np.array(
+    [
+        [[0, 0, 1], [0, 2 * np.sqrt(2) / 3, -1 / 3]],
+        [
+            [np.sqrt(6) / 3, -np.sqrt(2) / 3, -1 / 3],
+            [-np.sqrt(6) / 3, -np.sqrt(2) / 3, -1 / 3],
+        ],
+    ]
+)
+RAW = {"temperature": 1.0, "normalize": False}
+ALL_OPTIONS = list(
+    itertools.product(
+        CONTRAST_MODES, SUMMATION_LOCATIONS, DENOMINATOR_MODES, (-1, 0, 2), (True, False)
+    )
+)
+
+
+def draw_features(seed, num_examples=5, num_views=2, num_features=3):
+    return np.random.default_rng(seed).normal(size=(num_examples, num_views, num_features))
+
+
+def value_and_gradient(labels, features, **options):
+    features = tf.constant(features, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(features)
+        losses = supcon_loss(labels, features, **options)
+        total = tf.reduce_sum(losses)
+    return losses.numpy(), tape.gradient(total, features).numpy()
+
+
+@pytest.mark.parametrize("summation,denominator,cap,labels,expected", REFERENCE_VALUES)
+def test_equals_the_reference_implementation(summation, denominator, cap, labels, expected):
+    options = {
+        "summation_location": summation,
+        "denominator_mode": denominator,
+        "positives_cap": cap,
+        **RAW,
+    }
+    np.testing.assert_allclose(supcon_loss(labels, F, **options), expected, atol=1e-5)
+    np.testing.assert_allclose(oracles.supcon_loss(labels, F, **options), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("labels", [None, (0, 1), np.eye(2)])
+def test_tetrahedron_has_a_loss_of_log_three(labels):
+    """All six similarities are -1/3, so the positive's probability is 1 in 3."""
+    losses = supcon_loss(labels, TETRAHEDRON, **RAW)
+    np.testing.assert_allclose(np.mean(losses), np.log(3), atol=1e-6)
+    for scale, expected in ((True, 0.1 * np.log(3)), (False, np.log(3))):
+        losses = supcon_loss(labels, TETRAHEDRON, temperature=0.1, scale_by_temperature=scale)
+        np.testing.assert_allclose(np.mean(losses), expected, atol=1e-5)
+
+
+def test_one_view_takes_only_the_first_view_as_anchor():
+    features = [[[0, 0, 1], [0, 1, 0]], [[1, 0, 0], [0, -1, 0]]]
+    one = supcon_loss(None, tf.constant(features, tf.float32), contrast_mode="one_view", **RAW)
+    both = supcon_loss(None, tf.constant(features, tf.float32), **RAW)
+    np.testing.assert_allclose(np.mean(one), np.log(3), atol=1e-6)
+    np.testing.assert_allclose(np.mean(both), 0.9803036, atol=1e-6)
+
+
+def test_orthogonal_classes_have_their_closed_form():
+    """Rows of the shared class: each anchor has 3 positives, one equal and two orthogonal."""
+    eye = np.eye(3)[::-1]
+    features = np.stack([eye, eye], axis=1)
+    expected = [np.log(np.e + 4) - 1 / 3] * 2 + [np.log(np.e + 4) - 1]
+    np.testing.assert_allclose(supcon_loss((0, 0, 2), features, **RAW), expected, atol=1e-6)
+    np.testing.assert_allclose(expected, [1.57149910, 1.57149910, 0.90483244], atol=1e-8)
+
+
+def test_one_view_per_example_divides_by_the_positives_once():
+    features = np.array([[0.01, 0.02, 0.14], [0.86, 0.97, 0.33], [0.32, 0.64, 0.28]])
+    np.testing.assert_allclose(
+        supcon_loss((1, 1, 2), features, **RAW), [0.6836923, 1.2512700, 0.0], atol=1e-6
+    )
+    equal = np.ones((64, 8))
+    np.testing.assert_allclose(
+        supcon_loss([0] * 64, equal, scale_by_temperature=False), [np.log(63)] * 64, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("contrast,summation,denominator,cap,scale", ALL_OPTIONS)
+def test_every_option_equals_the_double_loop(contrast, summation, denominator, cap, scale):
+    options = {
+        "temperature": 0.5,
+        "contrast_mode": contrast,
+        "summation_location": summation,
+        "denominator_mode": denominator,
+        "positives_cap": cap,
+        "scale_by_temperature": scale,
+    }
+    multi_hot = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0], [0, 0, 1]])
+    for labels in ([0, 1, 0, 0, 2], multi_hot, None):
+        features = draw_features(seed=1)
+        value, gradient = value_and_gradient(labels, features, **options)
+        label_array = None if labels is None else np.array(labels)
+        np.testing.assert_allclose(
+            value, oracles.supcon_loss(label_array, features, **options), rtol=1e-5, atol=1e-6
+        )
+        expected = oracles.gradient(
+            lambda x, y=label_array: oracles.supcon_loss(y, x, **options).sum(), features
+        )
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=2e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_examples=st.integers(1, 24),
+    num_views=st.integers(1, 3),
+    num_classes=st.integers(1, 6),
+    temperature=st.floats(0.05, 2.0),
+    contrast=st.sampled_from(CONTRAST_MODES),
+    summation=st.sampled_from(SUMMATION_LOCATIONS),
+    denominator=st.sampled_from(DENOMINATOR_MODES),
+    cap_examples=st.integers(-1, 3),
+    normalize=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_random_batches_equal_the_double_loop(
+    num_examples, num_views, num_classes, temperature, contrast, summation, denominator,
+    cap_examples, normalize, seed,
+):  # fmt: skip
+    features = draw_features(seed, num_examples, num_views, num_features=4)
+    labels = np.random.default_rng(seed).integers(num_classes, size=num_examples)
+    options = {
+        "temperature": temperature,
+        "contrast_mode": contrast,
+        "summation_location": summation,
+        "denominator_mode": denominator,
+        "positives_cap": -1 if cap_examples < 0 else cap_examples * num_views,
+        "normalize": normalize,
+    }
+    np.testing.assert_allclose(
+        supcon_loss(labels, features, **options),
+        oracles.supcon_loss(labels, features, **options),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_label_forms_are_equivalent():
+    labels = np.array([0, 1, 0, 2, 1])
+    features = draw_features(seed=2)
+    expected = supcon_loss(labels, features)
+    for form in (labels[:, None], np.eye(3)[labels], labels.astype(np.float32), tf.constant(labels)):
+        np.testing.assert_array_equal(supcon_loss(form, features), expected)
+    large = labels.astype(np.int64) + 2**40  # equal in float32, different as integers
+    np.testing.assert_array_equal(supcon_loss(large, features), expected)
+
+
+def test_unique_labels_are_simclr():
+    features = draw_features(seed=3)
+    expected = supcon_loss(None, features)
+    np.testing.assert_array_equal(supcon_loss(np.arange(5), features), expected)
+    np.testing.assert_array_equal(supcon_loss(np.eye(5), features), expected)
+    loss = SupConLoss(use_labels=False, reduction=None)
+    np.testing.assert_array_equal(loss([0] * 5, tf.constant(features, tf.float32)), expected)
+
+
+def test_permuting_the_batch_permutes_the_losses():
+    features, labels = draw_features(seed=4), np.array([0, 1, 0, 2, 1])
+    order = np.array([3, 0, 4, 1, 2])
+    np.testing.assert_allclose(
+        supcon_loss(labels[order], features[order]),
+        supcon_loss(labels, features).numpy()[order],
+        rtol=1e-5,
+    )
+
+
+def test_swapping_views_and_rotating_changes_nothing():
+    features, labels = draw_features(seed=5), [0, 1, 0, 2, 1]
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+    expected = supcon_loss(labels, features)
+    np.testing.assert_allclose(supcon_loss(labels, features[:, ::-1]), expected, rtol=1e-5)
+    np.testing.assert_allclose(supcon_loss(labels, features @ rotation), expected, rtol=1e-5)
+
+
+def test_inside_is_at_most_outside():
+    """Jensen's inequality for the concave logarithm (Khosla et al. 2020, section 3.2.2)."""
+    for seed in range(20):
+        features, labels = draw_features(seed, num_examples=8), [0, 0, 0, 0, 1, 1, 1, 2]
+        inside = supcon_loss(labels, features, summation_location="inside")
+        outside = supcon_loss(labels, features)
+        assert np.all(inside.numpy() <= outside.numpy() + 1e-6)
+
+
+def test_equal_embeddings_have_the_collapse_loss():
+    """All similarities are equal, so each positive has probability 1 / (V N - 1)."""
+    features = np.ones((16, 2, 8))
+    losses, gradient = value_and_gradient([0] * 8 + [1] * 8, features, temperature=0.01)
+    np.testing.assert_allclose(losses, 0.01 * np.log(31), rtol=1e-5)
+    np.testing.assert_allclose(collapse_loss(16, 2), np.log(31), rtol=1e-6)
+    assert np.all(np.isfinite(gradient))
+
+
+EDGES = {
+    "opposite vectors": ([0, 0, 1], [[[1.0, 0]] * 2, [[-1.0, 0]] * 2, [[-1.0, 0]] * 2]),
+    "zero vectors": ([0, 0, 1], np.zeros((3, 2, 2))),
+    "one zero view": ([0, 1], [[[0.0, 0], [1, 0]], [[0, 1], [1, 1]]]),
+    "one class": ([0, 0, 0], draw_features(0, 3, 2, 2)),
+    "no positives": ([0, 1, 2], draw_features(0, 3, 1, 2)),
+    "one example": ([0], draw_features(0, 1, 1, 2)),
+    "huge and tiny": ([0, 0, 1], draw_features(0, 3, 2, 2) * [[[1e30]], [[1e-30]], [[1.0]]]),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+@pytest.mark.parametrize("summation", SUMMATION_LOCATIONS)
+@pytest.mark.parametrize("denominator", DENOMINATOR_MODES)
+def test_value_and_gradient_are_finite_at_the_edges(name, summation, denominator):
+    labels, features = EDGES[name]
+    options = {
+        "temperature": 0.01,
+        "summation_location": summation,
+        "denominator_mode": denominator,
+    }
+    value, gradient = value_and_gradient(labels, features, **options)
+    assert np.all(np.isfinite(gradient))
+    np.testing.assert_allclose(
+        value,
+        oracles.supcon_loss(np.array(labels), np.array(features), **options),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_an_anchor_without_positives_counts_as_zero():
+    features = draw_features(seed=6, num_views=1)
+    losses = supcon_loss([0, 0, 1, 2, 3], features).numpy()
+    assert np.all(losses[2:] == 0) and np.all(losses[:2] > 0)
+    mean = SupConLoss()(np.array([0, 0, 1, 2, 3]), features[:, 0])
+    np.testing.assert_allclose(mean, losses.sum() / 5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])
+def test_half_precision_features_are_computed_in_float32(dtype):
+    features = tf.cast(draw_features(seed=7, num_examples=64, num_features=16), dtype)
+    labels = np.arange(64) % 5
+    losses = supcon_loss(labels, features, temperature=0.01)
+    assert losses.dtype == tf.float32
+    np.testing.assert_allclose(
+        losses,
+        oracles.supcon_loss(labels, tf.cast(features, tf.float64).numpy(), temperature=0.01),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_compiled_equals_eager_with_an_unknown_batch(jit_compile):
+    signature = [tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, 2, 3], tf.float32)]
+    compiled = tf.function(supcon_loss, input_signature=signature, jit_compile=jit_compile)
+    for num_examples in (3, 5):
+        features = tf.constant(draw_features(8, num_examples), tf.float32)
+        labels = tf.constant([0, 1, 0, 0, 1][:num_examples])
+        np.testing.assert_allclose(
+            compiled(labels, features), supcon_loss(labels, features), rtol=1e-5
+        )
+
+
+def test_higher_ranks_are_flattened():
+    features = draw_features(seed=9, num_features=12)
+    labels = [0, 1, 0, 2, 1]
+    np.testing.assert_allclose(
+        supcon_loss(labels, features.reshape(5, 2, 3, 4)), supcon_loss(labels, features), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "labels,features,options,message",
+    [
+        (None, np.ones(3), {}, "Invalid features rank"),
+        ([0, 1], np.ones((3, 2, 4)), {}, "hold 3 examples, the labels 2"),
+        (np.ones((3, 2, 2)), np.ones((3, 2, 4)), {}, "Invalid labels shape"),
+        (None, np.ones((3, 2, 4)), {"contrast_mode": "two"}, "Invalid contrast_mode"),
+        (None, np.ones((3, 2, 4)), {"summation_location": "on"}, "Invalid summation_location"),
+        (None, np.ones((3, 2, 4)), {"denominator_mode": "none"}, "Invalid denominator_mode"),
+        (None, np.ones((3, 2, 4)), {"temperature": 0.0}, "must be above 0"),
+        (None, np.ones((3, 2, 4)), {"temperature": float("nan")}, "must be above 0"),
+        (None, np.ones((3, 2, 4)), {"positives_cap": 3}, "multiple of the number of views, 2"),
+        (None, np.ones((3, 2, 4)), {"positives_cap": -2}, "multiple of the number of views, 2"),
+    ],
+)
+def test_bad_arguments_say_what_to_mend(labels, features, options, message):
+    with pytest.raises(ValueError, match=message):
+        supcon_loss(labels, features, **options)
+
+
+def test_unknown_views_are_refused():
+    @tf.function(input_signature=[tf.TensorSpec([4, None, 3], tf.float32)])
+    def loss(features):
+        return supcon_loss(None, features)
+
+    with pytest.raises(ValueError, match="unknown num_views"):
+        loss(tf.ones([4, 2, 3]))
+
+
+def create_model():
+    inputs = keras.Input([6])
+    outputs = keras.layers.Reshape([2, 4])(keras.layers.Dense(8)(inputs))
+    return keras.Model(inputs, outputs)
+
+
+def test_keras_loss_trains_and_survives_saving(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = create_model()
+    model.compile(
+        optimizer=keras.optimizers.SGD(0.5), loss=SupConLoss(temperature=0.2, positives_cap=4)
+    )
+    x = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    y = np.arange(64) % 4
+    history = model.fit(x, y, batch_size=32, epochs=30, verbose=0, shuffle=False).history["loss"]
+    assert history[-1] < 0.7 * history[0]
+    expected = np.mean(supcon_loss(y, model.predict(x, verbose=0), temperature=0.2, positives_cap=4))
+    np.testing.assert_allclose(
+        model.evaluate(x, y, batch_size=64, verbose=0), expected, rtol=1e-5
+    )
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.loss.get_config() == model.loss.get_config()
+    assert loaded.evaluate(x, y, batch_size=64, verbose=0) == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_argument_is_in_the_config():
+    changed = {
+        "temperature": 0.3,
+        "contrast_mode": "one_view",
+        "summation_location": "inside",
+        "denominator_mode": "one_positive",
+        "positives_cap": 2,
+        "scale_by_temperature": False,
+        "normalize": False,
+        "use_labels": False,
+        "reduction": "sum",
+        "name": "mine",
+    }
+    config = SupConLoss(**changed).get_config()
+    assert config == changed
+    assert SupConLoss.from_config(config).get_config() == changed
