@@ -1,0 +1,160 @@
+"""The encoders of the paper: ResNet v1 and ResNeXt, and one tiny ResNet for small images.
+
+Functional Keras models of stock layers only, so that a saved encoder loads without supcon_tf:
+float32 images [B, S, S, 3] in 0..255 -> float32 features [B, F].
+"""
+
+from __future__ import annotations
+
+import functools
+
+import keras
+from keras import layers
+
+# Residual blocks in each of the four groups (He et al. 2016, Table 1; depth 200 as He et al.,
+# "Identity mappings", 2016).
+GROUP_SIZES = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+}
+RESNEXT_DEPTHS = (50, 101, 152, 200)
+ARCHITECTURES = ("resnet_v1", "resnext", "tiny")
+RESNEXT_GROUPS = 64
+BATCH_NORM_MOMENTUM = 0.9
+BATCH_NORM_EPSILON = 1e-5
+
+
+def create_resnet(
+    *,
+    architecture: str = "resnet_v1",
+    depth: int = 50,
+    width: int = 1,
+    image_size: int = 224,
+    first_conv_kernel_size: int = 7,
+    first_conv_stride: int = 2,
+    use_initial_max_pool: bool = True,
+    use_global_batch_norm: bool = True,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> keras.Model:
+    """A ResNet v1 or ResNeXt as the reference implementation builds it.
+
+    The stride of a bottleneck sits on its 3x3 convolution, the first block of every group has
+    a projection shortcut, and the last batch norm of a residual branch starts at gamma 0 (not
+    in ResNeXt). CIFAR images take a first convolution of 3x3 with stride 1 and no max pool.
+
+    Args:
+        architecture: "resnet_v1", "resnext" (64 groups), or "tiny": one basic block in each of
+            three groups, for images of 8 to 32 pixels (depth is ignored).
+        depth: 18, 34, 50, 101, 152 or 200; ResNeXt from 50.
+        width: multiplies the channels.
+        image_size: S in pixels.
+        first_conv_kernel_size, first_conv_stride, use_initial_max_pool: the stem.
+        use_global_batch_norm: batch statistics over all replicas instead of each its own.
+        mean, std: whitening constants of the images scaled to [-1, 1], per channel.
+
+    Returns:
+        A model float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
+
+    Raises:
+        ValueError: unknown architecture or depth.
+    """
+    if architecture == "tiny":
+        group_sizes, block, base_filters = (1, 1, 1), _basic_block, 16
+    elif architecture in ARCHITECTURES:
+        depths = RESNEXT_DEPTHS if architecture == "resnext" else tuple(GROUP_SIZES)
+        if depth not in depths:
+            raise ValueError(f"{depth} is not a valid {architecture} depth: choose from {depths}.")
+        group_sizes, base_filters = GROUP_SIZES[depth], 64
+        block = _basic_block if depth < 50 else _bottleneck_block
+        block = _resnext_block if architecture == "resnext" else block
+    else:
+        raise ValueError(
+            f"Unknown architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}."
+        )
+    norm = functools.partial(_batch_norm, synchronized=use_global_batch_norm)
+
+    images = keras.Input([image_size, image_size, 3], dtype="float32", name="image")
+    x = scale_and_whiten(images, mean=mean, std=std)
+    x = _conv(x, base_filters * width, first_conv_kernel_size, first_conv_stride)
+    x = layers.ReLU()(norm(x))
+    if use_initial_max_pool:
+        x = layers.MaxPooling2D(3, strides=2, padding="same")(x)
+    for group, num_blocks in enumerate(group_sizes):
+        for index in range(num_blocks):
+            stride = 2 if group > 0 and index == 0 else 1
+            filters = base_filters * 2**group * width
+            x = block(x, filters, stride, norm, project=index == 0)
+    features = layers.GlobalAveragePooling2D(dtype="float32", name="features")(x)
+    name = architecture if architecture == "tiny" else f"{architecture}_{depth}"
+    return keras.Model(images, features, name=name)
+
+
+def scale_and_whiten(images, *, mean=None, std=None):
+    """0..255 -> [-1, 1], then (x - mean) / std where constants are given; stock layers."""
+    x = layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32")(images)
+    if mean is not None:
+        variance = [value**2 for value in std]
+        x = layers.Normalization(mean=list(mean), variance=variance, dtype="float32")(x)
+    return x
+
+
+def _batch_norm(x, *, synchronized, gamma_initializer="ones"):
+    return layers.BatchNormalization(
+        momentum=BATCH_NORM_MOMENTUM,
+        epsilon=BATCH_NORM_EPSILON,
+        gamma_initializer=gamma_initializer,
+        synchronized=synchronized,
+    )(x)
+
+
+def _conv(x, filters, kernel_size, stride=1, groups=1):
+    """A convolution without bias; a stride pads (k-1)//2 before and the rest after."""
+    if stride > 1 and kernel_size > 1 and groups == 1:
+        before = (kernel_size - 1) // 2
+        after = kernel_size - 1 - before
+        x = layers.ZeroPadding2D(((before, after), (before, after)))(x)
+        padding = "valid"
+    else:
+        padding = "same"
+    return layers.Conv2D(
+        filters,
+        kernel_size,
+        strides=stride,
+        padding=padding,
+        groups=groups,
+        use_bias=False,
+        # TensorFlow 1's variance_scaling_initializer().
+        kernel_initializer=keras.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal"),
+    )(x)
+
+
+def _shortcut(x, filters, stride, norm, project):
+    return norm(_conv(x, filters, 1, stride)) if project else x
+
+
+def _basic_block(x, filters, stride, norm, project):
+    shortcut = _shortcut(x, filters, stride, norm, project)
+    x = layers.ReLU()(norm(_conv(x, filters, 3, stride)))
+    x = norm(_conv(x, filters, 3), gamma_initializer="zeros")
+    return layers.ReLU()(layers.Add()([x, shortcut]))
+
+
+def _bottleneck_block(x, filters, stride, norm, project):
+    shortcut = _shortcut(x, 4 * filters, stride, norm, project)
+    x = layers.ReLU()(norm(_conv(x, filters, 1)))
+    x = layers.ReLU()(norm(_conv(x, filters, 3, stride)))
+    x = norm(_conv(x, 4 * filters, 1), gamma_initializer="zeros")
+    return layers.ReLU()(layers.Add()([x, shortcut]))
+
+
+def _resnext_block(x, filters, stride, norm, project):
+    shortcut = _shortcut(x, 4 * filters, stride, norm, project)
+    x = layers.ReLU()(norm(_conv(x, 2 * filters, 1)))
+    x = layers.ReLU()(norm(_conv(x, 2 * filters, 3, stride, groups=RESNEXT_GROUPS)))
+    x = norm(_conv(x, 4 * filters, 1))
+    return layers.ReLU()(layers.Add()([x, shortcut]))

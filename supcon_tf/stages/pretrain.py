@@ -1,0 +1,154 @@
+"""Stage 1: train encoder and projection head with the supervised contrastive loss."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from supcon_tf import checkpoint, command_line, losses, metrics, models, pipeline, policies
+from supcon_tf import train as training
+from supcon_tf.sources import default_image_size, whitening_constants
+from supcon_tf.stages import setup
+from supcon_tf.stages.stage_folder import StageFolder, save_model
+
+# k-NN looks at no more examples than these, so that it stays quick on large datasets.
+KNN_TRAIN_EXAMPLES, KNN_TEST_EXAMPLES = 10_000, 10_000
+
+
+def run(flags, strategy) -> dict:
+    """Trains to the end, or says that it is finished; returns its figures."""
+    with StageFolder(flags, "pretrain") as folder:
+        if folder.result() is not None:
+            folder.say_finished()
+            return folder.result()
+        train_source, test_source = setup.load_sources(flags)
+        setup.check_batches(flags, strategy, train_source)
+        image_size = flags.image_size or default_image_size(train_source)
+        policy = policies.create_policy(
+            flags.augmentation_type, magnitude=flags.augmentation_magnitude
+        )
+        schedule = setup.create_schedule(flags, "pretrain", train_source.num_examples)
+
+        with strategy.scope():
+            step = _create_step(flags, image_size, len(train_source.class_names), schedule)
+        encoder = step.model.encoder
+        print(
+            f"pretrain: {encoder.name} of {_count(encoder):,} parameters at {image_size} px, "
+            f"{schedule.total_steps:,} steps of {flags.batch_size} examples x {flags.num_views} "
+            f"views, learning rate {schedule.peak_learning_rate:g}."
+        )
+
+        def measure_knn():
+            def embed(source, limit):
+                batches = pipeline.create_eval_batches(
+                    source, batch_size=flags.eval_batch_size, image_size=image_size, limit=limit
+                )
+                return training.predict(strategy, lambda x: encoder(x, training=False), batches)
+
+            train, test = (
+                embed(train_source, KNN_TRAIN_EXAMPLES),
+                embed(test_source, KNN_TEST_EXAMPLES),
+            )
+            return {"knn_accuracy": metrics.knn_accuracy(*train, *test)}
+
+        started = time.monotonic()
+        last = training.train(
+            strategy=strategy,
+            step=step,
+            create_batches=lambda start_step: setup.create_train_batches(
+                flags,
+                strategy,
+                train_source,
+                image_size=image_size,
+                policy=policy,
+                num_views=flags.num_views,
+                start_step=start_step,
+            ),
+            checkpoints=checkpoint.CheckpointFolder(
+                folder.file("checkpoints"),
+                max_to_keep=flags.max_checkpoints_to_keep,
+                **step.models,
+                **step.optimizers,
+            ),
+            log_folder=folder.path,
+            total_steps=schedule.total_steps,
+            steps_per_epoch=schedule.steps_per_epoch,
+            schedule=schedule,
+            steps_per_loop=flags.steps_per_loop,
+            summary_interval_steps=flags.summary_interval_steps,
+            save_interval_steps=flags.save_interval_steps,
+            evaluate=measure_knn,
+            evaluate_interval_steps=int(flags.knn_interval_epochs * schedule.steps_per_epoch),
+            explain_failure=setup.explain_failure(flags, train_source),
+            name="pretrain",
+        )
+        save_model(models.create_projector(step.model), folder.file("projection_head.keras"))
+        save_model(encoder, folder.file("encoder.keras"))
+        result = {
+            "steps": schedule.total_steps,
+            "seconds": round(time.monotonic() - started, 1),
+            "image_size": image_size,
+            "num_features": encoder.output_shape[-1],
+            **{
+                name: last[name]
+                for name in ("loss", "collapse_ratio", "knn_accuracy")
+                if name in last
+            },
+        }
+        folder.finish(result)
+        return result
+
+
+def encoder_path(flags) -> str:
+    """Where this stage leaves the encoder."""
+    return os.path.join(command_line.model_dir(flags), "pretrain", "encoder.keras")
+
+
+def _create_step(flags, image_size, num_classes, schedule):
+    mean, std = whitening_constants(flags.dataset)
+    encoder = models.create_encoder(
+        flags.encoder,
+        depth=flags.resnet_depth,
+        width=flags.resnet_width,
+        image_size=image_size,
+        first_conv_kernel_size=flags.first_conv_kernel_size,
+        first_conv_stride=flags.first_conv_stride,
+        use_initial_max_pool=flags.use_initial_max_pool,
+        use_global_batch_norm=flags.use_global_batch_norm,
+        mean=mean,
+        std=std,
+    )
+    head = models.ProjectionHead(
+        [int(size) for size in flags.projection_head_layers],
+        use_batch_norm=flags.projection_head_use_batch_norm,
+        use_batch_norm_beta=flags.projection_head_use_batch_norm_beta,
+        use_global_batch_norm=flags.use_global_batch_norm,
+    )
+    loss = losses.SupConLoss(
+        temperature=flags.temperature,
+        contrast_mode=flags.contrast_mode,
+        summation_location=flags.summation_location,
+        denominator_mode=flags.denominator_mode,
+        positives_cap=flags.positives_cap,
+        scale_by_temperature=flags.scale_by_temperature,
+        use_labels=flags.use_labels,
+        reduction=None,
+    )
+    probe = None
+    if flags.online_probe:
+        probe = models.create_linear_head(encoder.output_shape[-1], num_classes, name="probe")
+    optimizer, weight_decay = setup.create_optimizer(flags, "pretrain", schedule)
+    return training.ContrastiveStep(
+        model=models.ContrastiveModel(encoder, head, normalize_embedding=flags.normalize_embedding),
+        loss=loss,
+        optimizer=optimizer,
+        global_batch_size=flags.batch_size,
+        num_views=flags.num_views,
+        probe=probe,
+        weight_decay=weight_decay,
+        decay_biases=flags.use_bias_weight_decay,
+    )
+
+
+def _count(model):
+    return sum(int(variable.value.shape.num_elements()) for variable in model.trainable_variables)

@@ -1,0 +1,183 @@
+"""The folder of one stage in the model directory: its lock, its flags, its result."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+
+import tensorflow as tf
+
+from supcon_tf import command_line
+
+STALE_LOCK_SECONDS = 600
+
+
+class StageFolder:
+    """`<model_dir>/<stage>/`, held by one run at a time.
+
+    Use as a context manager: entering takes the lock and compares the flags with those of the
+    run that began here.
+
+    Args:
+        flags: absl's flag values.
+        stage: the name of the stage and of its folder.
+        inputs: name to fingerprint of what the stage builds on, such as the encoder.
+
+    Raises (on entering):
+        ValueError: another run holds the folder, or it was begun with other flags or inputs.
+    """
+
+    def __init__(self, flags, stage: str, *, inputs: dict[str, str] | None = None):
+        self.stage = stage
+        self.path = os.path.join(command_line.model_dir(flags), stage)
+        self._flags, self._inputs = flags, inputs or {}
+        self._lock = contextlib.ExitStack()
+
+    def file(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    def __enter__(self) -> StageFolder:
+        tf.io.gfile.makedirs(self.path)
+        self._lock.enter_context(_lock(self.file("lock")))
+        try:
+            self._refuse_other_inputs()
+            changed = self._changed_flags()
+            if changed and not self._flags.override_flags:
+                raise ValueError(
+                    f"{self.path} was begun with other flags:\n  " + "\n  ".join(changed) + "\n"
+                    "Use the old values, another --model_dir, or --override_flags to go on with "
+                    "the new ones."
+                )
+            if changed and self.result() is not None:
+                tf.io.gfile.remove(self.file("result.json"))
+            self._write_flags()
+            write_json(self.file("inputs.json"), self._inputs)
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self._lock.close()
+
+    def result(self) -> dict | None:
+        """What the finished stage left, or None while it is not finished."""
+        return read_json(self.file("result.json"))
+
+    def finish(self, result: dict) -> None:
+        write_json(self.file("result.json"), result)
+
+    def say_finished(self) -> None:
+        print(
+            f"{self.stage} is already finished in {self.path}. To do it again take another "
+            "--model_dir or delete that folder; for more epochs add --override_flags."
+        )
+
+    def _refuse_other_inputs(self):
+        old = read_json(self.file("inputs.json"))
+        if old is not None and old != self._inputs:
+            names = ", ".join(name for name in old if old[name] != self._inputs.get(name))
+            raise ValueError(
+                f"{self.path} was made with another {names} than the one there is now. Delete "
+                "that folder to do the stage again."
+            )
+
+    def _changed_flags(self):
+        path = self.file("stage.flags")
+        if not tf.io.gfile.exists(path):
+            return []
+        with tf.io.gfile.GFile(path) as file:
+            lines = [line.rstrip("\n") for line in file]
+        new = command_line.stage_flags(self._flags, self.stage)
+        old = {line.lstrip("-").split("=")[0].removeprefix("no"): line for line in lines}
+        old = {
+            name: old.get(name) or old.get(name.removeprefix("no")) for name in _names(self.stage)
+        }
+        return [
+            f"{old[name] or f'(no --{name})'}  ->  {new.get(name) or f'(no --{name})'}"
+            for name in _names(self.stage)
+            if name not in command_line.FREE_FLAGS and old[name] != new.get(name)
+        ]
+
+    def _write_flags(self):
+        lines = [
+            f"--mode={self.stage}",
+            f"--model_dir={command_line.model_dir(self._flags)}",
+            *command_line.stage_flags(self._flags, self.stage).values(),
+        ]
+        write_whole(self.file("stage.flags"), "\n".join(lines) + "\n")
+
+
+def _names(stage):
+    return command_line.STAGE_FLAGS[stage]
+
+
+def write_whole(path: str, text: str) -> None:
+    """Writes a text file under another name and renames it, so that it is never half there."""
+    with tf.io.gfile.GFile(path + ".writing", "w") as file:
+        file.write(text)
+    tf.io.gfile.rename(path + ".writing", path, overwrite=True)
+
+
+def write_json(path: str, value) -> None:
+    write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str):
+    """The value in a JSON file, or None if there is no such file."""
+    if not tf.io.gfile.exists(path):
+        return None
+    with tf.io.gfile.GFile(path) as file:
+        return json.load(file)
+
+
+def save_model(model, path: str) -> None:
+    """Saves a Keras model whole or not at all, locally or remotely."""
+    root, extension = os.path.splitext(path)
+    temporary = f"{root}.writing{extension}"
+    model.save(temporary)
+    tf.io.gfile.rename(temporary, path, overwrite=True)
+
+
+def fingerprint(path: str) -> str:
+    """SHA-256 of a file."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+@contextlib.contextmanager
+def _lock(path):
+    """Refuses a second run; a local lock ends with its process, a remote one grows stale."""
+    if "://" in path:
+        held = read_json(path)
+        if held and time.time() - held["time"] < STALE_LOCK_SECONDS:
+            raise ValueError(_held_message(path, f"{held['host']}, process {held['process']}"))
+        owner = {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
+        write_json(path, owner)
+        try:
+            yield
+        finally:
+            tf.io.gfile.remove(path)
+        return
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(_held_message(path, f"process {file.read().strip()}")) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _held_message(path, owner):
+    return (
+        f"Another run ({owner}) is at work in {os.path.dirname(path)}: wait for it, or take "
+        "another --model_dir."
+    )

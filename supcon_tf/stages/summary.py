@@ -1,0 +1,78 @@
+"""The last lines of a run: its figures, where everything is, and what to do next."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+
+from supcon_tf import command_line
+
+SNIPPET = """\
+import keras, numpy as np
+from PIL import Image
+
+encoder = keras.models.load_model("{encoder}")
+image = Image.open("your_image.png").convert("RGB").resize(({side}, {side}))
+embedding = encoder.predict(np.array(image, np.float32)[None])  # [1, {features}]"""
+
+
+def create(flags, results: dict[str, dict]) -> str:
+    """The closing text, from what each stage returned."""
+    model_dir = command_line.model_dir(flags)
+    parts = ["", *_figures(results), f"Everything is in {model_dir}/"]
+    for name, what in (
+        ("pretrain/encoder.keras", "the encoder: images 0..255 to features"),
+        ("linear/classifier.keras", "the classifier: images 0..255 to logits"),
+        ("eval/eval.json", "the accuracy"),
+        ("pretrain/tensorboard", "tensorboard --logdir=" + model_dir),
+    ):
+        path = os.path.join(model_dir, name)
+        if os.path.exists(path):
+            parts.append(f"  {path:<{len(model_dir) + 26}} {what}")
+    if "pretrain" in results:
+        snippet = SNIPPET.format(
+            encoder=os.path.join(model_dir, "pretrain", "encoder.keras"),
+            side=results["pretrain"]["image_size"],
+            features=results["pretrain"]["num_features"],
+        )
+        parts += ["", "Use the encoder:", "", textwrap.indent(snippet, "    ")]
+    parts += ["", "Next:", "", f"    {_next_command(flags, results)}"]
+    return "\n".join(parts)
+
+
+def _figures(results):
+    lines = []
+    if "pretrain" in results:
+        pretrain = results["pretrain"]
+        text = f"pretrain: {pretrain['steps']:,} steps in {pretrain['seconds']:.0f} s"
+        if "knn_accuracy" in pretrain:
+            text += f", k-NN accuracy {pretrain['knn_accuracy']:.4f}"
+        lines.append(text)
+    if "linear" in results:
+        linear = results["linear"]
+        lines.append(
+            f"linear:   {linear['steps']:,} steps in {linear['seconds']:.0f} s, "
+            f"top-1 {linear['top_1']:.4f}"
+        )
+    if "eval" in results:
+        evaluation = results["eval"]
+        lines.append(
+            f"eval:     top-1 {evaluation['top_1']:.4f}, top-5 {evaluation['top_5']:.4f} on "
+            f"{evaluation['num_examples']:,} test images"
+        )
+    return lines
+
+
+def _next_command(flags, results):
+    missing = [stage for stage in ("linear", "eval") if stage not in results]
+    if "pretrain" in results and missing:
+        same = [f"--model_dir={command_line.model_dir(flags)}", f"--dataset={flags.dataset}"]
+        if flags.data_dir:
+            same.append(f"--data_dir={flags.data_dir}")
+        return f"python -m supcon_tf.main --mode={','.join(missing)} {' '.join(same)}"
+    if flags.dataset != "folder":
+        return (
+            "python -m supcon_tf.main --dataset=folder --data_dir=YOUR_IMAGES  "
+            "# train/<class>/*.jpg and test/<class>/*.jpg"
+        )
+    return f"tensorboard --logdir={command_line.model_dir(flags)}"
