@@ -59,7 +59,7 @@ def define_flags() -> None:
     _define_data_flags()
     _define_model_flags()
     _define_loss_flags()
-    _define_stage_flags("pretrain", optimizer="adam", learning_rate=0.008, epochs=40, warmup=4)
+    _define_stage_flags("pretrain", optimizer="adam", learning_rate=0.012, epochs=30, warmup=3)
     _define_stage_flags("linear", optimizer="momentum", learning_rate=10.0, epochs=20, warmup=0)
     _define_validators()
 
@@ -121,7 +121,7 @@ def _define_data_flags():
     )
     flags.DEFINE_integer("num_views", 2, "Augmented views of each example.", lower_bound=1)
     flags.DEFINE_list(
-        "crop_area_range", ["0.7", "1.0"], "Share of the image that a random crop covers: low,high."
+        "crop_area_range", ["0.5", "1.0"], "Share of the image that a random crop covers: low,high."
     )
     flags.DEFINE_enum(
         "horizontal_flip",

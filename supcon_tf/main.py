@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         _import_tensorflow_quietly()
     try:
-        _run_stages(flags.FLAGS)
+        run_stages(flags.FLAGS)
     except (ValueError, OSError) as error:
         if flags.FLAGS.verbosity > 0:
             raise
@@ -56,7 +56,12 @@ def _import_tensorflow_quietly():
             os.close(screen)
 
 
-def _run_stages(flag_values):
+def run_stages(flag_values: flags.FlagValues) -> None:
+    """Runs the stages of --mode and prints the summary.
+
+    Raises:
+        ValueError: what the user has to mend.
+    """
     from supcon_tf.stages import setup, summary
 
     strategy = setup.start(flag_values)

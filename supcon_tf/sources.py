@@ -11,7 +11,9 @@ import tensorflow as tf
 
 SPLITS = ("train", "test")
 JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-DIGITS_SIDE = 16
+# The 8x8 digits fill their frame; enlarged to 16 pixels they get a border of 2, so that random
+# crops seldom cut a stroke.
+DIGITS_SIDE, DIGITS_BORDER = 16, 2
 
 # Whitening constants in [-1, 1], 2 m - 1 and 2 s of the usual ones (reference, preprocessing.py).
 CIFAR10_MEAN, CIFAR10_STD = (-0.0172, -0.0356, -0.107), (0.4046, 0.3988, 0.402)
@@ -165,6 +167,8 @@ def _load_digits(split):
     images = digits.images[chosen, :, :, None] * (255 / 16)
     images = tf.image.resize(images, [DIGITS_SIDE, DIGITS_SIDE], method="bicubic")
     images = np.clip(np.round(images), 0, 255).astype(np.uint8)
+    border = (DIGITS_BORDER, DIGITS_BORDER)
+    images = np.pad(images, [(0, 0), border, border, (0, 0)])  # [M, 20, 20, 1]
     return ArraySource(
         np.repeat(images, 3, axis=-1), labels[chosen], tuple(str(digit) for digit in range(10))
     )

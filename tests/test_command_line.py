@@ -1,0 +1,244 @@
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from supcon_tf import (
+    augment,
+    command_line,
+    distribute,
+    losses,
+    models,
+    optimizers,
+    pipeline,
+    policies,
+    resnet,
+)
+from supcon_tf import train as training
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted(path.stem for path in (ROOT / "flags").glob("*.flags"))
+
+if "mode" not in flags.FLAGS:
+    command_line.define_flags()
+
+
+def parse(*arguments):
+    """The value of every flag after parsing, by name."""
+    with flagsaver.flagsaver():
+        flags.FLAGS(command_line.expand_recipe(["supcon_tf", *arguments]))
+        return {name: flags.FLAGS[name].value for name in own_flags()}
+
+
+def own_flags():
+    (names,) = [
+        [flag.name for flag in found]
+        for module, found in flags.FLAGS.flags_by_module_dict().items()
+        if module.endswith("command_line")
+    ]
+    return names
+
+
+def run_command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "supcon_tf.main", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, **options,
+    )  # fmt: skip
+
+
+def test_help_names_every_flag_and_imports_no_tensorflow():
+    code = (
+        "import sys; sys.argv = ['supcon_tf', '--help']\n"
+        "from supcon_tf import main\n"
+        "try: main.run()\n"
+        "finally: print('HEAVY', [m for m in ('tensorflow', 'keras', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert "HEAVY []" in done.stdout
+    by_hand = run_command("--help")
+    for name in own_flags():
+        assert re.search(rf"--(\[no\])?{name}\b", by_hand.stdout), name
+
+
+def test_importing_the_package_is_light():
+    code = (
+        "import sys, supcon_tf\n"
+        "heavy = {'tensorflow', 'keras', 'sklearn', 'matplotlib'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))\n"
+        "names = [getattr(supcon_tf, name) for name in supcon_tf.__all__]\n"
+        "print('NAMES', len(names), 'tensorflow_datasets' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert "HEAVY []" in done.stdout, done.stderr
+    assert re.search(r"NAMES \d+ False", done.stdout), done.stderr
+
+
+BAD_FLAGS = [
+    (["--mode=pretrian"], "'pretrian' is not a stage.*Did you mean pretrain"),
+    (["--mode="], "names no stage"),
+    (["--mode=eval,eval"], "twice"),
+    (["--temperature=0"], "temperature.*above 0"),
+    (["--temperature=-1"], "temperature.*above 0"),
+    (["--positives_cap=3"], "multiple of num_views=2"),
+    (["--positives_cap=2", "--num_views=4"], "multiple of num_views=4"),
+    (["batch_size=64"], "Unexpected argument 'batch_size=64'"),
+    (["--batchsize=64"], "Unknown command line flag 'batchsize'"),
+    (["--batch_size=0"], "batch_size"),
+    (["--recipe=nothing"], "no recipe 'nothing'; there are digits"),
+    (["--encoder=resnet_v1", "--resnet_depth=51"], "51 is not a valid resnet_v1 depth"),
+    (["--encoder=resnext", "--resnet_depth=34"], "34 is not a valid resnext depth"),
+    (["--crop_area_range=0.5"], "low,high"),
+    (["--crop_area_range=0.9,0.5"], "low <= high"),
+    (["--crop_area_range=a,b"], "expected numbers"),
+    (["--projection_head_layers=128,x"], "expected sizes"),
+    (["--pretrain_warmup_epochs=5", "--pretrain_epochs=4"], "longer than the stage"),
+    (["--logical_cpus=4"], "does nothing without --strategy=mirrored"),
+    (["--strategy=tpu"], "strategy"),
+]
+
+
+@pytest.mark.parametrize("arguments,message", BAD_FLAGS, ids=[" ".join(a) for a, _ in BAD_FLAGS])
+def test_bad_flags_are_refused_with_one_message(arguments, message):
+    done = run_command(*arguments)
+    assert done.returncode != 0
+    assert re.search(message, done.stderr + done.stdout, re.DOTALL), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# Every flag that is an argument of a function has that function's default. What differs on
+# purpose is what the digits need, and is listed with its reason in DIGITS_DEFAULTS.
+PAIRS = {
+    "temperature": losses.supcon_loss,
+    "contrast_mode": losses.supcon_loss,
+    "summation_location": losses.supcon_loss,
+    "denominator_mode": losses.supcon_loss,
+    "positives_cap": losses.supcon_loss,
+    "scale_by_temperature": losses.supcon_loss,
+    "use_labels": losses.SupConLoss.__init__,
+    "num_views": pipeline.create_train_batches,
+    "augmentation_type": policies.create_policy,
+    "normalize_embedding": models.ContrastiveModel.__init__,
+    "projection_head_use_batch_norm": (models.ProjectionHead.__init__, "use_batch_norm"),
+    "projection_head_use_batch_norm_beta": (models.ProjectionHead.__init__, "use_batch_norm_beta"),
+    "use_global_batch_norm": resnet.create_resnet,
+    "resnet_depth": (resnet.create_resnet, "depth"),
+    "resnet_width": (resnet.create_resnet, "width"),
+    "zero_initialize_classifier": (models.create_linear_head, "zero_initialize"),
+    "strategy": (distribute.create_strategy, "name"),
+    "encoder": (models.create_encoder, "architecture"),
+    "label_smoothing": training.ClassifierStep.__init__,
+    "use_bias_weight_decay": (optimizers.create_optimizer, "decay_biases"),
+    "pretrain_weight_decay": (optimizers.create_optimizer, "weight_decay"),
+    "linear_weight_decay": (optimizers.create_optimizer, "weight_decay"),
+    "pretrain_learning_rate_decay": (optimizers.WarmUpThenDecay.__init__, "decay"),
+    "linear_learning_rate_decay": (optimizers.WarmUpThenDecay.__init__, "decay"),
+    "pretrain_decay_rate": (optimizers.WarmUpThenDecay.__init__, "decay_rate"),
+    "linear_decay_rate": (optimizers.WarmUpThenDecay.__init__, "decay_rate"),
+    "pretrain_epochs_per_decay": (optimizers.WarmUpThenDecay.__init__, "epochs_per_decay"),
+    "linear_epochs_per_decay": (optimizers.WarmUpThenDecay.__init__, "epochs_per_decay"),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_flag_has_the_default_of_its_function(name):
+    pair = PAIRS[name]
+    function, argument = pair if isinstance(pair, tuple) else (pair, name)
+    assert parse()[name] == inspect.signature(function).parameters[argument].default
+
+
+@pytest.mark.parametrize(
+    "name,choices",
+    [
+        ("contrast_mode", losses.CONTRAST_MODES),
+        ("summation_location", losses.SUMMATION_LOCATIONS),
+        ("denominator_mode", losses.DENOMINATOR_MODES),
+        ("strategy", distribute.STRATEGIES),
+        ("augmentation_type", policies.AUGMENTATION_TYPES),
+        ("linear_augmentation_type", policies.AUGMENTATION_TYPES),
+        ("pretrain_optimizer", optimizers.OPTIMIZERS),
+        ("linear_optimizer", optimizers.OPTIMIZERS),
+        ("pretrain_learning_rate_decay", optimizers.SCHEDULES),
+        ("linear_learning_rate_decay", optimizers.SCHEDULES),
+        ("encoder", resnet.ARCHITECTURES),
+    ],
+)
+def test_a_flag_offers_what_its_function_knows(name, choices):
+    assert sorted(flags.FLAGS[name].parser.enum_values) == sorted(choices)
+
+
+def test_every_flag_is_used_and_belongs_to_a_stage():
+    source = "".join(path.read_text() for path in (ROOT / "supcon_tf" / "stages").glob("*.py"))
+    source += (ROOT / "supcon_tf" / "main.py").read_text()
+    run_flags = {"mode", "recipe", "model_dir", "override_flags"}
+    staged = set().union(*command_line.STAGE_FLAGS.values())
+    assert set(own_flags()) == staged | run_flags
+    for name in staged:
+        used = name.removeprefix("pretrain").removeprefix("linear")
+        assert f"flags.{name}" in source or f'{{stage}}{used}"' in source, name
+    assert staged >= command_line.FREE_FLAGS
+
+
+def test_the_digits_recipe_equals_the_defaults_and_writes_them_out():
+    assert {**parse("--recipe=digits"), "recipe": None} == parse()
+    text = (ROOT / "flags" / "digits.flags").read_text()
+    for name in set(command_line.STAGE_FLAGS["pretrain"] + command_line.STAGE_FLAGS["linear"]):
+        if parse()[name] is not None and name not in command_line.FREE_FLAGS:
+            assert re.search(rf"^--(no)?{name}\b", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_parses_and_other_flags_override_it_wherever_they_stand(name):
+    assert parse(f"--recipe={name}")["temperature"] == 0.1
+    assert parse(f"--recipe={name}", "--temperature=0.2")["temperature"] == 0.2
+    assert parse("--temperature=0.2", f"--recipe={name}")["temperature"] == 0.2
+    assert parse("--temperature=0.2", "--recipe", name)["temperature"] == 0.2
+    text = (ROOT / "flags" / f"{name}.flags").read_text()
+    assert "Khosla" in text or name == "digits"
+    assert "Expected:" in text and "Hardware:" in text and f"--recipe={name}" in text
+
+
+@pytest.mark.parametrize(
+    "name,stage,peak,total_steps",
+    [
+        ("supcon_imagenet_resnet50", "pretrain", 9.6, 72_983),
+        ("supcon_imagenet_resnet50", "linear", 1.2, 18_767),
+        ("supcon_cifar10_resnet50", "pretrain", 8.0, 12_207),
+        ("supcon_cifar10_resnet50", "linear", 40.0, 1_220),
+    ],
+)
+def test_recipes_have_the_published_learning_rates_and_lengths(name, stage, peak, total_steps):
+    from supcon_tf.stages import setup
+
+    num_examples = {"imagenet2012": 1_281_167, "cifar10": 50_000}
+    with flagsaver.flagsaver():
+        flags.FLAGS(command_line.expand_recipe(["supcon_tf", f"--recipe={name}"]))
+        schedule = setup.create_schedule(flags.FLAGS, stage, num_examples[flags.FLAGS.dataset])
+    assert schedule.peak_learning_rate == pytest.approx(peak)
+    assert schedule.total_steps == total_steps
+
+
+def test_model_dir_defaults_to_recipe_then_dataset():
+    def model_dir(*arguments):
+        with flagsaver.flagsaver():
+            flags.FLAGS(command_line.expand_recipe(["supcon_tf", *arguments]))
+            return command_line.model_dir(flags.FLAGS)
+
+    assert model_dir() == "runs/digits"
+    assert model_dir("--dataset=cifar10:3.*.*") == "runs/cifar10_3.*.*"
+    assert model_dir("--recipe=supcon_cifar10_resnet50") == "runs/supcon_cifar10_resnet50"
+    assert model_dir("--recipe=digits", "--model_dir=x") == "x"
+
+
+def test_augmentations_need_as_many_draws_as_they_say():
+    for name in policies.AUGMENTATION_TYPES:
+        assert policies.create_policy(name).num_draws >= 0
+    assert augment.CROP_DRAWS > 0

@@ -1,0 +1,335 @@
+"""The real command on real, tiny data: what it prints, writes, refuses, and continues."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+
+from supcon_tf import command_line, main
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted(path.stem for path in (ROOT / "flags").glob("*.flags"))
+SHORT = (
+    "--pretrain_epochs=1",
+    "--pretrain_warmup_epochs=0",
+    "--linear_epochs=2",
+    "--steps_per_loop=5",
+    "--summary_interval_steps=5",
+    "--save_interval_steps=10",
+)
+
+if "mode" not in flags.FLAGS:
+    command_line.define_flags()
+
+
+def run_inside(*arguments):
+    """The command in this process, which has TensorFlow loaded already."""
+    with flagsaver.flagsaver():
+        flags.FLAGS(command_line.expand_recipe(["supcon_tf", *map(str, arguments)]))
+        main.run_stages(flags.FLAGS)
+
+
+def run_command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "supcon_tf.main", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, timeout=600, **options,
+    )  # fmt: skip
+
+
+def read_lines(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """One short run of the main job through the real command."""
+    model_dir = tmp_path_factory.mktemp("digits")
+    done = run_command(*SHORT, f"--model_dir={model_dir}")
+    assert done.returncode == 0, done.stderr
+    return model_dir, done
+
+
+def test_the_main_job_leaves_what_it_says(digits):
+    model_dir, done = digits
+    for name in (
+        "pretrain/encoder.keras", "pretrain/projection_head.keras", "pretrain/stage.flags",
+        "pretrain/checkpoints", "pretrain/tensorboard", "linear/classifier.keras",
+        "linear/class_names.json", "linear/metrics.jsonl",
+    ):  # fmt: skip
+        assert (model_dir / name).exists(), name
+    evaluation = json.loads((model_dir / "eval/eval.json").read_text())
+    assert evaluation["num_examples"] == 360
+    assert 0.12 < evaluation["top_1"] <= evaluation["top_5"] <= 1.0
+    assert f"top-1 {evaluation['top_1']:.4f}" in done.stdout
+    assert str(model_dir) in done.stdout
+
+
+def test_the_log_has_each_step_once_with_what_a_person_watches(digits):
+    model_dir, _ = digits
+    lines = read_lines(model_dir / "pretrain/metrics.jsonl")
+    assert [line["step"] for line in lines] == [5, 10, 15, 20, 22]
+    for line in lines:
+        assert {"loss", "collapse_ratio", "learning_rate", "images_per_second", "epoch"} <= {*line}
+        assert {"probe_accuracy", "probe_loss"} <= {*line}
+    assert "knn_accuracy" in lines[-1] and lines[-1]["knn_accuracy"] > 0.5
+    assert lines[-1]["learning_rate"] < lines[0]["learning_rate"]
+
+
+def test_the_screen_stays_clean_and_ends_with_the_next_command(digits):
+    _, done = digits
+    assert "Traceback" not in done.stderr and "cuda" not in done.stderr.lower()
+    assert "python -m supcon_tf.main" in done.stdout.strip().splitlines()[-1]
+
+
+def test_the_printed_snippet_runs_with_keras_alone(digits, tmp_path):
+    _, done = digits
+    block = done.stdout.split("Use the encoder:")[1].split("Next:")[0]
+    code = "\n".join(line[4:] for line in block.strip("\n").splitlines())
+    Image.fromarray(np.full([20, 30, 4], 128, np.uint8)).save(tmp_path / "your_image.png")
+    code += "\nimport sys; print('SHAPE', embedding.shape, 'supcon_tf' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": ""}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert "SHAPE (1, 64) False" in ran.stdout, ran.stderr
+
+
+def test_a_finished_run_says_so_and_trains_nothing(digits, capsys):
+    model_dir, _ = digits
+    before = (model_dir / "pretrain/metrics.jsonl").read_text()
+    run_inside(*SHORT, f"--model_dir={model_dir}")
+    output = capsys.readouterr().out
+    assert "pretrain is already finished" in output and "linear is already finished" in output
+    assert "another --model_dir" in output
+    assert (model_dir / "pretrain/metrics.jsonl").read_text() == before
+
+
+def test_changed_flags_are_refused_with_old_and_new_value(digits):
+    model_dir, _ = digits
+    with pytest.raises(ValueError, match=r"temperature=0.1  ->  --temperature=0.5"):
+        run_inside(*SHORT, f"--model_dir={model_dir}", "--temperature=0.5")
+    with pytest.raises(ValueError, match=r"--online_probe  ->  --noonline_probe"):
+        run_inside(*SHORT, f"--model_dir={model_dir}", "--noonline_probe")
+    run_inside(*SHORT, "--mode=pretrain", f"--model_dir={model_dir}", "--steps_per_loop=7")
+
+
+def test_stage_flags_run_the_stage_again(digits, tmp_path):
+    model_dir, _ = digits
+    text = (model_dir / "linear/stage.flags").read_text()
+    again = tmp_path / "again"
+    shutil.copytree(model_dir, again)
+    shutil.rmtree(again / "linear")
+    (tmp_path / "stage.flags").write_text(text.replace(str(model_dir), str(again)))
+    run_inside(f"--flagfile={tmp_path / 'stage.flags'}")
+    old, new = (read_lines(path / "linear/metrics.jsonl") for path in (model_dir, again))
+    assert [line["loss"] for line in new] == [line["loss"] for line in old]
+
+
+def test_a_new_encoder_asks_for_a_new_linear_stage(digits, tmp_path):
+    model_dir, _ = digits
+    copy = tmp_path / "copy"
+    shutil.copytree(model_dir, copy)
+    shutil.rmtree(copy / "pretrain")
+    run_inside(*SHORT, "--mode=pretrain", f"--model_dir={copy}", "--seed=1")
+    with pytest.raises(ValueError, match="made with another encoder"):
+        run_inside(*SHORT, "--mode=linear", f"--model_dir={copy}")
+
+
+def test_a_second_run_in_the_same_folder_is_refused(digits):
+    model_dir, _ = digits
+    with open(model_dir / "pretrain/lock", "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="Another run .* is at work"):
+            run_inside(*SHORT, f"--model_dir={model_dir}")
+    run_inside(*SHORT, f"--model_dir={model_dir}")  # A lock goes with its process.
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(digits, tmp_path):
+    model_dir, _ = digits
+    copy = tmp_path / "copy"
+    shutil.copytree(model_dir / "pretrain", copy / "pretrain")
+    for name in ("stage.flags", "result.json"):
+        (copy / "pretrain" / name).unlink()
+    with pytest.raises(ValueError, match="written by another architecture"):
+        run_inside(*SHORT, f"--model_dir={copy}", "--resnet_width=2")
+
+
+def write_folder(root, *, splits=("train", "test"), classes=("cat", "dog"), count=8):
+    """Noise around a colour per class: JPEG, greyscale JPEG, PNG and PNG with alpha."""
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for label, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                noise = rng.integers(0, 60, [20, 24, 3]) + 150 * (np.arange(3) == label)
+                image = Image.fromarray(noise.astype(np.uint8))
+                mode, extension = (("RGB", "jpg"), ("L", "jpg"), ("RGB", "png"), ("RGBA", "png"))[
+                    index % 4
+                ]
+                image.convert(mode).save(folder / f"{index}.{extension}")
+    return root
+
+
+def test_a_folder_runs_through_all_stages_with_its_class_names(tmp_path, capsys):
+    data_dir = write_folder(tmp_path / "data", classes=("cat", "dog", "owl"))
+    model_dir = tmp_path / "run"
+    run_inside(
+        *SHORT, "--dataset=folder", f"--data_dir={data_dir}", f"--model_dir={model_dir}",
+        "--batch_size=8", "--eval_batch_size=16",
+    )  # fmt: skip
+    output = capsys.readouterr().out
+    assert "24 training and 24 test examples of 3 classes (cat, dog, owl)" in output
+    assert json.loads((model_dir / "linear/class_names.json").read_text()) == ["cat", "dog", "owl"]
+    assert json.loads((model_dir / "eval/eval.json").read_text())["num_examples"] == 24
+
+
+def test_a_damaged_image_stops_the_step_and_is_named(tmp_path):
+    data_dir = write_folder(tmp_path / "data")
+    broken = data_dir / "train/cat/0.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(ValueError, match=rf"cannot be decoded.*\n.*{re.escape(str(broken))}"):
+        run_inside(
+            *SHORT, "--dataset=folder", f"--data_dir={data_dir}",
+            f"--model_dir={tmp_path / 'run'}", "--batch_size=8",
+        )  # fmt: skip
+
+
+def bad_folder(tmp_path, kind):
+    root = tmp_path / "data"
+    if kind == "missing":
+        return root
+    if kind == "empty":
+        root.mkdir()
+        return root
+    write_folder(root, classes=("cat",) if kind == "one class" else ("cat", "dog"))
+    if kind == "empty file":
+        (root / "train/cat/3.png").write_bytes(b"")
+    if kind == "text file":
+        (root / "test/dog/notes.jpg").write_text("not an image")
+    return root
+
+
+@pytest.mark.parametrize(
+    "kind,message",
+    [
+        ("missing", "is not a folder"),
+        ("empty", "is missing; .* holds nothing"),
+        ("one class", r"1 class folder\(s\); contrast needs at least two"),
+        ("empty file", r"3.png: empty"),
+        ("text file", r"notes.jpg: starts with b'not an i'"),
+    ],
+)
+def test_a_bad_folder_is_refused_before_training(tmp_path, kind, message):
+    data_dir = bad_folder(tmp_path, kind)
+    with pytest.raises(ValueError, match=message):
+        run_inside("--dataset=folder", f"--data_dir={data_dir}", f"--model_dir={tmp_path / 'run'}")
+    assert not (tmp_path / "run/pretrain/metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--dataset=no_such_dataset"], "neither 'digits' nor 'folder' nor a TensorFlow Datasets"),
+        (["--dataset=folder"], "needs --data_dir"),
+        (["--mode=linear"], "no pretrained encoder .* run --mode=pretrain"),
+        (["--mode=eval"], "no classifier .* run --mode=linear"),
+        (["--batch_size=1438"], "larger than the 1437 training examples"),
+    ],
+)
+def test_bad_input_is_refused_before_training(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run_inside(*arguments, f"--model_dir={tmp_path / 'run'}")
+    assert not (tmp_path / "run/pretrain/metrics.jsonl").exists()
+
+
+def test_an_error_is_one_message_and_a_failing_exit(tmp_path):
+    done = run_command("--mode=linear", f"--model_dir={tmp_path}")
+    assert done.returncode == 1
+    assert "ERROR: There is no pretrained encoder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_four_replicas_follow_one_device(digits, tmp_path):
+    """Same global batch, gathered embeddings, synchronised batch norm: the same losses."""
+    model_dir, _ = digits
+    bad = run_command(
+        *SHORT, "--strategy=mirrored", "--logical_cpus=4", "--batch_size=66",
+        f"--model_dir={tmp_path / 'bad'}",
+    )  # fmt: skip
+    assert "batch_size=66 cannot be shared evenly by 4 replicas: take 64 or 68" in bad.stderr
+    done = run_command(
+        *SHORT, "--mode=pretrain", "--strategy=mirrored", "--logical_cpus=4",
+        f"--model_dir={tmp_path / 'four'}",
+    )  # fmt: skip
+    assert "4 replica(s)" in done.stdout, done.stderr
+    one = [line["loss"] for line in read_lines(model_dir / "pretrain/metrics.jsonl")]
+    four = [line["loss"] for line in read_lines(tmp_path / "four/pretrain/metrics.jsonl")]
+    np.testing.assert_allclose(four[0], one[0], rtol=1e-4)
+    np.testing.assert_allclose(four, one, rtol=0.02)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_takes_one_step(name, tmp_path):
+    """With the tiny encoder and the digits, and everything else as the recipe has it."""
+    run_inside(
+        f"--recipe={name}", f"--model_dir={tmp_path}", "--dataset=digits", "--image_size=16",
+        "--encoder=tiny", "--first_conv_kernel_size=3", "--first_conv_stride=1",
+        "--batch_size=64", "--nouse_initial_max_pool", "--mode=pretrain,linear",
+        "--pretrain_epochs=0.05", "--pretrain_warmup_epochs=0",
+        "--linear_epochs=0.05", "--linear_warmup_epochs=0",
+    )  # fmt: skip
+    (line,) = read_lines(tmp_path / "pretrain/metrics.jsonl")
+    assert line["step"] == 1 and np.isfinite(line["loss"])
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_to_the_same_weights(tmp_path):
+    arguments = [*SHORT, "--mode=pretrain", "--pretrain_epochs=2", "--noonline_probe"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run_command(*arguments, f"--model_dir={whole}").returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "supcon_tf.main", *arguments, f"--model_dir={killed}"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not (killed / "pretrain/checkpoints/step_00000020/complete.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = run_command(*arguments, f"--model_dir={killed}")
+    assert re.search(r"continuing at step \d0 of 44", done.stdout)
+    logs = [read_lines(path / "pretrain/metrics.jsonl") for path in (whole, killed)]
+    timing = ("images_per_second",)
+    logs = [[{k: v for k, v in line.items() if k not in timing} for line in log] for log in logs]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.slow
+def test_the_wheel_brings_its_recipes(tmp_path):
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path]
+    subprocess.run([*build, ROOT], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    place = tmp_path / "site"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", f"--target={place}", wheel],
+        check=True,
+    )
+    code = "import supcon_tf.command_line as c; print(c.recipe_path('digits'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(place)},
+    )  # fmt: skip
+    assert str(place / "supcon_tf" / "flags" / "digits.flags") in done.stdout, done.stderr

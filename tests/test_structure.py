@@ -1,0 +1,61 @@
+"""Imports point one way, and only the command knows flags."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "supcon_tf"
+# What each module may import; a name stands for itself and all its parts.
+ALLOWED = {
+    "command_line": set(),
+    "main": {"command_line", "stages"},
+    "stages": {
+        "command_line", "stages", "train", "checkpoint", "metrics", "pipeline", "sources",
+        "policies", "models", "losses", "distribute", "optimizers",
+    },
+    "train": {"checkpoint", "losses", "models", "optimizers", "distribute"},
+    "checkpoint": set(),
+    "metrics": set(),
+    "pipeline": {"sources", "policies", "augment"},
+    "sources": set(),
+    "policies": {"augment"},
+    "augment": set(),
+    "models": {"resnet"},
+    "resnet": set(),
+    "losses": {"distribute"},
+    "distribute": set(),
+    "optimizers": set(),
+}  # fmt: skip
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("supcon_tf"):
+            parts = node.module.split(".")[1:]
+            yield from [parts[0]] if parts else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                assert not alias.name.startswith("supcon_tf."), f"{path}: from supcon_tf import"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    assert set(imported_rooms(path)) <= ALLOWED[room(path)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_command_knows_flags(path):
+    text = path.read_text()
+    if room(path) not in ("main", "command_line", "stages"):
+        assert "absl" not in text and "FLAGS" not in text
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_stays_readable_in_one_sitting(path):
+    assert len(path.read_text().splitlines()) <= 450
