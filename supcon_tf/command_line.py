@@ -28,7 +28,7 @@ STAGE_FLAGS = {
         "projection_head_use_batch_norm", "projection_head_use_batch_norm_beta",
         "normalize_embedding", "use_labels", "temperature", "contrast_mode",
         "summation_location", "denominator_mode", "positives_cap", "scale_by_temperature",
-        "online_probe", "knn_interval_epochs",
+        "microbatch_size", "online_probe", "knn_interval_epochs",
         "pretrain_epochs", "pretrain_optimizer", "pretrain_base_learning_rate",
         "pretrain_weight_decay", "pretrain_warmup_epochs", "pretrain_learning_rate_decay",
         "pretrain_decay_rate", "pretrain_epochs_per_decay", "pretrain_decay_boundary_epochs",
@@ -115,6 +115,15 @@ def _define_data_flags():
         "per class. Otherwise the directory of TensorFlow Datasets.",
     )
     flags.DEFINE_integer("batch_size", 64, "Examples per step over all replicas.", lower_bound=1)
+    flags.DEFINE_integer(
+        "microbatch_size",
+        None,
+        "Gradient caching, for batches whose activations do not fit: the encoder sees so many "
+        "examples of a replica's batch at once, twice; the loss sees the whole batch. Batch norm "
+        "statistics are then per piece (moving averages are updated once per image), so it needs "
+        "--nouse_global_batch_norm.",
+        lower_bound=1,
+    )
     flags.DEFINE_integer("eval_batch_size", 256, "Examples per evaluation step.", lower_bound=1)
     flags.DEFINE_integer(
         "image_size", None, "Side in pixels. Default: that of the data, at most 224.", lower_bound=8
@@ -243,6 +252,9 @@ def _define_validators():
             [f"{stage}_warmup_epochs", f"{stage}_epochs"], _check_warmup
         )
     flags.register_multi_flags_validator(["positives_cap", "num_views"], _check_positives_cap)
+    flags.register_multi_flags_validator(
+        ["microbatch_size", "use_global_batch_norm"], _check_microbatch
+    )
     flags.register_multi_flags_validator(["resnet_depth", "encoder"], _check_depth)
     flags.register_multi_flags_validator(["strategy", "logical_cpus"], _check_logical_cpus)
 
@@ -303,6 +315,15 @@ def _check_positives_cap(values):
     if cap != -1 and (cap < 0 or cap % num_views):
         raise flags.ValidationError(
             f"positives_cap={cap} must be -1 (no cap) or a multiple of num_views={num_views}."
+        )
+    return True
+
+
+def _check_microbatch(values):
+    if values["microbatch_size"] is not None and values["use_global_batch_norm"]:
+        raise flags.ValidationError(
+            "microbatch_size cannot go with batch norm over all replicas, which would have to "
+            "exchange statistics inside the loop over pieces: add --nouse_global_batch_norm."
         )
     return True
 

@@ -135,9 +135,12 @@ class ContrastiveModel(keras.Model):
         self.normalize_embedding = normalize_embedding
         self.embedding_norm = layers.UnitNormalization(dtype="float32")
         self.projection_head.build((None, encoder.output_shape[-1]))
+        self.built = True  # Every variable is there: nothing waits for the first batch.
 
-    def call(self, images, training=None):
-        return self.project(self.embed(images, training=training), training=training)
+    def call(self, images, training=None, return_embeddings=False):
+        embeddings = self.embed(images, training=training)
+        projections = self.project(embeddings, training=training)
+        return (embeddings, projections) if return_embeddings else projections
 
     def embed(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """The encoder's own output, not normalised. [B, V, S, S, 3] -> float32 [B, V, F]."""

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from supcon_tf import losses, optimizers
+from supcon_tf import losses, microbatch, optimizers
 from supcon_tf.checkpoint import CheckpointFolder
 from supcon_tf.models import ContrastiveModel
 
@@ -29,7 +29,10 @@ class ContrastiveStep:
         model, loss, optimizer: what is trained; the loss gives one value per example.
         probe: [B, F] -> logits [B, C], or None.
         global_batch_size: N.
+        num_views: V.
         weight_decay, decay_biases: see `optimizers.l2_gradients`; 0 for LARS.
+        microbatch_size: examples of a replica's batch that the encoder sees at once; None for
+            all of them. See `microbatch.cached_gradients`.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class ContrastiveStep:
         probe: keras.Model | None = None,
         weight_decay: float = 0.0,
         decay_biases: bool = True,
+        microbatch_size: int | None = None,
     ):
         self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.microbatch_size = microbatch_size
         self.global_batch_size = global_batch_size
         self.probe = probe
         self.weight_decay, self.decay_biases = weight_decay, decay_biases
@@ -63,22 +68,35 @@ class ContrastiveStep:
             self._collapse_loss = scale * losses.collapse_loss(global_batch_size, num_views)
 
     def __call__(self, batch) -> dict[str, tf.Tensor]:
-        with tf.GradientTape() as tape:
-            embeddings = self.model.embed(batch["image"], training=True)  # [B, V, F]
-            projections = self.model.project(embeddings, training=True)  # [B, V, D]
-            loss = self._mean(self.loss.call(batch["label"], projections))
-        metrics = {"loss": loss}
-        metrics["finite"] = apply_gradients(
-            tape,
-            loss,
+        loss, gradients, embeddings = self._gradients(batch)
+        is_finite = apply_gradients(
+            gradients,
             self.optimizer,
             self.model.trainable_variables,
             weight_decay=self.weight_decay,
             decay_biases=self.decay_biases,
         )
+        metrics = {"loss": loss, "finite": is_finite}
         if self.probe is not None:
             metrics |= self._train_probe(tf.stop_gradient(embeddings[:, 0]), batch["label"])
         return metrics
+
+    def _gradients(self, batch):
+        """Loss, gradients and embeddings [B, V, F], all at once or in pieces."""
+
+        def loss_of(projections):
+            return self._mean(self.loss.call(batch["label"], projections))
+
+        if self.microbatch_size is not None:
+            return microbatch.cached_gradients(
+                self.model, batch["image"], loss_of, microbatch_size=self.microbatch_size
+            )
+        with tf.GradientTape() as tape:
+            embeddings, projections = self.model(
+                batch["image"], training=True, return_embeddings=True
+            )
+            loss = loss_of(projections)
+        return loss, tape.gradient(loss, self.model.trainable_variables), embeddings
 
     def describe(self, metrics: dict[str, float]) -> dict[str, float]:
         """Adds the collapse ratio: the loss over that of equal embeddings, 1.0 = collapsed."""
@@ -90,9 +108,9 @@ class ContrastiveStep:
         with tf.GradientTape() as tape:
             logits = self.probe(embeddings, training=True)
             loss = self._mean(sparse_cross_entropy(labels, logits))
-        apply_gradients(
-            tape, loss, self.optimizers["probe_optimizer"], self.probe.trainable_variables
-        )
+        variables = self.probe.trainable_variables
+        gradients = tape.gradient(loss, variables)
+        apply_gradients(gradients, self.optimizers["probe_optimizer"], variables)
         return {"probe_loss": loss, "probe_accuracy": self._mean(is_correct(labels, logits))}
 
     def _mean(self, values):
@@ -137,11 +155,11 @@ class ClassifierStep:
             logits = self.linear_head(embeddings, training=True)
             values = sparse_cross_entropy(batch["label"], logits, self.label_smoothing)
             loss = tf.reduce_sum(values) / self.global_batch_size
+        variables = self.linear_head.trainable_variables
         finite = apply_gradients(
-            tape,
-            loss,
+            tape.gradient(loss, variables),
             self.optimizer,
-            self.linear_head.trainable_variables,
+            variables,
             weight_decay=self.weight_decay,
             decay_biases=self.decay_biases,
         )
@@ -152,14 +170,13 @@ class ClassifierStep:
         return metrics
 
 
-def apply_gradients(tape, loss, optimizer, variables, *, weight_decay=0.0, decay_biases=True):
+def apply_gradients(gradients, optimizer, variables, *, weight_decay=0.0, decay_biases=True):
     """Updates the variables; returns this replica's share of 1.0, or NaN for a broken gradient.
 
     Keras' optimizers sum the gradients over the replicas, so the loss must be the replica's
     part of the global mean.
     """
     num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    gradients = tape.gradient(loss, variables)
     gradients = optimizers.l2_gradients(
         gradients,
         variables,
@@ -168,7 +185,7 @@ def apply_gradients(tape, loss, optimizer, variables, *, weight_decay=0.0, decay
         num_replicas=num_replicas,
     )
     optimizer.apply(gradients, variables)
-    is_finite = tf.math.is_finite(tf.linalg.global_norm(gradients)) & tf.math.is_finite(loss)
+    is_finite = tf.math.is_finite(tf.linalg.global_norm(gradients))
     return tf.where(is_finite, 1.0 / num_replicas, math.nan)
 
 
@@ -205,7 +222,7 @@ def create_loop(strategy: tf.distribute.Strategy, step) -> Callable:
                 name: strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica[name], axis=None)
                 for name in names
             }
-            is_finite = tf.math.is_finite(metrics["finite"])
+            is_finite = tf.math.is_finite(metrics["finite"]) & tf.math.is_finite(metrics["loss"])
             done += 1
         return done, metrics
 
@@ -365,7 +382,7 @@ def _is_due(step, interval):
 
 
 def _stop_if_not_finite(values, step, checkpoints):
-    if math.isfinite(values["finite"]):
+    if math.isfinite(values["finite"]) and math.isfinite(values["loss"]):
         return
     saved = checkpoints.steps()
     last = f"the last good checkpoint is of step {saved[-1]}" if saved else "nothing was saved yet"

@@ -103,6 +103,7 @@ BAD_FLAGS = [
     (["--pretrain_warmup_epochs=5", "--pretrain_epochs=4"], "longer than the stage"),
     (["--logical_cpus=4"], "does nothing without --strategy=mirrored"),
     (["--strategy=tpu"], "strategy"),
+    (["--microbatch_size=16"], "add --nouse_global_batch_norm"),
 ]
 
 

@@ -27,6 +27,7 @@ def run(flags, strategy) -> dict:
         policy = policies.create_policy(
             flags.augmentation_type, magnitude=flags.augmentation_magnitude
         )
+        _check_microbatch(flags, strategy)
         schedule = setup.create_schedule(flags, "pretrain", train_source.num_examples)
 
         with strategy.scope():
@@ -104,6 +105,16 @@ def encoder_path(flags) -> str:
     return os.path.join(command_line.model_dir(flags), "pretrain", "encoder.keras")
 
 
+def _check_microbatch(flags, strategy):
+    per_replica = flags.batch_size // strategy.num_replicas_in_sync
+    if flags.microbatch_size is not None and per_replica % flags.microbatch_size:
+        raise ValueError(
+            f"microbatch_size={flags.microbatch_size} must divide the batch of a replica, "
+            f"{per_replica} (batch_size {flags.batch_size} over "
+            f"{strategy.num_replicas_in_sync} replica(s))."
+        )
+
+
 def _create_step(flags, image_size, num_classes, schedule):
     mean, std = whitening_constants(flags.dataset)
     encoder = models.create_encoder(
@@ -147,6 +158,7 @@ def _create_step(flags, image_size, num_classes, schedule):
         probe=probe,
         weight_decay=weight_decay,
         decay_biases=flags.use_bias_weight_decay,
+        microbatch_size=flags.microbatch_size,
     )
 
 

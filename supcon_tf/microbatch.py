@@ -1,0 +1,115 @@
+"""Gradient caching: the loss over a whole batch whose encoder activations do not fit in memory.
+
+The contrastive loss needs the embeddings of the whole batch, but no more than that. So the
+encoder runs over the batch in pieces without keeping its activations, the loss gives its
+gradient with respect to the embeddings of the whole batch, and a second run over the same
+pieces carries that gradient into the weights (Gao et al. 2021,
+https://arxiv.org/abs/2101.06983).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from supcon_tf.models import ContrastiveModel
+
+
+def cached_gradients(
+    model: ContrastiveModel,
+    images: tf.Tensor,
+    loss_of_projections: Callable[[tf.Tensor], tf.Tensor],
+    *,
+    microbatch_size: int,
+) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
+    """Loss and gradients of a batch, with the activations of one piece in memory at a time.
+
+    Without batch norm the result equals that of the whole batch. With it, each piece is
+    normalised by its own statistics; the moving averages are updated once for each image, in
+    the second run. Nothing here talks to other replicas inside a loop, so batch norm must not
+    be synchronised; the loss gathers between the two runs.
+
+    Args:
+        model: built; its batch norm per replica.
+        images: [B, V, S, S, 3], B static.
+        loss_of_projections: unit vectors float32 [B, V, D] -> this replica's part of the loss.
+        microbatch_size: examples per piece; divides B.
+
+    Returns:
+        The loss, the gradient of each of model.trainable_variables, and the embeddings
+        [B, V, F] of the first run.
+
+    Raises:
+        ValueError: microbatch_size does not divide B.
+    """
+    batch = images.shape[0]
+    if batch is None or batch % microbatch_size:
+        raise ValueError(
+            f"microbatch_size={microbatch_size} must divide the batch of a replica, {batch}."
+        )
+    num_pieces = batch // microbatch_size
+    trainable = [tf.convert_to_tensor(v) for v in model.trainable_variables]
+    state = [tf.convert_to_tensor(v) for v in model.non_trainable_variables]
+
+    def piece(tensor, index):
+        return tensor[index * microbatch_size : (index + 1) * microbatch_size]
+
+    def forward(trainable, state, index):
+        (embeddings, projections), state = model.stateless_call(
+            trainable, state, piece(images, index), training=True, return_embeddings=True
+        )
+        return embeddings, projections, state
+
+    def first_run(index, embeddings, projections):
+        new_embeddings, new_projections, _ = forward(trainable, state, index)
+        return (
+            index + 1,
+            embeddings.write(index, new_embeddings),
+            projections.write(index, new_projections),
+        )
+
+    _, embeddings, projections = _loop(
+        num_pieces, first_run, [_array(num_pieces), _array(num_pieces)]
+    )
+    embeddings, projections = embeddings.concat(), projections.concat()  # [B, V, F], [B, V, D]
+    num_views = images.shape[1]
+    embeddings = tf.ensure_shape(embeddings, [batch, num_views, None])
+    projections = tf.ensure_shape(projections, [batch, num_views, None])
+
+    with tf.GradientTape() as tape:
+        tape.watch(projections)
+        loss = loss_of_projections(projections)
+    cached = tape.gradient(loss, projections)
+
+    def second_run(index, gradients, state):
+        with tf.GradientTape() as tape:
+            tape.watch(trainable)
+            _, projections, state = forward(trainable, state, index)
+        found = tape.gradient(
+            projections,
+            trainable,
+            output_gradients=piece(cached, index),
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return index + 1, [a + b for a, b in zip(gradients, found, strict=True)], state
+
+    zeros = [tf.zeros_like(v) for v in trainable]
+    _, gradients, state = _loop(num_pieces, second_run, [zeros, state])
+    for variable, value in zip(model.non_trainable_variables, state, strict=True):
+        variable.assign(value)
+    return loss, gradients, embeddings
+
+
+def _array(size):
+    return tf.TensorArray(tf.float32, size=size, infer_shape=False)
+
+
+def _loop(num_pieces, body, variables):
+    """One piece after the other: parallel iterations would hold several pieces' activations."""
+    return tf.while_loop(
+        lambda index, *_: index < num_pieces,
+        body,
+        [tf.constant(0), *variables],
+        parallel_iterations=1,
+    )
