@@ -16,7 +16,7 @@ def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
         labels: int [M].
     """
     own = np.take_along_axis(logits, np.asarray(labels)[:, None], axis=1)  # [M, 1]
-    rank = np.sum(logits >= own, axis=1)  # 1 for a clear winner
+    rank = np.sum(~(logits < own), axis=1)  # 1 for a clear winner; NaN ranks below everything
     return float(np.mean(rank <= k)) if logits.shape[1] > k else 1.0
 
 

@@ -134,7 +134,8 @@ class ContrastiveModel(keras.Model):
         self.projection_head = ProjectionHead() if projection_head is None else projection_head
         self.normalize_embedding = normalize_embedding
         self.embedding_norm = layers.UnitNormalization(dtype="float32")
-        self.projection_head.build((None, encoder.output_shape[-1]))
+        if not self.projection_head.built:  # A loaded head comes built.
+            self.projection_head.build((None, encoder.output_shape[-1]))
         self.built = True  # Every variable is there: nothing waits for the first batch.
 
     def call(self, images, training=None, return_embeddings=False):

@@ -17,7 +17,7 @@ DIGITS_SIDE, DIGITS_BORDER = 16, 2
 
 # Whitening constants in [-1, 1], 2 m - 1 and 2 s of the usual ones (reference, preprocessing.py).
 CIFAR10_MEAN, CIFAR10_STD = (-0.0172, -0.0356, -0.107), (0.4046, 0.3988, 0.402)
-CIFAR100_MEAN, CIFAR100_STD = (0.0142, -0.0266, -0.1176), (0.5346, 0.513, 0.5522)
+CIFAR100_MEAN, CIFAR100_STD = (0.0142, -0.0266, -0.1184), (0.5346, 0.513, 0.5522)
 # Mirrored digits and letters are other digits and letters.
 NEVER_FLIPPED = ("digits", "mnist", "kmnist", "emnist", "svhn_cropped", "binary_alpha_digits")
 
@@ -118,7 +118,12 @@ def default_image_size(source: Source) -> int:
     if isinstance(source, ArraySource):
         return source.images.shape[1]
     if isinstance(source, FileSource):
-        shape = decode_image(tf.io.read_file(source.paths[0])).shape
+        try:
+            shape = decode_image(tf.io.read_file(source.paths[0])).shape
+        except tf.errors.InvalidArgumentError as error:
+            raise ValueError(
+                f"{source.paths[0]} cannot be decoded; remove or replace it."
+            ) from error
     else:
         shape = source.builder.info.features["image"].shape
     return 224 if None in shape[:2] else min(224, *shape[:2])

@@ -26,7 +26,7 @@ SHORT = (
     "--pretrain_warmup_epochs=0",
     "--linear_epochs=2",
     "--steps_per_loop=5",
-    "--summary_interval_steps=5",
+    "--summary_interval_steps=1",
     "--save_interval_steps=10",
 )
 
@@ -79,7 +79,7 @@ def test_the_main_job_leaves_what_it_says(digits):
 def test_the_log_has_each_step_once_with_what_a_person_watches(digits):
     model_dir, _ = digits
     lines = read_lines(model_dir / "pretrain/metrics.jsonl")
-    assert [line["step"] for line in lines] == [5, 10, 15, 20, 22]
+    assert [line["step"] for line in lines] == list(range(1, 23))
     for line in lines:
         assert {"loss", "collapse_ratio", "learning_rate", "images_per_second", "epoch"} <= {*line}
         assert {"probe_accuracy", "probe_loss"} <= {*line}
@@ -134,7 +134,9 @@ def test_stage_flags_run_the_stage_again(digits, tmp_path):
     (tmp_path / "stage.flags").write_text(text.replace(str(model_dir), str(again)))
     run_inside(f"--flagfile={tmp_path / 'stage.flags'}")
     old, new = (read_lines(path / "linear/metrics.jsonl") for path in (model_dir, again))
-    assert [line["loss"] for line in new] == [line["loss"] for line in old]
+    np.testing.assert_allclose(
+        [line["loss"] for line in new], [line["loss"] for line in old], rtol=1e-3
+    )
 
 
 def test_a_new_encoder_asks_for_a_new_linear_stage(digits, tmp_path):
@@ -196,15 +198,18 @@ def test_a_folder_runs_through_all_stages_with_its_class_names(tmp_path, capsys)
     assert json.loads((model_dir / "eval/eval.json").read_text())["num_examples"] == 24
 
 
-def test_a_damaged_image_stops_the_step_and_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["cat/0.jpg", "dog/5.jpg", "dog/6.png"])
+def test_a_damaged_image_stops_the_step_and_is_named(tmp_path, name):
     data_dir = write_folder(tmp_path / "data")
-    broken = data_dir / "train/cat/0.jpg"
+    broken = data_dir / "train" / name
     broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(ValueError, match=rf"cannot be decoded.*\n.*{re.escape(str(broken))}"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(broken))}") as caught:
         run_inside(
             *SHORT, "--dataset=folder", f"--data_dir={data_dir}",
             f"--model_dir={tmp_path / 'run'}", "--batch_size=8",
         )  # fmt: skip
+    assert "cannot be decoded; remove or replace" in str(caught.value)
+    assert not (tmp_path / "run/pretrain/encoder.keras").exists()
 
 
 def bad_folder(tmp_path, kind):
@@ -262,14 +267,19 @@ def test_an_error_is_one_message_and_a_failing_exit(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_batch_that_replicas_cannot_share_is_refused(tmp_path):
+    done = run_command(
+        *SHORT, "--strategy=mirrored", "--logical_cpus=4", "--batch_size=66",
+        f"--model_dir={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "batch_size=66 cannot be shared evenly by 4 replicas: take 64 or 68" in done.stderr
+
+
+@pytest.mark.slow
 def test_four_replicas_follow_one_device(digits, tmp_path):
     """Same global batch, gathered embeddings, synchronised batch norm: the same losses."""
     model_dir, _ = digits
-    bad = run_command(
-        *SHORT, "--strategy=mirrored", "--logical_cpus=4", "--batch_size=66",
-        f"--model_dir={tmp_path / 'bad'}",
-    )  # fmt: skip
-    assert "batch_size=66 cannot be shared evenly by 4 replicas: take 64 or 68" in bad.stderr
     done = run_command(
         *SHORT, "--mode=pretrain", "--strategy=mirrored", "--logical_cpus=4",
         f"--model_dir={tmp_path / 'four'}",
@@ -277,7 +287,7 @@ def test_four_replicas_follow_one_device(digits, tmp_path):
     assert "4 replica(s)" in done.stdout, done.stderr
     one = [line["loss"] for line in read_lines(model_dir / "pretrain/metrics.jsonl")]
     four = [line["loss"] for line in read_lines(tmp_path / "four/pretrain/metrics.jsonl")]
-    np.testing.assert_allclose(four[0], one[0], rtol=1e-4)
+    np.testing.assert_allclose(four[0], one[0], rtol=1e-5)
     np.testing.assert_allclose(four, one, rtol=0.02)
 
 

@@ -9,8 +9,7 @@ from supcon_tf import command_line, distribute, optimizers, pipeline, sources
 
 
 def start(flags) -> tf.distribute.Strategy:
-    """Seeds everything, makes the strategy, and says what it runs on."""
-    keras.utils.set_random_seed(flags.seed)
+    """Makes the strategy and says what it runs on."""
     if flags.logical_cpus > 1:
         distribute.split_cpu(flags.logical_cpus)
     strategy = distribute.create_strategy(flags.strategy)

@@ -10,6 +10,7 @@ import os
 import socket
 import time
 
+import keras
 import tensorflow as tf
 
 from supcon_tf import command_line
@@ -20,8 +21,9 @@ STALE_LOCK_SECONDS = 600
 class StageFolder:
     """`<model_dir>/<stage>/`, held by one run at a time.
 
-    Use as a context manager: entering takes the lock and compares the flags with those of the
-    run that began here.
+    Use as a context manager: entering takes the lock, compares the flags with those of the
+    run that began here, and seeds the initial weights, so that a stage comes out the same
+    whatever ran before it in the process.
 
     Args:
         flags: absl's flag values.
@@ -57,6 +59,7 @@ class StageFolder:
                 tf.io.gfile.remove(self.file("result.json"))
             self._write_flags()
             write_json(self.file("inputs.json"), self._inputs)
+            keras.utils.set_random_seed(self._flags.seed)
         except BaseException:
             self._lock.close()
             raise

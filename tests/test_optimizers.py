@@ -1,0 +1,398 @@
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from supcon_tf import models, optimizers
+from supcon_tf.optimizers import LARS, WarmUpThenDecay
+
+RECIPES = pathlib.Path(__file__).parent.parent / "flags"
+STEPS_PER_EPOCH = 100
+
+
+def rate_at(step, **options):
+    schedule = WarmUpThenDecay(1.0, steps_per_epoch=STEPS_PER_EPOCH, **options)
+    return float(schedule(tf.constant(step, tf.int64)))
+
+
+def lars_loop(weights, gradients, *, learning_rate, weight_decay=0.0, eta=0.001, adapted=True):
+    """You et al. 2017 in float64, one gradient after the other."""
+    weights, velocity = np.array(weights, np.float64), 0.0
+    for gradient in gradients:
+        gradient, trust = np.array(gradient, np.float64), 1.0
+        if adapted:
+            gradient = gradient + weight_decay * weights
+            weight_norm, gradient_norm = np.linalg.norm(weights), np.linalg.norm(gradient)
+            if weight_norm > 0 and gradient_norm > 0:
+                trust = eta * weight_norm / gradient_norm
+        velocity = 0.9 * velocity + learning_rate * trust * gradient
+        weights = weights - velocity
+    return weights
+
+
+def apply_all(optimizer, variable, gradients):
+    optimizer.build([variable])
+    for gradient in gradients:
+        optimizer.apply([tf.constant(gradient, variable.dtype)], [variable])
+    return variable.numpy()
+
+
+def draw_steps(*shape, num_steps=5, seed=0):
+    return np.random.default_rng(seed).normal(size=(num_steps, *shape))
+
+
+@pytest.mark.parametrize("dtype,places", [("float16", 2e-3), ("float32", 1e-6), ("float64", 1e-6)])
+@pytest.mark.parametrize(
+    "weights,gradient,expected",
+    [
+        ([1.0, 2.0], [0.1, 0.1], [0.9952566, 1.9952566]),
+        ([3.0, 4.0], [0.01, 0.01], [2.9893934, 3.9893934]),
+    ],
+)
+def test_one_step_of_lars_equals_the_reference(weights, gradient, expected, dtype, places):
+    """w - 3 * 0.001 * |w| / |g| * g: the length of the gradient does not matter."""
+    optimizer = LARS(3.0)
+    variable = keras.Variable(weights, dtype=dtype)
+    result = apply_all(optimizer, variable, [gradient])
+    assert result.dtype == dtype
+    np.testing.assert_allclose(result, expected, atol=places)
+    assert int(optimizer.iterations) == 1
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+@pytest.mark.parametrize("shape", [(3, 4), (5,)])
+def test_several_steps_of_lars_equal_the_loop(weight_decay, shape):
+    weights, gradients = draw_steps(*shape, num_steps=1, seed=1)[0], draw_steps(*shape)
+    options = {"learning_rate": 2.0, "weight_decay": weight_decay, "eta": 0.05}
+    result = apply_all(LARS(**options), keras.Variable(weights), gradients)
+    np.testing.assert_allclose(result, lars_loop(weights, gradients, **options), rtol=1e-4)
+
+
+def test_lars_leaves_zero_weights_and_zero_gradients_unscaled():
+    """The trust ratio is 1 where a norm is 0; a zero bias would otherwise never move."""
+    gradients = draw_steps(3, num_steps=4)
+    for weights, steps in (([0.0] * 3, gradients), ([1.0, 2.0, 3.0], np.zeros([2, 3]))):
+        expected = lars_loop(weights, steps, learning_rate=0.5)
+        result = apply_all(LARS(0.5), keras.Variable(weights), steps)
+        np.testing.assert_allclose(result, expected, rtol=1e-5)
+        assert np.all(np.isfinite(result))
+
+
+@pytest.mark.parametrize("decay_biases", [True, False])
+def test_lars_excludes_batch_norm_always_and_biases_on_demand(decay_biases):
+    """By path, as the reference does by name: those take plain momentum without decay."""
+    head = models.ProjectionHead([4, 4], use_batch_norm=True)
+    head.build((None, 3))
+    dense = keras.layers.Dense(4)
+    dense.build((None, 3))
+    dense.bias.assign([1.0, 2.0, 3.0, 4.0])
+    variables = [*head.trainable_variables, *dense.trainable_variables]
+    before = [variable.numpy() for variable in variables]
+    optimizer = optimizers.create_optimizer(
+        "lars", 0.5, weight_decay=0.1, decay_biases=decay_biases
+    )
+    optimizer.build(variables)
+    gradients = [draw_steps(*variable.shape, num_steps=3) for variable in variables]
+    for step in zip(*gradients, strict=True):
+        optimizer.apply([tf.constant(gradient, tf.float32) for gradient in step], variables)
+    adapted = []
+    for variable, weights, steps in zip(variables, before, gradients, strict=True):
+        kind = variable.path.split("/")[-1]
+        adapted.append(kind == "kernel" or (kind == "bias" and decay_biases))
+        expected = lars_loop(
+            weights, steps, learning_rate=0.5, weight_decay=0.1, adapted=adapted[-1]
+        )
+        np.testing.assert_allclose(variable, expected, rtol=1e-4, atol=1e-6, err_msg=variable.path)
+    assert sum(adapted) == (4 if decay_biases else 3)
+
+
+@pytest.mark.parametrize(
+    "path,exclude,expected",
+    [
+        ("batch_normalization_7/gamma", optimizers.NEVER_DECAYED, False),
+        ("projection_head/batch_normalization/beta", optimizers.NEVER_DECAYED, False),
+        ("conv2d/kernel", optimizers.NEVER_DECAYED, True),
+        ("dense/bias", optimizers.NEVER_DECAYED, True),
+        ("dense/bias", ("batch_normalization", "bias"), False),
+        ("encoder/dense/kernel", ("^encoder",), False),
+    ],
+)
+def test_patterns_of_paths_decide_on_decay(path, exclude, expected):
+    assert optimizers.is_decayed(path, exclude) is expected
+
+
+def test_lars_survives_serialisation_with_every_argument():
+    changed = {
+        "learning_rate": 0.7,
+        "momentum": 0.8,
+        "weight_decay": 0.02,
+        "eta": 0.01,
+        "exclude": ["gamma", "bias"],
+        "name": "mine",
+    }
+    serialized = keras.saving.serialize_keras_object(LARS(**changed))
+    config = keras.saving.deserialize_keras_object(serialized).get_config()
+    assert config["learning_rate"] == pytest.approx(0.7)
+    assert {name: config[name] for name in changed if name != "learning_rate"} == {
+        name: value for name, value in changed.items() if name != "learning_rate"
+    }
+    weights, gradients = draw_steps(3, num_steps=1, seed=1)[0], draw_steps(3)
+    np.testing.assert_array_equal(
+        apply_all(LARS(**changed), keras.Variable(weights), gradients),
+        apply_all(
+            keras.saving.deserialize_keras_object(serialized), keras.Variable(weights), gradients
+        ),
+    )
+
+
+def test_schedule_inside_an_optimizer_is_followed_and_survives_serialisation():
+    changed = {
+        "peak_learning_rate": 0.5,
+        "decay": "piecewise",
+        "total_steps": 400,
+        "warmup_steps": 2,
+        "steps_per_epoch": 3.5,
+        "decay_rate": 0.3,
+        "epochs_per_decay": 1.5,
+        "boundary_epochs": [1, 2],
+    }
+    optimizer = LARS(WarmUpThenDecay(**changed))
+    loaded = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    schedule = loaded._learning_rate
+    assert schedule.get_config() == changed
+    weights, gradients = [1.0, 2.0], draw_steps(2, num_steps=4)
+    velocity, expected = 0.0, np.array(weights)
+    for step, gradient in enumerate(gradients):
+        rate = float(schedule(step)) * 0.001 * np.linalg.norm(expected) / np.linalg.norm(gradient)
+        velocity = 0.9 * velocity + rate * gradient
+        expected = expected - velocity
+    np.testing.assert_allclose(
+        apply_all(loaded, keras.Variable(weights), gradients), expected, rtol=1e-6
+    )
+
+
+def test_l2_gradients_are_those_of_the_decay_in_the_loss():
+    head = models.ProjectionHead([4, 4, 2], use_batch_norm=True)
+    head.build((None, 3))
+    dense = keras.layers.Dense(4, bias_initializer="ones")
+    dense.build((None, 3))
+    variables = [*head.trainable_variables, *dense.trainable_variables]
+    gradients = [tf.random.stateless_normal(v.shape, [1, 2]) for v in variables]
+    for decay_biases in (True, False):
+        kinds = ("kernel", "bias") if decay_biases else ("kernel",)
+        with tf.GradientTape() as tape:
+            loss = 0.1 * sum(
+                0.5 * tf.reduce_sum(v.value**2) for v in variables if v.path.endswith(kinds)
+            )
+        decays = tape.gradient(loss, [v.value for v in variables], unconnected_gradients="zero")
+        for num_replicas in (1, 4):
+            result = optimizers.l2_gradients(
+                gradients,
+                variables,
+                weight_decay=0.1,
+                decay_biases=decay_biases,
+                num_replicas=num_replicas,
+            )
+            for total, gradient, decay in zip(result, gradients, decays, strict=True):
+                np.testing.assert_allclose(total, gradient + decay / num_replicas, rtol=1e-5)
+    assert optimizers.l2_gradients(gradients, variables, weight_decay=0.0) is gradients
+
+
+def momentum_loop(weights, gradients, learning_rate, nesterov):
+    velocity = np.zeros_like(weights)
+    for gradient in gradients:
+        velocity = 0.9 * velocity + gradient
+        weights = weights - learning_rate * (gradient + 0.9 * velocity if nesterov else velocity)
+    return weights
+
+
+def rmsprop_loop(weights, gradients, learning_rate, epsilon):
+    """Epsilon inside the square root, as in TensorFlow 1."""
+    mean_square, velocity = np.zeros_like(weights), np.zeros_like(weights)
+    for gradient in gradients:
+        mean_square = 0.9 * mean_square + 0.1 * gradient**2
+        velocity = 0.9 * velocity + learning_rate * gradient / np.sqrt(mean_square + epsilon)
+        weights = weights - velocity
+    return weights
+
+
+@pytest.mark.parametrize(
+    "name,loop",
+    [
+        ("momentum", lambda w, g: momentum_loop(w, g, 0.1, nesterov=False)),
+        ("nesterov", lambda w, g: momentum_loop(w, g, 0.1, nesterov=True)),
+        ("rmsprop", lambda w, g: rmsprop_loop(w, g, 0.1, epsilon=0.5)),
+        ("lars", lambda w, g: lars_loop(w, g, learning_rate=0.1)),
+    ],
+)
+def test_every_optimizer_equals_its_loop(name, loop):
+    weights, gradients = draw_steps(3, num_steps=1, seed=1)[0], draw_steps(3)
+    optimizer = optimizers.create_optimizer(name, 0.1, rmsprop_epsilon=0.5)
+    result = apply_all(optimizer, keras.Variable(weights), gradients)
+    np.testing.assert_allclose(result, loop(weights, gradients), rtol=1e-5)
+
+
+def test_adam_moves_every_weight_by_its_learning_rate_at_first():
+    optimizer = optimizers.create_optimizer("adam", 0.01)
+    result = apply_all(optimizer, keras.Variable([1.0, 2.0]), [[0.3, -5.0]])
+    np.testing.assert_allclose(result, [0.99, 2.01], atol=1e-5)
+
+
+def test_unknown_optimizer_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="'sgd': choose one of momentum, nesterov, lars"):
+        optimizers.create_optimizer("sgd", 0.1)
+
+
+@pytest.mark.parametrize("name", ["lars", "momentum"])
+def test_replicas_do_not_change_the_weights(name, mirrored):
+    """The optimizer sums over replicas, each of which has its part of the loss and the decay."""
+    x = draw_steps(8, 5, num_steps=3).astype(np.float32)
+    kernel = draw_steps(5, 2, num_steps=1, seed=1)[0].astype(np.float32)
+
+    def train(strategy):
+        with strategy.scope():
+            weights = keras.Variable(kernel, name="kernel")
+            bias = keras.Variable([0.1, 0.2], name="bias")
+            optimizer = optimizers.create_optimizer(name, 0.5, weight_decay=0.1)
+            optimizer.build([weights, bias])
+
+        @tf.function
+        def step(batch):
+            with tf.GradientTape() as tape:
+                outputs = tf.matmul(batch, weights.value) + bias.value
+                loss = tf.reduce_sum(outputs**2) / 8
+            variables = [weights, bias]
+            gradients = optimizers.l2_gradients(
+                tape.gradient(loss, [weights.value, bias.value]),
+                variables,
+                weight_decay=0.0 if name == "lars" else 0.1,
+                num_replicas=strategy.num_replicas_in_sync,
+            )
+            optimizer.apply(gradients, variables)
+
+        share = 8 // strategy.num_replicas_in_sync
+        for batch in x:
+            parts = strategy.experimental_distribute_values_from_function(
+                lambda context, rows=batch: tf.constant(
+                    rows[context.replica_id_in_sync_group * share :][:share]
+                )
+            )
+            strategy.run(step, args=(parts,))
+        return np.concatenate([weights.numpy().ravel(), bias.numpy()])
+
+    single = train(tf.distribute.OneDeviceStrategy("CPU:0"))
+    np.testing.assert_allclose(train(mirrored), single, rtol=1e-5)
+    assert np.abs(single[:10] - kernel.ravel()).max() > 1e-4
+
+
+def test_cosine_equals_the_reference():
+    expected = {0: 1.0, 250: 0.8535534, 500: 0.5, 1000: 0.0}
+    for step, rate in expected.items():
+        assert rate_at(step, decay="cosine", total_steps=1000) == pytest.approx(rate, abs=1e-6)
+    expected = {0: 0.0, 250: 0.5, 500: 1.0, 750: 0.5, 1000: 0.0}
+    for step, rate in expected.items():
+        options = {"decay": "cosine", "total_steps": 1000, "warmup_steps": 500}
+        assert rate_at(step, **options) == pytest.approx(rate, abs=1e-6)
+
+
+def test_exponential_stairs_end_where_the_reference_has_them():
+    """In float32, 2.4 epochs of 100 steps are a little more than 240 steps."""
+    options = {
+        "decay": "exponential",
+        "decay_rate": 0.97,
+        "epochs_per_decay": 2.4,
+        "total_steps": 2400,
+    }
+    assert rate_at(0, **options) == 1.0
+    for stair in range(1, 10):
+        assert rate_at(240 * stair, **options) == pytest.approx(0.97 ** (stair - 1), rel=1e-5)
+        assert rate_at(240 * stair + 1, **options) == pytest.approx(0.97**stair, rel=1e-5)
+    assert rate_at(2400, **options) == pytest.approx(0.97**9, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "decay_rate,epochs_per_decay,last",
+    [(0.97, 2.4, 0.97**2), (0.97, 3.4, 0.97), (0.99, 2.4, 0.9801)],
+)
+def test_exponential_after_a_warm_up_equals_the_reference(decay_rate, epochs_per_decay, last):
+    for step, rate in {0: 0.0, 250: 0.5, 500: 1.0, 1000: last}.items():
+        result = rate_at(
+            step,
+            decay="exponential",
+            decay_rate=decay_rate,
+            epochs_per_decay=epochs_per_decay,
+            total_steps=1000,
+            warmup_steps=500,
+        )
+        assert result == pytest.approx(rate, rel=1e-5)
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 5])
+def test_piecewise_drops_after_its_boundaries_counted_from_the_warm_up(warmup_epochs):
+    options = {
+        "decay": "piecewise",
+        "total_steps": 10_000,
+        "warmup_steps": warmup_epochs * STEPS_PER_EPOCH,
+    }
+    for drops, epoch in enumerate((30, 60, 80, 90)):
+        step = (epoch + warmup_epochs) * STEPS_PER_EPOCH
+        assert rate_at(step, **options) == pytest.approx(0.1**drops, rel=1e-5)
+        assert rate_at(step + 1, **options) == pytest.approx(0.1 ** (drops + 1), rel=1e-5)
+
+
+def test_piecewise_with_other_boundaries_equals_the_reference():
+    options = {"decay": "piecewise", "total_steps": 1000, "boundary_epochs": (1, 2, 3, 4)}
+    for drops in range(4):
+        step = (drops + 1) * STEPS_PER_EPOCH
+        assert rate_at(step, **options) == pytest.approx(0.1**drops, rel=1e-5)
+        assert rate_at(step + 1, **options) == pytest.approx(0.1 ** (drops + 1), rel=1e-5)
+    assert rate_at(1000, **options) == pytest.approx(1e-4, rel=1e-5)
+
+
+@pytest.mark.parametrize("decay", optimizers.SCHEDULES)
+def test_rate_is_zero_beyond_the_stage_and_the_peak_within_a_stage_of_no_length(decay):
+    assert rate_at(1001, decay=decay, total_steps=1000) == 0.0
+    assert rate_at(0, decay=decay, total_steps=1000) == 1.0
+    for step in (0, 1, 1000):
+        assert rate_at(step, decay=decay, total_steps=0) == 1.0
+
+
+def test_no_decay_keeps_the_peak():
+    assert rate_at(1000, decay="none", total_steps=1000, warmup_steps=10) == 1.0
+    assert rate_at(1000, decay="cosine", total_steps=1000, warmup_steps=1000) == 1.0
+
+
+@pytest.mark.parametrize("total_steps", [0, 99])
+def test_a_warm_up_longer_than_the_stage_is_refused(total_steps):
+    with pytest.raises(ValueError, match=f"100 steps is longer than the stage, {total_steps}"):
+        WarmUpThenDecay(1.0, total_steps=total_steps, warmup_steps=100)
+
+
+def test_unknown_decay_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="'linear': choose one of cosine, exponential"):
+        WarmUpThenDecay(1.0, decay="linear", total_steps=10)
+
+
+@pytest.mark.parametrize(
+    "base_learning_rate,batch_size,peak",
+    [(0.4, 6144, 9.6), (0.4, 4096, 6.4), (0.2, 4096, 3.2), (0.5, 4096, 8.0), (0.05, 6144, 1.2),
+     (2.5, 4096, 40.0), (0.3, 6144, 7.2), (0.5, 1024, 2.0)],
+)  # fmt: skip
+def test_learning_rate_grows_with_the_examples_of_a_batch(base_learning_rate, batch_size, peak):
+    """The peak rates of the reference's scripts, per 256 examples."""
+    assert optimizers.scaled_learning_rate(base_learning_rate, batch_size) == pytest.approx(peak)
+
+
+@pytest.mark.parametrize(
+    "recipe,pretrain_peak,linear_peak",
+    [("supcon_imagenet_resnet50", 9.6, 1.2), ("supcon_cifar10_resnet50", 8.0, 40.0)],
+)
+def test_recipes_reach_the_peak_learning_rates_of_the_reference(recipe, pretrain_peak, linear_peak):
+    lines = (RECIPES / f"{recipe}.flags").read_text().splitlines()
+    flags = dict(line.split("=", 1) for line in lines if line.startswith("--") and "=" in line)
+    for stage, peak in (("pretrain", pretrain_peak), ("linear", linear_peak)):
+        rate = float(flags[f"--{stage}_base_learning_rate"])
+        result = optimizers.scaled_learning_rate(rate, int(flags["--batch_size"]))
+        assert result == pytest.approx(peak)
