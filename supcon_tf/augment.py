@@ -339,8 +339,7 @@ def color_jitter(
 
 
 def jitter_plan(draws: tf.Tensor, *, strength: float, variant: str) -> tuple[tf.Tensor, tf.Tensor]:
-    """float32 [B, JITTER_DRAWS] -> the amounts, float32 [B, 4], and the order, int32 [B, 4].
-    """
+    """float32 [B, JITTER_DRAWS] -> the amounts, float32 [B, 4], and the order, int32 [B, 4]."""
     check_jitter(strength, variant)
     spread, turn = 0.8 * strength, 0.2 * strength
     low = max(0.0, 1.0 - spread)
@@ -372,13 +371,13 @@ def jitter(
         "tensorflow": (_add_brightness, _stretch_channels, _saturate_hsv, _turn_hue),
         "torchvision": (_scale_brightness, _stretch_gray, _saturate_gray, _turn_hue),
     }[variant]
-    values = tf.cast(images, tf.float32)
-    for slot in range(4):
-        branches = [
-            lambda k=k, values=values: steps[k](values, amounts[:, k, None, None, None])
-            for k in range(4)
-        ]
-        values = tf.clip_by_value(select(order[:, slot], branches), 0.0, 255.0)
+
+    def step(turn, values):
+        branches = [lambda k=k: steps[k](values, amounts[:, k, None, None, None]) for k in range(4)]
+        chosen = select(tf.gather(order, turn, axis=1), branches)
+        return tf.clip_by_value(chosen, 0.0, 255.0)
+
+    values = in_turn(step, tf.cast(images, tf.float32), 4)
     return to_uint8(values)
 
 
@@ -393,6 +392,19 @@ def select(index: tf.Tensor, branches: list) -> tf.Tensor:
     for number, branch in enumerate(branches[1:], start=1):
         result = tf.where((index == number)[:, None, None, None], branch(), result)
     return result
+
+
+def in_turn(step, images: tf.Tensor, count: int) -> tf.Tensor:
+    """step(count - 1, ... step(0, images)), as a loop.
+
+    Unrolled, TensorFlow's bridge to XLA would take minutes at 224 px over a chain of
+    `tf.switch_case`: it evaluates what goes into each, pixel by pixel, in search of constants.
+    """
+    return tf.while_loop(
+        lambda turn, _: turn < count,
+        lambda turn, values: (turn + 1, step(turn, values)),
+        (0, images),
+    )[1]
 
 
 def _add_brightness(values, amount):

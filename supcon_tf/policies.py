@@ -289,9 +289,7 @@ def _autoaugment(table, compat):
         applied = slots[:, :, 0] < tf.gather(tf.constant(probabilities), choice)
         return tf.where(applied, signed, 0), slots[:, :, 2:]
 
-    return _calls_stage(
-        calls, 1 + 4 * num_slots, choose, operations.AUTOAUGMENT_CONSTANTS, compat
-    )
+    return _calls_stage(calls, 1 + 4 * num_slots, choose, operations.AUTOAUGMENT_CONSTANTS, compat)
 
 
 def _randaugment(num_layers, level, compat):
@@ -333,16 +331,19 @@ def _calls_stage(calls, num_draws, choose, constants, compat):
 
     def transform(image, plan):
         rows, positions = plan
-        for slot in range(rows.shape[1]):
-            image = operations.transform(
-                image, rows[:, slot], positions[:, slot], calls=calls, **settings
-            )
-        return image
+
+        def step(slot, image):
+            row, position = tf.gather(rows, slot, axis=1), tf.gather(positions, slot, axis=1)
+            return operations.transform(image, row, position, calls=calls, **settings)
+
+        return augment.in_turn(step, image, rows.shape[1])
 
     def describe(draws, size):
         rows, _ = choose(tf.constant(draws[None], tf.float32))
         drawn = [calls[row] for row in rows.numpy()[0]]
-        return [operations.describe(c, size=size, **settings) for c in drawn if c.name != "Identity"]
+        return [
+            operations.describe(c, size=size, **settings) for c in drawn if c.name != "Identity"
+        ]
 
     return Stage(num_draws, lambda draws, size: choose(draws), transform, describe)
 

@@ -219,9 +219,7 @@ def spline_coefficients(source: tf.Tensor, destination: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.linalg.solve(system, right_side), tf.float32)
 
 
-def warp_by_spline(
-    images: tf.Tensor, destination: tf.Tensor, coefficients: tf.Tensor
-) -> tf.Tensor:
+def warp_by_spline(images: tf.Tensor, destination: tf.Tensor, coefficients: tf.Tensor) -> tf.Tensor:
     """`sparse_image_warp` with the `spline_coefficients`."""
     size = images.shape[1]
     position = tf.range(size, dtype=tf.float32)
