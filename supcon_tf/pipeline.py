@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from supcon_tf import augment
+from supcon_tf import augment, views
 from supcon_tf.policies import Policy
 from supcon_tf.sources import ArraySource, FileSource, Source, StreamSource, decode_image
 
@@ -68,39 +68,44 @@ def create_train_batches(
         seed=seed,
     )
     steps = tf.data.Dataset.counter(start_step)
+
+    def split(draws):
+        """What crops, flips and the policy consume, from draws [..., K]."""
+        crop, rest = draws[..., : augment.CROP_DRAWS], draws[..., augment.CROP_DRAWS :]
+        flips = (rest[..., 0] < 0.5) & horizontal_flip
+        return crop, flips, rest[..., 1:]
+
     if isinstance(source, ArraySource):
         images, labels = tf.constant(source.images), tf.constant(source.labels)
 
-        def crop_batch(step):
-            index, draws = plan.index(step), plan.draws(step)
-            chosen = tf.repeat(tf.gather(images, index), num_views, axis=0)  # [B V, H, W, 3]
-            boxes = _crop_boxes(chosen, _flat(draws), crop_area_range)
-            views = augment.crop_and_resize(chosen, boxes, image_size)
-            return views, tf.gather(labels, index), draws
+        def make_batch(step):
+            index = plan.index(step)
+            crop, flips, draws = split(plan.draws(step))
+            chosen = tf.gather(images, index)  # [B, H, W, 3]
+            boxes = _crop_boxes(crop, tf.shape(images)[1:3], crop_area_range)
+            made = views.augment_views(chosen, boxes, flips, draws, policy=policy, size=image_size)
+            return {"image": made, "label": tf.gather(labels, index)}
 
-        batches = steps.map(crop_batch, num_parallel_calls=tf.data.AUTOTUNE)
+        batches = steps.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE)
     else:
-        examples = _encoded_examples(source, plan, steps, start_step, seed, host, num_hosts)
 
         def crop_example(encoded, label, draws):
-            image = decode_image(encoded)[None]  # [1, H, W, 3]
-            views = tf.repeat(image, num_views, axis=0)
-            boxes = _crop_boxes(views, draws, crop_area_range)
-            return augment.crop_and_resize(views, boxes, image_size), label, draws
+            image = decode_image(encoded)
+            crop, flips, draws = split(draws)
+            boxes = _crop_boxes(crop[None], tf.shape(image)[:2], crop_area_range)[0]
+            repeated = tf.repeat(image[None], num_views, axis=0)  # [V, H, W, 3]
+            cropped = augment.crop_and_resize(repeated, boxes, image_size)
+            return augment.flip(cropped, flips), label, draws
 
+        def augment_batch(cropped, label, draws):
+            flat = tf.reshape(cropped, [rows * num_views, image_size, image_size, 3])
+            made = policy.apply(flat, tf.reshape(draws, [rows * num_views, policy.num_draws]))
+            return {"image": tf.reshape(made, cropped.shape), "label": label}
+
+        examples = _encoded_examples(source, plan, steps, start_step, seed, host, num_hosts)
         batches = examples.map(crop_example, num_parallel_calls=tf.data.AUTOTUNE)
         batches = batches.batch(rows, drop_remainder=True)
-
-    def augment_batch(views, labels, draws):
-        views = tf.reshape(views, [rows * num_views, image_size, image_size, 3])
-        draws = _flat(draws)[:, augment.CROP_DRAWS :]
-        if horizontal_flip:
-            views = augment.flip(views, draws[:, 0] < 0.5)
-        views = policy.apply(views, draws[:, 1:])
-        views = tf.reshape(views, [rows, num_views, image_size, image_size, 3])
-        return {"image": views, "label": tf.ensure_shape(labels, [rows])}
-
-    batches = batches.map(augment_batch, num_parallel_calls=tf.data.AUTOTUNE)
+        batches = batches.map(augment_batch, num_parallel_calls=tf.data.AUTOTUNE)
     if num_replicas > num_hosts:
         batches = batches.rebatch(batch_size // num_replicas, drop_remainder=True)
     return batches.prefetch(tf.data.AUTOTUNE)
@@ -243,17 +248,10 @@ def _encoded_examples(source, plan, steps, start_step, seed, host, num_hosts):
     return tf.data.Dataset.zip(indices, draws).map(read, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _crop_boxes(images, draws, area_range):
-    shape = tf.shape(images)
-    heights, widths = tf.fill([shape[0]], shape[1]), tf.fill([shape[0]], shape[2])
-    return augment.random_crop_boxes(
-        draws[:, : augment.CROP_DRAWS], heights, widths, area_range=area_range
-    )
-
-
-def _flat(draws):
-    """[B, V, K] -> [B V, K]."""
-    shape = tf.shape(draws)
-    return tf.ensure_shape(
-        tf.reshape(draws, [shape[0] * shape[1], shape[2]]), [None, draws.shape[2]]
-    )
+def _crop_boxes(draws, shape, area_range):
+    """Boxes int32 [B, V, 4] of images that all have one shape, from draws [B, V, CROP_DRAWS]."""
+    flat = tf.reshape(draws, [-1, augment.CROP_DRAWS])
+    count = tf.shape(flat)[0]
+    heights, widths = tf.fill([count], shape[0]), tf.fill([count], shape[1])
+    boxes = augment.random_crop_boxes(flat, heights, widths, area_range=area_range)
+    return tf.reshape(boxes, [*draws.shape[:2], 4])
