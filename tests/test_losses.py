@@ -181,7 +181,12 @@ def test_label_forms_are_equivalent():
     labels = np.array([0, 1, 0, 2, 1])
     features = draw_features(seed=2)
     expected = supcon_loss(labels, features)
-    for form in (labels[:, None], np.eye(3)[labels], labels.astype(np.float32), tf.constant(labels)):
+    for form in (
+        labels[:, None],
+        np.eye(3)[labels],
+        labels.astype(np.float32),
+        tf.constant(labels),
+    ):
         np.testing.assert_array_equal(supcon_loss(form, features), expected)
     large = labels.astype(np.int64) + 2**40  # equal in float32, different as integers
     np.testing.assert_array_equal(supcon_loss(large, features), expected)
@@ -350,10 +355,10 @@ def test_keras_loss_trains_and_survives_saving(tmp_path):
     y = np.arange(64) % 4
     history = model.fit(x, y, batch_size=32, epochs=30, verbose=0, shuffle=False).history["loss"]
     assert history[-1] < 0.7 * history[0]
-    expected = np.mean(supcon_loss(y, model.predict(x, verbose=0), temperature=0.2, positives_cap=4))
-    np.testing.assert_allclose(
-        model.evaluate(x, y, batch_size=64, verbose=0), expected, rtol=1e-5
+    expected = np.mean(
+        supcon_loss(y, model.predict(x, verbose=0), temperature=0.2, positives_cap=4)
     )
+    np.testing.assert_allclose(model.evaluate(x, y, batch_size=64, verbose=0), expected, rtol=1e-5)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.loss.get_config() == model.loss.get_config()
@@ -369,6 +374,7 @@ def test_every_argument_is_in_the_config():
         "positives_cap": 2,
         "scale_by_temperature": False,
         "normalize": False,
+        "block_size": 16,
         "use_labels": False,
         "reduction": "sum",
         "name": "mine",
