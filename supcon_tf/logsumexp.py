@@ -211,6 +211,34 @@ def map_row_blocks(
     return mapped(rows, columns)
 
 
+def recomputing_cond(
+    predicate: tf.Tensor, if_true: Callable, if_false: Callable, *inputs: tf.Tensor
+) -> tf.Tensor:
+    """tf.cond of functions of the inputs, whose gradient computes the branch again.
+
+    XLA cannot hand tensors of an unknown size from a branch to its gradient.
+    """
+
+    def gradients_of(function, inputs, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            result = function(*inputs)
+        return tape.gradient(result, inputs, upstream, unconnected_gradients="zero")
+
+    @tf.custom_gradient
+    def chosen(*inputs):
+        def gradient(upstream):
+            return tf.cond(
+                predicate,
+                lambda: gradients_of(if_true, inputs, upstream),
+                lambda: gradients_of(if_false, inputs, upstream),
+            )
+
+        return tf.cond(predicate, lambda: if_true(*inputs), lambda: if_false(*inputs)), gradient
+
+    return chosen(*inputs)
+
+
 def masked_logsumexp(logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Row-wise log sum exp over the entries of the mask; -inf for an empty row. [..., K] -> [...].
 

@@ -14,6 +14,7 @@ from supcon_tf.logsumexp import (
     is_safe_without_maximum,
     map_row_blocks,
     masked_logsumexp,
+    recomputing_cond,
     self_logsumexp,
 )
 
@@ -103,16 +104,17 @@ def supcon_loss(
     all_features = distribute.gather(features)  # [N, V, D]
     all_labels = None if labels is None else distribute.gather(labels)
     first = distribute.replica_offset(_length(features))
-    anchors = features[:, :1] if contrast_mode == "one_view" else features  # [B, A, D]
+    num_anchors = 1 if contrast_mode == "one_view" else num_views
 
-    def compare_without_masks():
+    def compare_without_masks(features, all_features):
+        anchors = features[:, :num_anchors]  # [B, A, D]
         sums, counts = _positive_sums(all_labels, all_features, first, features, block_size)
         denominator = _log_denominator(anchors, all_features, first, block_size)
         return _losses_from_sums(anchors, sums, counts, denominator)
 
-    def compare_with_masks():
+    def compare_with_masks(features, all_features):
         return _losses_with_masks(
-            anchors,
+            features[:, :num_anchors],
             all_features,
             all_labels,
             first,
@@ -122,15 +124,16 @@ def supcon_loss(
             block_size=block_size,
         )
 
-    if (summation_location, denominator_mode, positives_cap) != ("outside", "all", -1):
-        losses = compare_with_masks()
-    elif normalize and temperature > 1 / LARGEST_SAFE_LOGIT:
-        losses = compare_without_masks()
+    is_plain = (summation_location, denominator_mode, positives_cap) == ("outside", "all", -1)
+    if not is_plain or (normalize and temperature * LARGEST_SAFE_LOGIT <= 1):
+        losses = compare_with_masks(features, all_features)
     elif normalize:
-        losses = compare_with_masks()
+        losses = compare_without_masks(features, all_features)
     else:
         safe = is_safe_without_maximum(features, all_features)
-        losses = tf.cond(safe, compare_without_masks, compare_with_masks)
+        losses = recomputing_cond(
+            safe, compare_without_masks, compare_with_masks, features, all_features
+        )
     losses = tf.reduce_mean(losses, axis=1)  # [B, A] -> [B]
     return losses * temperature if scale_by_temperature else losses
 
