@@ -70,16 +70,18 @@ def _check_equal_shares(values, gathered):
         f"equal shares: batch with drop_remainder=True, in a size divisible by {num_replicas()}."
     )
     batch, total = values.shape[0], gathered.shape[0]
-    if batch is not None:
-        if total is not None and total != batch * num_replicas():
+    if batch is not None and total is not None:
+        if total != batch * num_replicas():
             raise ValueError(f"{message} Here {batch} of {total}.")
-        return tf.ensure_shape(gathered, [batch * num_replicas(), *values.shape[1:]])
+        return gathered
     # Shares are equal if every replica holds its part of the total: no further exchange.
     check = tf.debugging.assert_equal(
         tf.shape(gathered)[0], tf.shape(values)[0] * num_replicas(), message
     )
     with tf.control_dependencies([] if check is None else [check]):
-        return tf.ensure_shape(gathered, [None, *values.shape[1:]])
+        gathered = tf.identity(gathered)
+    static = None if batch is None else batch * num_replicas()
+    return tf.ensure_shape(gathered, [static, *values.shape[1:]])
 
 
 def replica_offset(batch: int | tf.Tensor) -> int | tf.Tensor:

@@ -220,6 +220,8 @@ def recomputing_cond(
     """
 
     def gradients_of(function, inputs, upstream):
+        # Copies, because one tensor given twice would get the sum of both gradients, twice.
+        inputs = [tf.identity(each) for each in inputs]
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             result = function(*inputs)

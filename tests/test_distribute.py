@@ -20,13 +20,15 @@ X = np.random.default_rng(0).normal(size=(NUM_EXAMPLES, 6)).astype(np.float32)
 Y = np.arange(NUM_EXAMPLES) % 3
 OPTIONS = {
     "default": {},
-    "SimCLR": {"use_labels": False},
     "one_view": {"contrast_mode": "one_view"},
     "capped inside": {"summation_location": "inside", "positives_cap": 4},
     "one_positive": {"denominator_mode": "one_positive", "temperature": 0.5},
     "not normalized": {"normalize": False},
     "small blocks": {"block_size": 5},
     "tiny temperature": {"temperature": 0.01},
+    "multi-hot": {"labels": np.eye(3)[Y] + np.eye(3)[Y // 2 % 3]},
+    "int64": {"labels": Y.astype(np.int64) + 2**40},
+    "unique labels": {"labels": np.arange(NUM_EXAMPLES)},
 }
 
 
@@ -37,27 +39,52 @@ def create_model():
     return keras.Model(inputs, keras.layers.Reshape([2, 4])(hidden))
 
 
-def train(strategy, *, labels=Y, num_steps=3, loss_of=None, **options):
+def share(context, array):
+    """This replica's part of a global batch."""
+    size = len(array) // context.num_replicas_in_sync
+    return tf.constant(array[context.replica_id_in_sync_group * size :][:size])
+
+
+def split(strategy, *arrays):
+    return [
+        strategy.experimental_distribute_values_from_function(
+            lambda context, array=array: share(context, array)
+        )
+        for array in arrays
+    ]
+
+
+def losses_and_gradients(strategy, labels=Y, **options):
+    """The loss of each local example and the gradient of their global mean, per replica."""
+    features = X.reshape(NUM_EXAMPLES, 2, 3)
+
+    def replica(x, y):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            losses = supcon_loss(y, x, **options)
+            mean = tf.reduce_sum(losses) / NUM_EXAMPLES
+        return losses, tape.gradient(mean, x)
+
+    results = tf.function(strategy.run)(replica, args=split(strategy, features, labels))
+    return [
+        np.concatenate(strategy.experimental_local_results(result), axis=0) for result in results
+    ]
+
+
+def train(strategy, *, num_steps=3):
     """Losses, first gradients and final weights of SGD steps on the same global batch."""
     with strategy.scope():
         model = create_model()
         optimizer = keras.optimizers.SGD(0.5)
         optimizer.build(model.trainable_variables)
-    num_replicas = strategy.num_replicas_in_sync
-    loss_of = loss_of or SupConLoss(reduction=None, **options)
-
-    def share(context, array):
-        size = NUM_EXAMPLES // num_replicas
-        return array[context.replica_id_in_sync_group * size :][:size]
 
     def replica_step(x, y):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(loss_of(y, model(x, training=True))) / num_replicas
+            losses = SupConLoss(reduction=None)(y, model(x, training=True))
+            loss = tf.reduce_sum(losses) / NUM_EXAMPLES
         gradients = tape.gradient(loss, model.trainable_variables)
-        context = tf.distribute.get_replica_context()
-        gradients = context.all_reduce("SUM", gradients)
-        optimizer.apply(gradients)
-        return loss, gradients
+        optimizer.apply(gradients)  # sums the gradients over the replicas
+        return loss, tf.distribute.get_replica_context().all_reduce("SUM", gradients)
 
     @tf.function
     def step(x, y):
@@ -65,12 +92,7 @@ def train(strategy, *, labels=Y, num_steps=3, loss_of=None, **options):
         first = [strategy.experimental_local_results(gradient)[0] for gradient in gradients]
         return strategy.reduce("SUM", loss, axis=None), first
 
-    batch = [
-        strategy.experimental_distribute_values_from_function(
-            lambda context, array=array: tf.constant(share(context, array))
-        )
-        for array in (X, labels)
-    ]
+    batch = split(strategy, X, Y)
     losses, first_gradients = [], None
     for _ in range(num_steps):
         loss, gradients = step(*batch)
@@ -91,26 +113,23 @@ def one_device():
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_four_replicas_equal_one_device(mirrored, one_device, name):
-    assert_all_close(train(mirrored, **OPTIONS[name]), train(one_device, **OPTIONS[name]))
+def test_losses_and_gradients_of_four_replicas_equal_one_device(mirrored, one_device, name):
+    expected = losses_and_gradients(one_device, **OPTIONS[name])
+    assert_all_close(losses_and_gradients(mirrored, **OPTIONS[name]), expected)
 
 
-@pytest.mark.parametrize(
-    "labels", [np.eye(3)[Y] + np.eye(3)[Y // 2 % 3], Y.astype(np.int64) + 2**40]
-)
-def test_four_replicas_equal_one_device_for_other_labels(mirrored, one_device, labels):
-    loss = {"loss_of": supcon_loss, "labels": labels, "num_steps": 2}
-    assert_all_close(train(mirrored, **loss), train(one_device, **loss))
+def test_three_steps_on_four_replicas_equal_one_device(mirrored, one_device):
+    assert_all_close(train(mirrored), train(one_device))
 
 
-def test_independent_local_batches_would_differ(mirrored, monkeypatch):
+def test_independent_local_batches_would_differ(mirrored, one_device, monkeypatch):
     """So that the tests above can fail: without the gather the result is another one."""
-    expected = train(mirrored)
+    losses, gradients = losses_and_gradients(one_device)
     monkeypatch.setattr(distribute, "gather", lambda values: values)
     monkeypatch.setattr(distribute, "num_replicas", lambda: 1)
-    local = train(mirrored)
-    assert abs(local[0][0] - expected[0][0]) > 0.01
-    assert np.max(np.abs(local[-1] - expected[-1])) > 0.001
+    local_losses, local_gradients = losses_and_gradients(mirrored)
+    assert abs(local_losses.mean() - losses.mean()) > 0.01
+    assert np.max(np.abs(local_gradients - gradients)) > 1e-4
 
 
 def test_gather_keeps_order_type_and_static_shape(mirrored):
@@ -122,11 +141,7 @@ def test_gather_keeps_order_type_and_static_shape(mirrored):
         return gathered, distribute.replica_offset(2) + tf.zeros([], tf.int32)
 
     for array in (np.arange(8) + 2**40, np.arange(8.0)[:, None], np.arange(8) % 2 == 0):
-        values = mirrored.experimental_distribute_values_from_function(
-            lambda context, array=array: tf.constant(
-                array[2 * context.replica_id_in_sync_group :][:2]
-            )
-        )
+        (values,) = split(mirrored, array)
         results, offsets = tf.function(mirrored.run)(replica, args=(values,))
         for result in mirrored.experimental_local_results(results):
             assert result.dtype == array.dtype
@@ -148,17 +163,22 @@ def test_fit_on_four_replicas_equals_one_device(mirrored, one_device):
     assert_all_close(fit(mirrored), fit(one_device))
 
 
-def test_a_ragged_last_batch_is_refused(mirrored):
+@pytest.mark.slow
+def test_fit_refuses_a_ragged_last_batch(mirrored):
     with pytest.raises(tf.errors.InvalidArgumentError, match="drop_remainder=True"):
         fit(mirrored, num_examples=18)
 
 
-def test_static_shares_that_differ_are_refused(mirrored):
+@pytest.mark.parametrize("is_static", [True, False])
+def test_unequal_shares_are_refused(mirrored, is_static):
+    def replica(values):
+        return distribute.gather(values if is_static else tf.boolean_mask(values, values[:, 0] > 0))
+
     values = mirrored.experimental_distribute_values_from_function(
         lambda context: tf.ones([1 + context.replica_id_in_sync_group // 3, 2])
     )
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="drop_remainder"):
-        tf.function(mirrored.run)(distribute.gather, args=(values,))
+        tf.function(mirrored.run)(replica, args=(values,))
 
 
 def free_ports(count):
@@ -191,22 +211,27 @@ def test_two_worker_processes_equal_one_device(one_device, tmp_path):
         for process in processes:
             process.kill()
     assert codes == [0, 0]
-    expected = {name: train(one_device, **options) for name, options in OPTIONS.items()}
+    expected = {"train": train(one_device)}
+    for name, options in OPTIONS.items():
+        expected[name] = losses_and_gradients(one_device, **options)
     for index in range(2):
         saved = np.load(tmp_path / f"{index}.npz")
-        for name in OPTIONS:
-            results = [saved[f"{name} {i}"] for i in range(len(expected[name]))]
-            assert_all_close(results, expected[name])
+        for name, values in expected.items():
+            if name != "train":  # a worker sees the losses and gradients of its own examples
+                values = [np.split(value, 2)[index] for value in values]
+            assert_all_close([saved[f"{name} {i}"] for i in range(len(values))], values)
 
 
 def run_worker(path):
     """What each of the two processes above does."""
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    results = {}
+    results = {"train": train(strategy)}
     for name, options in OPTIONS.items():
-        for index, result in enumerate(train(strategy, **options)):
-            results[f"{name} {index}"] = result
-    np.savez(path, **results)
+        results[name] = losses_and_gradients(strategy, **options)
+    flat = {
+        f"{name} {i}": value for name, values in results.items() for i, value in enumerate(values)
+    }
+    np.savez(path, **flat)
 
 
 if __name__ == "__main__":
