@@ -351,7 +351,7 @@ def _class_index(labels):
     order = tf.argsort(labels)
     in_order = tf.gather(labels, order)
     is_new = tf.cast(in_order[1:] != in_order[:-1], tf.int32)
-    index_in_order = tf.concat([tf.zeros_like(is_new[:1]), tf.cumsum(is_new)], axis=0)
+    index_in_order = tf.concat([tf.zeros_like(order[:1]), tf.cumsum(is_new)], axis=0)
     return tf.scatter_nd(order[:, None], index_in_order, tf.shape(labels))
 
 
