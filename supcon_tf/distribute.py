@@ -81,7 +81,8 @@ def _check_equal_shares(values, gathered):
     with tf.control_dependencies([] if check is None else [check]):
         gathered = tf.identity(gathered)
     static = None if batch is None else batch * num_replicas()
-    return tf.ensure_shape(gathered, [static, *values.shape[1:]])
+    gathered.set_shape([static, *values.shape[1:]])  # ensure_shape would fail before the check
+    return gathered
 
 
 def replica_offset(batch: int | tf.Tensor) -> int | tf.Tensor:
