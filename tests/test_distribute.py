@@ -112,7 +112,13 @@ def one_device():
     return tf.distribute.OneDeviceStrategy("CPU:0")
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+QUICK = ("default", "capped inside", "small blocks", "multi-hot")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in OPTIONS],
+)
 def test_losses_and_gradients_of_four_replicas_equal_one_device(mirrored, one_device, name):
     expected = losses_and_gradients(one_device, **OPTIONS[name])
     assert_all_close(losses_and_gradients(mirrored, **OPTIONS[name]), expected)

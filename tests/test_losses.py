@@ -298,8 +298,9 @@ def test_no_tensor_of_all_pairs_exists(contrast, summation, denominator, cap, nu
     for labels in (tf.TensorSpec([num_examples], tf.int32), tf.TensorSpec([num_examples, 3])):
         concrete = tf.function(step).get_concrete_function(labels, features, block_size)
         assert largest_tensor(concrete.graph) <= block_size * num_examples * num_views
+    if cap == 4:  # The search can find one.
         whole = tf.function(step).get_concrete_function(labels, features, 10**6)
-        assert largest_tensor(whole.graph) >= num_examples**2  # the search can find one
+        assert largest_tensor(whole.graph) >= num_examples**2
 
 
 def test_label_forms_are_equivalent():
