@@ -8,10 +8,22 @@ import keras
 import tensorflow as tf
 
 from supcon_tf import distribute
+from supcon_tf.logsumexp import (
+    LARGEST_SAFE_LOGIT,
+    cross_logsumexp,
+    is_safe_without_maximum,
+    map_row_blocks,
+    masked_logsumexp,
+    recomputing_cond,
+    self_logsumexp,
+)
 
 CONTRAST_MODES = ("all_views", "one_view")
 SUMMATION_LOCATIONS = ("outside", "inside")
 DENOMINATOR_MODES = ("all", "one_positive", "only_negatives")
+
+# Similarities that exist at a time where a mask is needed: each tensor of them takes 8 MB.
+_MASKED_ELEMENTS = 2**21
 
 
 def supcon_loss(
@@ -25,6 +37,7 @@ def supcon_loss(
     positives_cap: int = -1,
     scale_by_temperature: bool = True,
     normalize: bool = True,
+    block_size: int | None = None,
 ) -> tf.Tensor:
     """The supervised contrastive loss of each example, against the global batch.
 
@@ -37,6 +50,12 @@ def supcon_loss(
         denominator "all":             sum_{a in A(i)} exp(s_ia)
                     "one_positive":    exp(s_ip) + sum_{a in A(i), a not in P(i)} exp(s_ia)
                     "only_negatives":  sum_{a in A(i), a not in P(i)} exp(s_ia)
+
+    The similarities are visited in blocks and computed again for the gradient, so that memory
+    is linear in the batch for every option. Eq. 2 with all positives needs no mask at all:
+
+        L_i = log sum_{a in A(i)} exp(s_ia)  -  z_i . (sum of z over the class of i  -  z_i)
+                                                / (temperature |P(i)|)
 
     Inside a replica of a `tf.distribute` strategy the contrasts are the examples of all
     replicas, with gradients through the gather. An anchor without positives, or whose
@@ -60,6 +79,8 @@ def supcon_loss(
         scale_by_temperature: multiply by the temperature, so that the size of the gradient does
             not depend on it.
         normalize: divide each feature vector by its L2 norm first; a zero vector stays zero.
+        block_size: how many anchors (and, where no mask is needed, contrasts) are compared at a
+            time; None chooses. It bounds the memory and changes nothing else.
 
     Returns:
         float32 [B]: per example, the mean over its anchor views.
@@ -67,7 +88,7 @@ def supcon_loss(
     Raises:
         ValueError: for a shape or an option that does not fit.
     """
-    _check_options(temperature, contrast_mode, summation_location, denominator_mode)
+    _check_options(temperature, contrast_mode, summation_location, denominator_mode, block_size)
     features = _as_views(features)
     labels = _as_class_labels(labels, features)
     num_views = features.shape[1]
@@ -78,29 +99,42 @@ def supcon_loss(
         )
     if normalize:
         features = l2_normalize(features)
-
+    # Half of the temperature goes to each side of the product, so that both sides stay the same.
+    features /= math.sqrt(temperature)
     all_features = distribute.gather(features)  # [N, V, D]
-    own, same_class = _sample_relations(labels, features)  # both [B, N]
-    positive = own | same_class
-    negative = ~positive
-    if positives_cap >= 0:
-        rank = tf.cumsum(tf.cast(same_class & ~own, tf.int32), axis=1)  # 1 for the first
-        positive = own | (same_class & (rank <= positives_cap // num_views))
+    all_labels = None if labels is None else distribute.gather(labels)
+    first = distribute.replica_offset(_length(features))
+    num_anchors = 1 if contrast_mode == "one_view" else num_views
 
-    anchors = features[:, :1] if contrast_mode == "one_view" else features  # [B, A, D]
-    logits = tf.einsum("bad,nvd->banv", anchors, all_features) / temperature
-    other = ~tf.linalg.eye(num_views, dtype=tf.bool)[: anchors.shape[1]]  # [A, V]
-    is_self = own[:, None, :, None] & ~other[None, :, None, :]
-    positive = positive[:, None, :, None] & ~is_self  # [B, A, N, V]
-    negative = tf.broadcast_to(negative[:, None, :, None], tf.shape(logits))
-    losses = _anchor_losses(
-        _flatten_contrasts(logits),
-        _flatten_contrasts(positive),
-        _flatten_contrasts(negative),
-        summation_location=summation_location,
-        denominator_mode=denominator_mode,
-    )  # [B, A]
-    losses = tf.reduce_mean(losses, axis=1)
+    def compare_without_masks(features, all_features):
+        anchors = features[:, :num_anchors]  # [B, A, D]
+        sums, counts = _positive_sums(all_labels, all_features, first, features, block_size)
+        denominator = _log_denominator(anchors, all_features, first, block_size)
+        return _losses_from_sums(anchors, sums, counts, denominator)
+
+    def compare_with_masks(features, all_features):
+        return _losses_with_masks(
+            features[:, :num_anchors],
+            all_features,
+            all_labels,
+            first,
+            summation_location=summation_location,
+            denominator_mode=denominator_mode,
+            max_related=None if positives_cap < 0 else positives_cap // num_views,
+            block_size=block_size,
+        )
+
+    is_plain = (summation_location, denominator_mode, positives_cap) == ("outside", "all", -1)
+    if not is_plain or (normalize and temperature * LARGEST_SAFE_LOGIT <= 1):
+        losses = compare_with_masks(features, all_features)
+    elif normalize:
+        losses = compare_without_masks(features, all_features)
+    else:
+        safe = is_safe_without_maximum(features, all_features)
+        losses = recomputing_cond(
+            safe, compare_without_masks, compare_with_masks, features, all_features
+        )
+    losses = tf.reduce_mean(losses, axis=1)  # [B, A] -> [B]
     return losses * temperature if scale_by_temperature else losses
 
 
@@ -133,12 +167,13 @@ class SupConLoss(keras.losses.Loss):
         positives_cap: int = -1,
         scale_by_temperature: bool = True,
         normalize: bool = True,
+        block_size: int | None = None,
         use_labels: bool = True,
         reduction: str | None = "sum_over_batch_size",
         name: str = "supcon_loss",
     ):
         super().__init__(name=name, reduction=reduction)
-        _check_options(temperature, contrast_mode, summation_location, denominator_mode)
+        _check_options(temperature, contrast_mode, summation_location, denominator_mode, block_size)
         self.temperature = temperature
         self.contrast_mode = contrast_mode
         self.summation_location = summation_location
@@ -146,6 +181,7 @@ class SupConLoss(keras.losses.Loss):
         self.positives_cap = positives_cap
         self.scale_by_temperature = scale_by_temperature
         self.normalize = normalize
+        self.block_size = block_size
         self.use_labels = use_labels
 
     def call(self, y_true, y_pred):
@@ -159,6 +195,7 @@ class SupConLoss(keras.losses.Loss):
             positives_cap=self.positives_cap,
             scale_by_temperature=self.scale_by_temperature,
             normalize=self.normalize,
+            block_size=self.block_size,
         )
 
     def get_config(self):
@@ -171,6 +208,7 @@ class SupConLoss(keras.losses.Loss):
             "positives_cap": self.positives_cap,
             "scale_by_temperature": self.scale_by_temperature,
             "normalize": self.normalize,
+            "block_size": self.block_size,
             "use_labels": self.use_labels,
         }
 
@@ -199,9 +237,11 @@ def collapse_loss(num_examples: int, num_views: int) -> float:
     return math.log(num_examples * num_views - 1)
 
 
-def _check_options(temperature, contrast_mode, summation_location, denominator_mode):
+def _check_options(temperature, contrast_mode, summation_location, denominator_mode, block_size):
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be above 0; the paper uses 0.1.")
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size={block_size} must be at least 1, or None to choose one.")
     for name, value, allowed in (
         ("contrast_mode", contrast_mode, CONTRAST_MODES),
         ("summation_location", summation_location, SUMMATION_LOCATIONS),
@@ -254,14 +294,123 @@ def _as_class_labels(labels, features) -> tf.Tensor | None:
     return labels if rank == 1 else labels != 0
 
 
-def _sample_relations(labels, features) -> tuple[tf.Tensor, tf.Tensor]:
-    """For local example b and global example n: are they the same one, do they share a class?"""
-    batch = tf.shape(features)[0]
-    row = distribute.replica_offset(batch) + tf.range(batch)
-    own = row[:, None] == tf.range(batch * distribute.num_replicas())  # [B, N]
+def _length(tensor) -> int | tf.Tensor:
+    """The first dimension: an int where it is known."""
+    return tf.shape(tensor)[0] if tensor.shape[0] is None else tensor.shape[0]
+
+
+def _log_denominator(anchors, all_features, first, block_size):
+    """log sum_{a in A(i)} exp(s_ia) of each anchor. [B, A, D], [N, V, D] -> [B, A]."""
+    batch, num_anchors, size = _length(anchors), anchors.shape[1], anchors.shape[2]
+    num_views = all_features.shape[1]
+    rows = tf.reshape(anchors, [batch * num_anchors, size])
+    if distribute.num_replicas() == 1 and num_anchors == num_views:
+        denominator = self_logsumexp(rows, block_size=block_size)
+    else:
+        columns = tf.reshape(all_features, [_length(all_features) * num_views, size])
+        own = ((first + tf.range(batch)) * num_views)[:, None] + tf.range(num_anchors)
+        denominator = cross_logsumexp(
+            rows, columns, tf.reshape(own, [batch * num_anchors]), block_size=block_size
+        )
+    return tf.reshape(denominator, [batch, num_anchors])
+
+
+def _positive_sums(all_labels, all_features, first, features, block_size):
+    """Of each example's class, its own views included: the sum of the rows, and how many.
+
+    Returns float32 [B, D] and [B].
+    """
+    batch, num_views = _length(features), features.shape[1]
+    if all_labels is None:
+        return tf.reduce_sum(features, axis=1), tf.fill([batch], float(num_views))
+    totals = tf.reduce_sum(all_features, axis=1)  # [N, D]
+    totals = tf.pad(totals, [[0, 0], [0, 1]], constant_values=float(num_views))  # last: how many
+    if all_labels.shape.rank == 1:
+        class_index = _class_index(all_labels)
+        class_totals = tf.math.unsorted_segment_sum(totals, class_index, _length(all_labels))
+        sums = tf.gather(class_totals, _local(class_index, first, batch))
+    else:
+
+        def sum_related(local_labels, totals, example):
+            own, same_class = _relations(
+                local_labels, all_labels, first + example, _length(all_labels)
+            )
+            return tf.matmul(tf.cast(own | same_class, tf.float32), totals)
+
+        sums = map_row_blocks(
+            sum_related,
+            tf.cast(_local(all_labels, first, batch), tf.float32),
+            totals,
+            block_size=_examples_per_block(block_size, 1, _length(all_labels)),
+        )
+    return sums[:, :-1], sums[:, -1]
+
+
+def _class_index(labels):
+    """Numbers the classes from 0, in linear memory and with static shapes. [N] -> int32 [N]."""
+    order = tf.argsort(labels)
+    in_order = tf.gather(labels, order)
+    is_new = tf.cast(in_order[1:] != in_order[:-1], tf.int32)
+    index_in_order = tf.concat([tf.zeros_like(order[:1]), tf.cumsum(is_new)], axis=0)
+    return tf.scatter_nd(order[:, None], index_in_order, tf.shape(labels))
+
+
+def _local(tensor, first, batch):
+    """This replica's examples of a gathered tensor. [N, ...] -> [B, ...]."""
+    if distribute.num_replicas() == 1:
+        return tensor
+    return tf.slice(tensor, [first] + [0] * (tensor.shape.rank - 1), [batch, *tensor.shape[1:]])
+
+
+def _losses_from_sums(anchors, sums, counts, denominator):
+    """Eq. 2 from the sum of the rows of each example's class. -> [B, A]."""
+    num_positives = counts[:, None] - 1.0  # [B, 1]
+    similarity = tf.reduce_sum(anchors * (sums[:, None] - anchors), axis=-1)  # [B, A]
+    mean_similarity = similarity / tf.maximum(num_positives, 1.0)
+    return tf.where(num_positives > 0.0, denominator - mean_similarity, 0.0)
+
+
+def _losses_with_masks(
+    anchors, all_features, all_labels, first, *, max_related, block_size, **options
+):
+    """Any option: the equations with masks, for as many examples at a time as fit. -> [B, A]."""
+    num_anchors, num_views = anchors.shape[1], all_features.shape[1]
+    other_view = ~tf.linalg.eye(num_views, dtype=tf.bool)[:num_anchors]  # [A, V]
+
+    def block_losses(anchors, all_features, example):
+        labels = None if all_labels is None else tf.gather(all_labels, first + example)
+        own, same_class = _relations(labels, all_labels, first + example, _length(all_features))
+        related = same_class & ~own
+        kept = related
+        if max_related is not None:
+            kept &= tf.cumsum(tf.cast(related, tf.int32), axis=1) <= max_related
+        logits = tf.einsum("bad,nvd->banv", anchors, all_features)
+        positive = kept[:, None, :, None] | (own[:, None, :, None] & other_view[:, None, :])
+        negative = tf.broadcast_to(~(own | related)[:, None, :, None], tf.shape(logits))
+        return _anchor_losses(
+            *(_flatten_contrasts(tensor) for tensor in (logits, positive, negative)), **options
+        )
+
+    per_block = _examples_per_block(block_size, num_anchors, _length(all_features) * num_views)
+    return map_row_blocks(block_losses, anchors, all_features, block_size=per_block)
+
+
+def _examples_per_block(block_size, num_anchors, num_contrasts):
+    """How many examples to compare with all contrasts at a time."""
+    if block_size is None:
+        block_size = _MASKED_ELEMENTS // num_contrasts
+    examples = block_size // num_anchors
+    return max(examples, 1) if isinstance(examples, int) else tf.maximum(examples, 1)
+
+
+def _relations(labels, all_labels, example, num_examples) -> tuple[tf.Tensor, tf.Tensor]:
+    """For examples b and n: are they the same one, do they share a class? Both bool [B, N].
+
+    `labels` are those of the examples with the global numbers `example` [B].
+    """
+    own = example[:, None] == tf.range(num_examples)
     if labels is None:
         return own, own
-    all_labels = distribute.gather(labels)
     if labels.shape.rank == 1:
         return own, labels[:, None] == all_labels[None, :]
     shared = tf.matmul(
@@ -276,28 +425,14 @@ def _flatten_contrasts(tensor):
     return tf.reshape(tensor, [shape[0], shape[1], shape[2] * shape[3]])
 
 
-def _masked_logsumexp(logits, mask):
-    """Row-wise log sum exp over the entries of the mask; -inf for an empty row. [..., K] -> [...].
-
-    Entries outside the mask take no part in the maximum, so a large one cannot hide the others.
-    """
-    largest = tf.reduce_max(tf.where(mask, logits, logits.dtype.min), axis=-1, keepdims=True)
-    largest = tf.stop_gradient(largest)
-    terms = tf.where(mask, tf.exp(tf.where(mask, logits - largest, 0.0)), 0.0)
-    total = tf.reduce_sum(terms, axis=-1)
-    is_empty = total == 0.0
-    result = tf.math.log(tf.where(is_empty, 1.0, total)) + largest[..., 0]
-    return tf.where(is_empty, float("-inf"), result)
-
-
 def _anchor_losses(logits, positive, negative, *, summation_location, denominator_mode):
     """The loss of each anchor from its logits and two disjoint masks. [B, A, K] -> [B, A]."""
     num_positives = tf.reduce_sum(tf.cast(positive, tf.float32), axis=-1)  # [B, A]
     counts = num_positives > 0
     if denominator_mode == "all":
-        denominator = _masked_logsumexp(logits, positive | negative)[..., None]
+        denominator = masked_logsumexp(logits, positive | negative)[..., None]
     else:
-        denominator = _masked_logsumexp(logits, negative)[..., None]
+        denominator = masked_logsumexp(logits, negative)[..., None]
         if denominator_mode == "one_positive":
             has_negatives = tf.math.is_finite(denominator)
             others = tf.where(has_negatives, denominator, 0.0)
@@ -312,6 +447,6 @@ def _anchor_losses(logits, positive, negative, *, summation_location, denominato
     if summation_location == "outside":
         losses = -tf.reduce_sum(tf.where(positive, log_prob, 0.0), axis=-1) / safe_count
     else:
-        total = _masked_logsumexp(log_prob, positive)
+        total = masked_logsumexp(log_prob, positive)
         losses = tf.math.log(safe_count) - tf.where(counts, total, 0.0)
     return tf.where(counts, losses, 0.0)

@@ -83,3 +83,55 @@ def gradient(function, x, step=1e-6):
         backward[index] -= step
         result[index] = (function(forward) - function(backward)) / (2 * step)
     return result
+
+
+def supcon_loss_by_rows(labels, features, *, normalize=True, temperature=0.1, **options):
+    """`supcon_loss` above with one vector operation per anchor, for batches of hundreds."""
+    z = np.asarray(features, np.float64)
+    num_examples, num_views, _ = z.shape
+    if normalize:
+        norm = np.sqrt(np.sum(z**2, axis=-1, keepdims=True))
+        z = z / np.where(norm == 0, 1, norm)
+    if labels is None:
+        shared = np.eye(num_examples, dtype=bool)
+    elif np.ndim(labels) == 1:
+        shared = np.equal.outer(labels, labels)
+    else:
+        member = np.asarray(labels) != 0
+        shared = np.any(member[:, None] & member[None, :], axis=-1)
+    cap = options.get("positives_cap", -1)
+    num_anchors = 1 if options.get("contrast_mode") == "one_view" else num_views
+
+    losses = np.zeros(num_examples)
+    for i in range(num_examples):
+        related = shared[i].copy()
+        related[i] = False
+        kept = related & (cap < 0 or np.cumsum(related) <= cap // num_views)
+        negative = ~related
+        negative[i] = False
+        for view in range(num_anchors):
+            similarity = z @ z[i, view] / temperature  # [N, V]
+            own = np.delete(similarity[i], view)
+            losses[i] += vector_anchor_loss(
+                np.concatenate([own, similarity[kept].ravel()]),
+                similarity[negative].ravel(),
+                options.get("summation_location", "outside"),
+                options.get("denominator_mode", "all"),
+            )
+    return losses / num_anchors * (temperature if options.get("scale_by_temperature", True) else 1)
+
+
+def vector_anchor_loss(positives, negatives, summation_location, denominator_mode):
+    if len(positives) == 0 or (denominator_mode == "only_negatives" and len(negatives) == 0):
+        return 0.0
+    of_negatives = np.logaddexp.reduce(negatives) if len(negatives) else -np.inf
+    if denominator_mode == "all":
+        denominator = np.logaddexp.reduce(np.concatenate([positives, negatives]))
+    elif denominator_mode == "one_positive":
+        denominator = np.logaddexp(positives, of_negatives)
+    else:
+        denominator = of_negatives
+    log_probs = positives - denominator
+    if summation_location == "outside":
+        return -np.mean(log_probs)
+    return np.log(len(positives)) - np.logaddexp.reduce(log_probs)

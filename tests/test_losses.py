@@ -177,6 +177,132 @@ def test_random_batches_equal_the_double_loop(
     )
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    num_examples=st.integers(1, 257),
+    num_views=st.integers(1, 2),
+    label_kind=st.sampled_from(["classes", "multi-hot", "none"]),
+    temperature=st.floats(0.05, 2.0),
+    contrast=st.sampled_from(CONTRAST_MODES),
+    summation=st.sampled_from(SUMMATION_LOCATIONS),
+    denominator=st.sampled_from(DENOMINATOR_MODES),
+    cap_examples=st.integers(-1, 3),
+    normalize=st.booleans(),
+    block_size=st.one_of(st.none(), st.integers(60, 300)),
+    seed=st.integers(0, 2**16),
+)
+def test_blocks_that_do_not_divide_the_batch_evenly(
+    num_examples, num_views, label_kind, temperature, contrast, summation, denominator,
+    cap_examples, normalize, block_size, seed,
+):  # fmt: skip
+    features = draw_features(seed, num_examples, num_views, num_features=4)
+    random = np.random.default_rng(seed)
+    labels = {
+        "classes": random.integers(9, size=num_examples),
+        "multi-hot": (random.random((num_examples, 9)) < 0.1).astype(int),
+        "none": None,
+    }[label_kind]
+    options = {
+        "temperature": temperature,
+        "contrast_mode": contrast,
+        "summation_location": summation,
+        "denominator_mode": denominator,
+        "positives_cap": -1 if cap_examples < 0 else cap_examples * num_views,
+        "normalize": normalize,
+    }
+    np.testing.assert_allclose(
+        supcon_loss(labels, features, block_size=block_size, **options),
+        oracles.supcon_loss_by_rows(labels, features, **options),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_the_two_oracles_agree():
+    features, labels = draw_features(seed=10), [0, 1, 0, 0, 2]
+    for contrast, summation, denominator, cap, scale in ALL_OPTIONS:
+        options = {
+            "contrast_mode": contrast,
+            "summation_location": summation,
+            "denominator_mode": denominator,
+            "positives_cap": cap,
+            "scale_by_temperature": scale,
+        }
+        for each in (np.array(labels), np.eye(3)[labels], None):
+            np.testing.assert_allclose(
+                oracles.supcon_loss_by_rows(each, features, **options),
+                oracles.supcon_loss(each, features, **options),
+                rtol=1e-9,
+            )
+
+
+@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize("contrast", CONTRAST_MODES)
+@pytest.mark.parametrize("temperature", [0.02, 0.5])
+def test_gradients_in_blocks_equal_finite_differences(block_size, contrast, temperature):
+    features, labels = draw_features(seed=11) / 3, np.array([0, 1, 0, 0, 2])
+    for normalize in (True, False):
+        options = {"temperature": temperature, "contrast_mode": contrast, "normalize": normalize}
+        _, gradient = value_and_gradient(labels, features, block_size=block_size, **options)
+        expected = oracles.gradient(
+            lambda x, options=options: oracles.supcon_loss(labels, x, **options).sum(), features
+        )
+        np.testing.assert_allclose(gradient, expected, rtol=2e-4, atol=2e-6)
+
+
+def largest_tensor(graph):
+    """The most elements of any tensor in a graph, the bodies of its loops and its branches."""
+    largest = 0
+    for operation in graph.get_operations():
+        for tensor in operation.outputs:
+            largest = max(largest, tensor.shape.num_elements() or 0)
+        for name in ("body", "then_branch", "else_branch", "f"):
+            if name in operation.node_def.attr:
+                function = graph._get_function(operation.get_attr(name).name)
+                largest = max(largest, largest_tensor(function.graph))
+    return largest
+
+
+@pytest.mark.parametrize("contrast", CONTRAST_MODES)
+@pytest.mark.parametrize(
+    "summation,denominator,cap,num_views,normalize",
+    [
+        ("outside", "all", -1, 2, True),
+        ("outside", "all", -1, 2, False),
+        ("outside", "all", 4, 2, True),
+        ("outside", "one_positive", -1, 2, True),
+        ("inside", "only_negatives", -1, 2, True),
+        ("inside", "one_positive", 3, 1, True),
+    ],
+)
+def test_no_tensor_of_all_pairs_exists(contrast, summation, denominator, cap, num_views, normalize):
+    """Not even one of [examples, examples], in neither direction."""
+    num_examples, block_size = 120, 8
+
+    def step(labels, features, block_size):
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            losses = supcon_loss(
+                labels,
+                features,
+                contrast_mode=contrast,
+                summation_location=summation,
+                denominator_mode=denominator,
+                positives_cap=cap,
+                normalize=normalize,
+                block_size=block_size,
+            )
+        return losses, tape.gradient(losses, features)
+
+    features = tf.TensorSpec([num_examples, num_views, 4])
+    for labels in (tf.TensorSpec([num_examples], tf.int32), tf.TensorSpec([num_examples, 3])):
+        concrete = tf.function(step).get_concrete_function(labels, features, block_size)
+        assert largest_tensor(concrete.graph) <= block_size * num_examples * num_views
+    if cap == 4:  # The search can find one.
+        whole = tf.function(step).get_concrete_function(labels, features, 10**6)
+        assert largest_tensor(whole.graph) >= num_examples**2
+
+
 def test_label_forms_are_equivalent():
     labels = np.array([0, 1, 0, 2, 1])
     features = draw_features(seed=2)
@@ -319,6 +445,7 @@ def test_higher_ranks_are_flattened():
         (None, np.ones((3, 2, 4)), {"contrast_mode": "two"}, "Invalid contrast_mode"),
         (None, np.ones((3, 2, 4)), {"summation_location": "on"}, "Invalid summation_location"),
         (None, np.ones((3, 2, 4)), {"denominator_mode": "none"}, "Invalid denominator_mode"),
+        (None, np.ones((3, 2, 4)), {"block_size": 0}, "must be at least 1"),
         (None, np.ones((3, 2, 4)), {"temperature": 0.0}, "must be above 0"),
         (None, np.ones((3, 2, 4)), {"temperature": float("nan")}, "must be above 0"),
         (None, np.ones((3, 2, 4)), {"positives_cap": 3}, "multiple of the number of views, 2"),
@@ -374,6 +501,7 @@ def test_every_argument_is_in_the_config():
         "positives_cap": 2,
         "scale_by_temperature": False,
         "normalize": False,
+        "block_size": 16,
         "use_labels": False,
         "reduction": "sum",
         "name": "mine",

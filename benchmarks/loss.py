@@ -1,0 +1,229 @@
+"""Time and memory of the loss, forward and backward, against dense implementations.
+
+    python benchmarks/loss.py --torch_python=/path/to/python/with/torch
+
+Each case runs in a process of its own, so that its peak memory is its own: 2 views of 128
+features, labels of 1,000 classes. Memory is the peak above the same process before its first
+call; its inputs and libraries are loaded then. `dense` is the equations with tiled masks, as
+https://github.com/google-research/google-research/tree/master/supcon writes them; `PML` is
+SupConLoss of pytorch-metric-learning, left out unless --torch_python names a Python that has it.
+
+The limit is the time of the exact algorithm if only the matrix products and exponentials counted:
+4 N^2 D operations (N rows; each pair of rows once in each direction of the pass, and twice for
+the gradient) and N^2 exponentials, at the rates that this run measures for single operations of
+this shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+NUM_VIEWS, NUM_FEATURES, NUM_CLASSES = 2, 128, 1000
+LARGEST_DENSE = 6144
+TEMPERATURE = 0.1
+
+
+def dense_supcon_loss(labels, features):
+    """Eq. 2 with the [V B, V B] logits, masks and exponentials, as the reference writes it."""
+    import tensorflow as tf
+
+    batch = tf.shape(features)[0]
+    num_rows = batch * NUM_VIEWS
+    features = tf.math.l2_normalize(features, axis=-1)
+    rows = tf.reshape(tf.transpose(features, [1, 0, 2]), [num_rows, NUM_FEATURES])
+    logits = tf.matmul(rows, rows, transpose_b=True) / TEMPERATURE
+    logits -= tf.stop_gradient(tf.reduce_max(logits, axis=1, keepdims=True))
+    exponentials = tf.exp(logits)
+
+    same = tf.cast(labels[:, None] == labels[None, :], tf.float32)
+    not_self = 1.0 - tf.eye(num_rows)
+    positives = tf.tile(same, [NUM_VIEWS, NUM_VIEWS]) * not_self
+    negatives = tf.tile(1.0 - same, [NUM_VIEWS, NUM_VIEWS])
+    num_positives = tf.reduce_sum(positives, axis=1)
+
+    denominator = tf.reduce_sum(exponentials * negatives, axis=1, keepdims=True)
+    denominator += tf.reduce_sum(exponentials * positives, axis=1, keepdims=True)
+    log_probs = (logits - tf.math.log(denominator)) * positives
+    losses = -tf.math.divide_no_nan(tf.reduce_sum(log_probs, axis=1), num_positives)
+    return tf.reduce_mean(tf.reshape(losses, [NUM_VIEWS, batch]), axis=0) * TEMPERATURE
+
+
+def tensorflow_step(loss, batch, jit_compile):
+    import tensorflow as tf
+
+    features = tf.random.stateless_normal([batch, NUM_VIEWS, NUM_FEATURES], [1, 2])
+    labels = tf.random.stateless_uniform([batch], [1, 2], 0, NUM_CLASSES, tf.int32)
+
+    @tf.function(jit_compile=jit_compile)
+    def step(labels, features):
+        with tf.GradientTape() as tape:
+            tape.watch(features)
+            value = tf.reduce_mean(loss(labels, features))
+        return value, tape.gradient(value, features)
+
+    def run():
+        value, gradient = step(labels, features)
+        gradient.numpy()
+        return float(value)
+
+    # An idle TensorFlow process has started its threads and run an operation.
+    tf.reduce_sum(tf.matmul(features[0], features[0], transpose_b=True)).numpy()
+    return run
+
+
+def torch_step(batch):
+    import torch
+    from pytorch_metric_learning.losses import SupConLoss
+
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(NUM_VIEWS * batch, NUM_FEATURES, generator=generator)
+    labels = torch.randint(NUM_CLASSES, [batch], generator=generator).repeat(NUM_VIEWS)
+    loss = SupConLoss(temperature=TEMPERATURE)
+
+    def run():
+        rows = features.clone().requires_grad_()
+        value = loss(rows, labels)
+        value.backward()
+        return float(value) * TEMPERATURE
+
+    return run
+
+
+def peak_megabytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure(name, batch):
+    """Runs one case in this process."""
+    if name == "PML":
+        run = torch_step(batch)
+    elif name == "dense":
+        run = tensorflow_step(dense_supcon_loss, batch, jit_compile=False)
+    else:
+        from supcon_tf.losses import supcon_loss
+
+        run = tensorflow_step(supcon_loss, batch, jit_compile=name == "blocked, jit")
+    idle = peak_megabytes()
+    start = time.perf_counter()
+    loss = run()  # traces and compiles, which is nothing beside the largest batches
+    first = time.perf_counter() - start
+    seconds, start = [first] if first > 30 else [], time.perf_counter()
+    while not seconds or (first <= 30 and len(seconds) < 100 and time.perf_counter() - start < 4):
+        before = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - before)
+    return {
+        "loss": loss,
+        "seconds": statistics.median(seconds),
+        "megabytes": peak_megabytes() - idle,
+        "total_megabytes": peak_megabytes(),
+    }
+
+
+def measure_rates():
+    """Products of [2048, 128] with its transpose, and exponentials of the result, per second."""
+    import tensorflow as tf
+
+    rows = tf.random.stateless_normal([2048, NUM_FEATURES], [1, 2]) / 16
+    matrix = tf.matmul(rows, rows, transpose_b=True)
+
+    def rate(function, amount):
+        timed = tf.function(function)
+        seconds = []
+        for _ in range(40):
+            before = time.perf_counter()
+            timed().numpy()
+            seconds.append(time.perf_counter() - before)
+        return amount / min(seconds)  # a limit: what the machine can do when nothing disturbs it
+
+    return {
+        "operations": rate(
+            lambda: tf.matmul(rows, rows, transpose_b=True), 2 * 2048**2 * NUM_FEATURES
+        ),
+        "exponentials": rate(lambda: tf.exp(matrix), 2048**2),
+    }
+
+
+def in_own_process(python, name, batch=0):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [python, __file__, f"--case={name}", f"--batch={batch}"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{name} at batch {batch} failed:\n{result.stderr[-2000:]}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def print_row(cells):
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def compare(batches, torch_python, repeats):
+    """Prints one row per batch: medians over the repeats, interleaved."""
+    rates = in_own_process(sys.executable, "rates")
+    print(
+        f"{os.cpu_count()} cores; matrix product {rates['operations'] / 1e9:.0f} GFLOP/s at inner "
+        f"size {NUM_FEATURES}, exp {rates['exponentials'] / 1e9:.2f} G/s\n"
+    )
+    names = ["blocked", "blocked, jit", "dense", *(["PML"] if torch_python else [])]
+    header = ["batch", *(f"{name}: s, MB" for name in names), "dense / blocked"]
+    header += ["PML / blocked", "ps per N^2", "limit / blocked"]
+    print_row(header)
+    print_row(["---:"] * len(header))
+    for batch in batches:
+        results = {name: [] for name in names if not is_too_large(name, batch)}
+        for _ in range(repeats if batch <= LARGEST_DENSE else 1):
+            for name, runs in results.items():
+                python = torch_python if name == "PML" else sys.executable
+                runs.append(in_own_process(python, name, batch))
+        print_row([f"{batch:,}", *summarise(results, names, batch, rates)])
+
+
+def is_too_large(name, batch):
+    return name in ("dense", "PML") and batch > LARGEST_DENSE
+
+
+def summarise(results, names, batch, rates):
+    def median(name, key):
+        return statistics.median(run[key] for run in results[name])
+
+    cells = [
+        f"{median(name, 'seconds'):.3g}, {median(name, 'megabytes'):,.0f}"
+        if name in results
+        else ""
+        for name in names
+    ]
+    seconds, pairs = median("blocked", "seconds"), (NUM_VIEWS * batch) ** 2
+    for name in ("dense", "PML"):
+        cells.append(f"{median(name, 'seconds') / seconds:.1f}" if name in results else "")
+    limit = 4 * pairs * NUM_FEATURES / rates["operations"] + pairs / rates["exponentials"]
+    return [*cells, f"{seconds / pairs * 1e12:,.0f}", f"{limit / seconds:.0%}"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", default="128,512,2048,6144,16384,65536")
+    parser.add_argument("--repeats", type=int, default=3, help="processes per case up to 6,144")
+    parser.add_argument("--torch_python", help="a Python with pytorch-metric-learning")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case == "rates":
+        print(json.dumps(measure_rates()))
+    elif arguments.case:
+        print(json.dumps(measure(arguments.case, arguments.batch)))
+    else:
+        batches = [int(batch) for batch in arguments.batches.split(",")]
+        compare(batches, arguments.torch_python, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from supcon_tf.logsumexp import (
+    cross_logsumexp,
+    is_safe_without_maximum,
+    map_row_blocks,
+    masked_logsumexp,
+    recomputing_cond,
+    self_logsumexp,
+)
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def oracle(rows, columns, own, upstream):
+    """Values and gradients in float64: d lse_i / d s_ij is the softmax of row i."""
+    rows, columns = rows.astype(np.float64), columns.astype(np.float64)
+    exponentials = np.exp(rows @ columns.T)
+    if own is not None:
+        exponentials[np.arange(len(rows)), own] = 0
+    sums = exponentials.sum(axis=1)
+    with np.errstate(divide="ignore"):
+        values = np.log(sums)
+    weights = exponentials * np.divide(upstream, sums, where=sums > 0, out=0 * sums)[:, None]
+    return values, weights @ columns, weights.T @ rows
+
+
+def value_and_gradients(function, inputs, upstream):
+    inputs = [tf.constant(each) for each in inputs]
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        values = function(*inputs)
+    return values, *tape.gradient(values, inputs, tf.constant(upstream))
+
+
+def assert_all_close(results, expected):
+    for result, value in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, value, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    num_rows=st.integers(1, 257),
+    block_size=st.one_of(st.none(), st.integers(20, 300)),
+    seed=st.integers(0, 999),
+)
+def test_rows_against_themselves_in_any_blocks(num_rows, block_size, seed):
+    vectors, upstream = draw(seed, num_rows, 5), draw(seed + 1, num_rows)
+    own = np.arange(num_rows)
+    values, of_rows, of_columns = oracle(vectors, vectors, own, upstream)
+    results = value_and_gradients(
+        lambda v: self_logsumexp(v, block_size=block_size), [vectors], upstream
+    )
+    assert_all_close(results, [values, of_rows + of_columns])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    num_rows=st.integers(1, 100),
+    num_columns=st.integers(1, 257),
+    has_own=st.booleans(),
+    block_size=st.one_of(st.none(), st.integers(20, 300)),
+    seed=st.integers(0, 999),
+)
+def test_rows_against_other_columns_in_any_blocks(num_rows, num_columns, has_own, block_size, seed):
+    rows, columns = draw(seed, num_rows, 5), draw(seed + 1, num_columns, 5)
+    upstream = draw(seed + 2, num_rows)
+    own = np.random.default_rng(seed).integers(num_columns, size=num_rows) if has_own else None
+    own_column = None if own is None else tf.constant(own, tf.int32)
+    results = value_and_gradients(
+        lambda r, c: cross_logsumexp(r, c, own_column, block_size=block_size),
+        [rows, columns],
+        upstream,
+    )
+    assert_all_close(results, oracle(rows, columns, own, upstream))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("block_size", [None, 7])
+def test_compiled_with_unknown_sizes(jit_compile, block_size):
+    signature = [tf.TensorSpec([None, 5]), tf.TensorSpec([None, 5]), tf.TensorSpec([None])]
+
+    @tf.function(input_signature=signature, jit_compile=jit_compile)
+    def both(rows, columns, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch([rows, columns])
+            own = tf.range(tf.shape(rows)[0])
+            values = cross_logsumexp(rows, columns, own, block_size=block_size)
+            values += self_logsumexp(rows, block_size=block_size)
+        return values, *tape.gradient(values, [rows, columns], upstream)
+
+    for num_rows, num_columns in ((9, 23), (16, 16)):
+        rows, columns, upstream = draw(0, num_rows, 5), draw(1, num_columns, 5), draw(2, num_rows)
+        own = np.arange(num_rows)
+        values, of_rows, of_columns = oracle(rows, columns, own, upstream)
+        self_values, of_self, also_of_self = oracle(rows, rows, own, upstream)
+        expected = [values + self_values, of_rows + of_self + also_of_self, of_columns]
+        assert_all_close(both(rows, columns, upstream), expected)
+
+
+def test_the_whole_safe_range_is_exact():
+    """Products from -39 to 39: the smallest sums and the largest stay inside float32."""
+    angles = np.linspace(0, np.pi, 50, dtype=np.float32)
+    vectors = np.sqrt(np.float32(39)) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert is_safe_without_maximum(vectors, vectors)
+    assert not is_safe_without_maximum(vectors * 1.1, vectors)
+    upstream = draw(0, 50)
+    for rows, columns in ((vectors, vectors), (vectors[:1], -vectors[:1]), (vectors, vectors[:7])):
+        results = value_and_gradients(
+            lambda r, c: cross_logsumexp(r, c, block_size=16),
+            [rows, columns],
+            upstream[: len(rows)],
+        )
+        expected = oracle(rows, columns, None, upstream[: len(rows)])
+        for result, value in zip(results, expected, strict=True):
+            np.testing.assert_allclose(result, value, rtol=2e-5, atol=2e-4)
+
+
+def test_a_single_row_has_an_empty_sum_and_no_gradient():
+    values, gradient = value_and_gradients(self_logsumexp, [draw(0, 1, 3)], np.ones(1, np.float32))
+    np.testing.assert_array_equal(values, [-np.inf])
+    np.testing.assert_array_equal(gradient, np.zeros((1, 3)))
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 11, 30])
+def test_a_function_of_rows_is_the_same_in_blocks(block_size):
+    scale = tf.constant(draw(3, 11))
+
+    def function(rows, columns, numbers):
+        return (
+            tf.nn.softmax(tf.matmul(rows, columns, transpose_b=True))
+            @ columns
+            * (tf.gather(scale, numbers)[:, None])
+        )
+
+    inputs, upstream = [draw(0, 11, 4), draw(1, 6, 4)], draw(2, 11, 4)
+    assert_all_close(
+        value_and_gradients(
+            lambda r, c: map_row_blocks(function, r, c, block_size=block_size), inputs, upstream
+        ),
+        value_and_gradients(lambda r, c: function(r, c, tf.range(11)), inputs, upstream),
+    )
+
+
+def test_masked_entries_take_no_part_in_the_maximum():
+    logits = tf.constant([[1000.0, -1000.0, -1001.0], [0.0, 1.0, 2.0]])
+    mask = tf.constant([[False, True, True], [False, False, False]])
+    values = masked_logsumexp(logits, mask)
+    np.testing.assert_allclose(values[0], -1000 + np.log1p(np.exp(-1)), rtol=1e-6)
+    assert values[1] == -np.inf
+
+
+@pytest.mark.parametrize("predicate", [True, False])
+def test_recomputing_cond_is_cond(predicate):
+    inputs, upstream = [draw(0, 3), draw(1, 3)], draw(2, 3)
+    results = value_and_gradients(
+        lambda x, y: recomputing_cond(
+            tf.constant(predicate), lambda x, y: x * y, lambda x, y: tf.square(x), x, y
+        ),
+        inputs,
+        upstream,
+    )
+    x, y = inputs
+    if predicate:
+        assert_all_close(results, [x * y, upstream * y, upstream * x])
+    else:
+        assert_all_close(results, [x**2, 2 * upstream * x, 0 * y])
