@@ -19,10 +19,12 @@ COMMON_FLAGS = (
     "eval_batch_size", "steps_per_loop", "summary_interval_steps",
     "save_interval_steps", "max_checkpoints_to_keep",
 )  # fmt: skip
-INPUT_FLAGS = ("batch_size", "crop_area_range", "horizontal_flip")
+INPUT_FLAGS = ("batch_size", "horizontal_flip")
 STAGE_FLAGS = {
     "pretrain": (
-        *COMMON_FLAGS, *INPUT_FLAGS, "num_views", "augmentation_type", "augmentation_magnitude",
+        *COMMON_FLAGS, *INPUT_FLAGS, "num_views", "crop_area_range",
+        "augmentation_type", "augmentation_magnitude", "augmentation_compat",
+        "randaugment_num_layers", "use_pytorch_color_jitter", "warp_probability",
         "encoder", "resnet_depth", "resnet_width", "first_conv_kernel_size", "first_conv_stride",
         "use_initial_max_pool", "use_global_batch_norm", "projection_head_layers",
         "projection_head_use_batch_norm", "projection_head_use_batch_norm_beta",
@@ -35,7 +37,9 @@ STAGE_FLAGS = {
         "use_bias_weight_decay",
     ),
     "linear": (
-        *COMMON_FLAGS, *INPUT_FLAGS, "linear_augmentation_type", "augmentation_magnitude",
+        *COMMON_FLAGS, *INPUT_FLAGS, "linear_crop_area_range",
+        "linear_augmentation_type", "augmentation_magnitude", "augmentation_compat",
+        "randaugment_num_layers", "use_pytorch_color_jitter", "warp_probability",
         "normalize_embedding", "zero_initialize_classifier", "label_smoothing",
         "linear_epochs", "linear_optimizer", "linear_base_learning_rate",
         "linear_weight_decay", "linear_warmup_epochs", "linear_learning_rate_decay",
@@ -132,19 +136,52 @@ def _define_data_flags():
     flags.DEFINE_list(
         "crop_area_range", ["0.5", "1.0"], "Share of the image that a random crop covers: low,high."
     )
+    flags.DEFINE_list(
+        "linear_crop_area_range",
+        ["0.8", "1.0"],
+        "The same for the linear stage, whose test images are cropped little.",
+    )
     flags.DEFINE_enum(
         "horizontal_flip",
         "auto",
         ["auto", "true", "false"],
         "Mirror views with probability 0.5; auto: unless the classes are digits or letters.",
     )
-    types = ["simclr", "identity"]
+    _define_augmentation_flags()
+
+
+def _define_augmentation_flags():
+    types = [
+        "autoaugment", "autoaugment_cifar10", "autoaugment_svhn", "randaugment", "simclr",
+        "stacked_randaugment", "identity",
+    ]  # fmt: skip
     flags.DEFINE_enum("augmentation_type", "simclr", types, "What views meet after crop and flip.")
-    flags.DEFINE_float(
-        "augmentation_magnitude", 0.5, "Strength of the augmentation; 0 turns it off."
-    )
     flags.DEFINE_enum(
         "linear_augmentation_type", "identity", types, "The same for the linear stage."
+    )
+    flags.DEFINE_float(
+        "augmentation_magnitude",
+        0.5,
+        "simclr: strength of the jitter, 1.0 for ImageNet; randaugment: level up to 10. "
+        "AutoAugment's tables carry their own. 0 turns every augmentation off.",
+    )
+    flags.DEFINE_enum(
+        "augmentation_compat",
+        "pillow",
+        ["pillow", "reference"],
+        "pillow: operations equal Pillow's, distances scale with the image; reference: as the "
+        "library that the published recipes used.",
+    )
+    flags.DEFINE_integer("randaugment_num_layers", 2, "Operations per view.", lower_bound=1)
+    flags.DEFINE_bool(
+        "use_pytorch_color_jitter", False, "torchvision's colour jitter instead of TensorFlow's."
+    )
+    flags.DEFINE_float(
+        "warp_probability",
+        0.0,
+        "Of the spline warp in simclr and stacked_randaugment; 0 in the published recipes.",
+        lower_bound=0.0,
+        upper_bound=1.0,
     )
 
 
@@ -244,7 +281,8 @@ def _define_validators():
     flags.register_validator(
         "temperature", lambda value: value > 0, "must be above 0; the paper uses 0.1."
     )
-    flags.register_validator("crop_area_range", _check_area_range)
+    for name in ("crop_area_range", "linear_crop_area_range"):
+        flags.register_validator(name, _check_area_range)
     flags.register_validator("projection_head_layers", _check_positive_integers)
     for stage in ("pretrain", "linear"):
         flags.register_validator(f"{stage}_decay_boundary_epochs", _check_numbers)

@@ -43,7 +43,7 @@ def self_logsumexp(vectors: tf.Tensor, *, block_size: int | None = None) -> tf.T
     Returns:
         float32 [N].
     """
-    num_rows = _length(vectors)
+    num_rows = length(vectors)
     if block_size is None and isinstance(num_rows, int) and num_rows <= _BLOCK_ROWS:
         return _self_logsumexp_of_one_block(vectors)
     num_blocks, block = _divide(num_rows, block_size)
@@ -103,7 +103,7 @@ def cross_logsumexp(
     Returns:
         float32 [R].
     """
-    num_rows, num_columns = _length(rows), _length(columns)
+    num_rows, num_columns = length(rows), length(columns)
     num_row_blocks, row_block = _divide(num_rows, block_size)
     num_column_blocks, column_block = _divide(num_columns, block_size)
     num_steps = num_row_blocks * num_column_blocks
@@ -170,7 +170,7 @@ def map_row_blocks(
     Returns:
         float32 [B, ...].
     """
-    num_rows = _length(rows)
+    num_rows = length(rows)
     if isinstance(num_rows, int) and isinstance(block_size, int) and num_rows <= block_size:
         return function(rows, columns, tf.range(num_rows))
     num_blocks, block = _divide(num_rows, block_size)
@@ -272,7 +272,7 @@ def _self_logsumexp_of_one_block(vectors):
     return logsumexp(vectors)
 
 
-def _length(tensor):
+def length(tensor: tf.Tensor) -> int | tf.Tensor:
     """The first dimension: an int where it is known."""
     return tf.shape(tensor)[0] if tensor.shape[0] is None else tensor.shape[0]
 
@@ -286,7 +286,7 @@ def _divide(num_rows, block_size):
 
 def _as_blocks(rows, num_blocks, block):
     """[R, ...] -> [blocks, block, ...], filled up with zeros."""
-    padding = [[0, num_blocks * block - _length(rows)]] + [[0, 0]] * (rows.shape.rank - 1)
+    padding = [[0, num_blocks * block - length(rows)]] + [[0, 0]] * (rows.shape.rank - 1)
     return tf.reshape(tf.pad(rows, padding), [num_blocks, block, *rows.shape[1:]])
 
 

@@ -12,6 +12,7 @@ from supcon_tf.logsumexp import (
     LARGEST_SAFE_LOGIT,
     cross_logsumexp,
     is_safe_without_maximum,
+    length,
     map_row_blocks,
     masked_logsumexp,
     recomputing_cond,
@@ -103,7 +104,7 @@ def supcon_loss(
     features /= math.sqrt(temperature)
     all_features = distribute.gather(features)  # [N, V, D]
     all_labels = None if labels is None else distribute.gather(labels)
-    first = distribute.replica_offset(_length(features))
+    first = distribute.replica_offset(length(features))
     num_anchors = 1 if contrast_mode == "one_view" else num_views
 
     def compare_without_masks(features, all_features):
@@ -294,20 +295,15 @@ def _as_class_labels(labels, features) -> tf.Tensor | None:
     return labels if rank == 1 else labels != 0
 
 
-def _length(tensor) -> int | tf.Tensor:
-    """The first dimension: an int where it is known."""
-    return tf.shape(tensor)[0] if tensor.shape[0] is None else tensor.shape[0]
-
-
 def _log_denominator(anchors, all_features, first, block_size):
     """log sum_{a in A(i)} exp(s_ia) of each anchor. [B, A, D], [N, V, D] -> [B, A]."""
-    batch, num_anchors, size = _length(anchors), anchors.shape[1], anchors.shape[2]
+    batch, num_anchors, size = length(anchors), anchors.shape[1], anchors.shape[2]
     num_views = all_features.shape[1]
     rows = tf.reshape(anchors, [batch * num_anchors, size])
     if distribute.num_replicas() == 1 and num_anchors == num_views:
         denominator = self_logsumexp(rows, block_size=block_size)
     else:
-        columns = tf.reshape(all_features, [_length(all_features) * num_views, size])
+        columns = tf.reshape(all_features, [length(all_features) * num_views, size])
         own = ((first + tf.range(batch)) * num_views)[:, None] + tf.range(num_anchors)
         denominator = cross_logsumexp(
             rows, columns, tf.reshape(own, [batch * num_anchors]), block_size=block_size
@@ -320,20 +316,20 @@ def _positive_sums(all_labels, all_features, first, features, block_size):
 
     Returns float32 [B, D] and [B].
     """
-    batch, num_views = _length(features), features.shape[1]
+    batch, num_views = length(features), features.shape[1]
     if all_labels is None:
         return tf.reduce_sum(features, axis=1), tf.fill([batch], float(num_views))
     totals = tf.reduce_sum(all_features, axis=1)  # [N, D]
     totals = tf.pad(totals, [[0, 0], [0, 1]], constant_values=float(num_views))  # last: how many
     if all_labels.shape.rank == 1:
         class_index = _class_index(all_labels)
-        class_totals = tf.math.unsorted_segment_sum(totals, class_index, _length(all_labels))
+        class_totals = tf.math.unsorted_segment_sum(totals, class_index, length(all_labels))
         sums = tf.gather(class_totals, _local(class_index, first, batch))
     else:
 
         def sum_related(local_labels, totals, example):
             own, same_class = _relations(
-                local_labels, all_labels, first + example, _length(all_labels)
+                local_labels, all_labels, first + example, length(all_labels)
             )
             return tf.matmul(tf.cast(own | same_class, tf.float32), totals)
 
@@ -341,7 +337,7 @@ def _positive_sums(all_labels, all_features, first, features, block_size):
             sum_related,
             tf.cast(_local(all_labels, first, batch), tf.float32),
             totals,
-            block_size=_examples_per_block(block_size, 1, _length(all_labels)),
+            block_size=_examples_per_block(block_size, 1, length(all_labels)),
         )
     return sums[:, :-1], sums[:, -1]
 
@@ -379,7 +375,7 @@ def _losses_with_masks(
 
     def block_losses(anchors, all_features, example):
         labels = None if all_labels is None else tf.gather(all_labels, first + example)
-        own, same_class = _relations(labels, all_labels, first + example, _length(all_features))
+        own, same_class = _relations(labels, all_labels, first + example, length(all_features))
         related = same_class & ~own
         kept = related
         if max_related is not None:
@@ -391,7 +387,7 @@ def _losses_with_masks(
             *(_flatten_contrasts(tensor) for tensor in (logits, positive, negative)), **options
         )
 
-    per_block = _examples_per_block(block_size, num_anchors, _length(all_features) * num_views)
+    per_block = _examples_per_block(block_size, num_anchors, length(all_features) * num_views)
     return map_row_blocks(block_losses, anchors, all_features, block_size=per_block)
 
 

@@ -28,7 +28,8 @@ ALLOWED = {
     "augment": set(),
     "models": {"resnet"},
     "resnet": set(),
-    "losses": {"distribute"},
+    "losses": {"distribute", "logsumexp"},
+    "logsumexp": set(),
     "distribute": set(),
     "optimizers": set(),
 }  # fmt: skip

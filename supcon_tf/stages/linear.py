@@ -8,7 +8,7 @@ import time
 import keras
 import tensorflow as tf
 
-from supcon_tf import checkpoint, command_line, metrics, models, pipeline, policies
+from supcon_tf import checkpoint, command_line, metrics, models, pipeline
 from supcon_tf import train as training
 from supcon_tf.stages import pretrain, setup
 from supcon_tf.stages.stage_folder import StageFolder, fingerprint, save_model, write_json
@@ -28,9 +28,7 @@ def run(flags, strategy) -> dict:
             return folder.result()
         train_source, test_source = setup.load_sources(flags)
         setup.check_batches(flags, strategy, train_source)
-        policy = policies.create_policy(
-            flags.linear_augmentation_type, magnitude=flags.augmentation_magnitude
-        )
+        policy = setup.create_policy(flags, flags.linear_augmentation_type)
         schedule = setup.create_schedule(flags, "linear", train_source.num_examples)
 
         with strategy.scope():
@@ -68,6 +66,7 @@ def run(flags, strategy) -> dict:
                 image_size=image_size,
                 policy=policy,
                 num_views=1,
+                crop_area_range=flags.linear_crop_area_range,
                 start_step=start_step,
             ),
             checkpoints=checkpoint.CheckpointFolder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from supcon_tf import checkpoint, command_line, losses, metrics, models, pipeline, policies
+from supcon_tf import checkpoint, command_line, losses, metrics, models, pipeline
 from supcon_tf import train as training
 from supcon_tf.sources import default_image_size, whitening_constants
 from supcon_tf.stages import setup
@@ -24,9 +24,7 @@ def run(flags, strategy) -> dict:
         train_source, test_source = setup.load_sources(flags)
         setup.check_batches(flags, strategy, train_source)
         image_size = flags.image_size or default_image_size(train_source)
-        policy = policies.create_policy(
-            flags.augmentation_type, magnitude=flags.augmentation_magnitude
-        )
+        policy = setup.create_policy(flags, flags.augmentation_type)
         _check_microbatch(flags, strategy)
         schedule = setup.create_schedule(flags, "pretrain", train_source.num_examples)
 
@@ -63,6 +61,7 @@ def run(flags, strategy) -> dict:
                 image_size=image_size,
                 policy=policy,
                 num_views=flags.num_views,
+                crop_area_range=flags.crop_area_range,
                 start_step=start_step,
             ),
             checkpoints=checkpoint.CheckpointFolder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from supcon_tf import command_line, distribute, optimizers, pipeline, sources
+from supcon_tf import command_line, distribute, optimizers, pipeline, policies, sources
 
 
 def start(flags) -> tf.distribute.Strategy:
@@ -46,7 +46,21 @@ def check_batches(flags, strategy, train_source) -> None:
         )
 
 
-def create_train_batches(flags, strategy, source, *, image_size, policy, num_views, start_step):
+def create_policy(flags, augmentation_type: str) -> policies.Policy:
+    """The augmentation of a stage."""
+    return policies.create_policy(
+        augmentation_type,
+        magnitude=flags.augmentation_magnitude,
+        compat=flags.augmentation_compat,
+        num_layers=flags.randaugment_num_layers,
+        jitter_variant="torchvision" if flags.use_pytorch_color_jitter else "tensorflow",
+        warp_probability=flags.warp_probability,
+    )
+
+
+def create_train_batches(
+    flags, strategy, source, *, image_size, policy, num_views, crop_area_range, start_step
+):
     """The training batches of one stage, from a step on."""
     flip = flags.horizontal_flip
     return pipeline.create_train_batches(
@@ -57,7 +71,7 @@ def create_train_batches(flags, strategy, source, *, image_size, policy, num_vie
         seed=flags.seed,
         num_views=num_views,
         start_step=start_step,
-        crop_area_range=command_line.numbers(flags.crop_area_range),
+        crop_area_range=command_line.numbers(crop_area_range),
         horizontal_flip=sources.may_flip(flags.dataset) if flip == "auto" else flip == "true",
         num_replicas=strategy.num_replicas_in_sync,
     )
