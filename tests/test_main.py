@@ -158,6 +158,21 @@ def test_a_second_run_in_the_same_folder_is_refused(digits):
     run_inside(*SHORT, f"--model_dir={model_dir}")  # A lock goes with its process.
 
 
+def test_a_remote_folder_works_and_is_locked_while_its_owner_is_alive():
+    """TensorFlow's in-memory file system stands for gs://."""
+    from supcon_tf.stages import stage_folder
+
+    run_inside(*SHORT, "--model_dir=ram://run")
+    evaluation = stage_folder.read_json("ram://run/eval/eval.json")
+    assert evaluation["num_examples"] == 360
+    lock, owner = "ram://run/eval/lock", {"host": "other", "process": 7}
+    stage_folder.write_json(lock, {**owner, "time": time.time()})
+    with pytest.raises(ValueError, match="other, process 7"):
+        run_inside(*SHORT, "--mode=eval", "--model_dir=ram://run")
+    stage_folder.write_json(lock, {**owner, "time": time.time() - 601})  # Died long ago.
+    run_inside(*SHORT, "--mode=eval", "--model_dir=ram://run")
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(digits, tmp_path):
     model_dir, _ = digits
     copy = tmp_path / "copy"

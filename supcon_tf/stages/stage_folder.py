@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import socket
+import threading
 import time
 
 import keras
@@ -153,20 +154,14 @@ def fingerprint(path: str) -> str:
         return hashlib.sha256(file.read()).hexdigest()
 
 
-@contextlib.contextmanager
 def _lock(path):
-    """Refuses a second run; a local lock ends with its process, a remote one grows stale."""
-    if "://" in path:
-        held = read_json(path)
-        if held and time.time() - held["time"] < STALE_LOCK_SECONDS:
-            raise ValueError(_held_message(path, f"{held['host']}, process {held['process']}"))
-        owner = {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
-        write_json(path, owner)
-        try:
-            yield
-        finally:
-            tf.io.gfile.remove(path)
-        return
+    """Refuses a second run while the context lasts."""
+    return _remote_lock(path) if "://" in path else _local_lock(path)
+
+
+@contextlib.contextmanager
+def _local_lock(path):
+    """The system's file lock, which ends with its process."""
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -177,6 +172,33 @@ def _lock(path):
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def _remote_lock(path):
+    """A file that a thread keeps fresh, because remote systems lock nothing."""
+    held = read_json(path)
+    if held and time.time() - held["time"] < STALE_LOCK_SECONDS:
+        raise ValueError(_held_message(path, f"{held['host']}, process {held['process']}"))
+    done = threading.Event()
+
+    def refresh():
+        owner = {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
+        write_json(path, owner)
+
+    def keep_fresh():
+        while not done.wait(STALE_LOCK_SECONDS / 5):
+            refresh()
+
+    refresh()
+    thread = threading.Thread(target=keep_fresh, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        tf.io.gfile.remove(path)
 
 
 def _held_message(path, owner):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import textwrap
 
+import tensorflow as tf
+
 from supcon_tf import command_line
 
 SNIPPET = """\
@@ -27,7 +29,7 @@ def create(flags, results: dict[str, dict]) -> str:
         ("pretrain/tensorboard", "tensorboard --logdir=" + model_dir),
     ):
         path = os.path.join(model_dir, name)
-        if os.path.exists(path):
+        if tf.io.gfile.exists(path):
             parts.append(f"  {path:<{len(model_dir) + 26}} {what}")
     if "pretrain" in results:
         snippet = SNIPPET.format(
