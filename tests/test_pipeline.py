@@ -256,14 +256,28 @@ def _labels_and_examples(source):
     return [(int(b["label"][0]), (int(b["image"][0, 0, 0, 0]) + 5) // 10) for b in batches]
 
 
-def test_identity_without_flip_and_crop_is_the_image():
-    source = noise_source(side=SIDE)
-    square = {"crop_area_range": (1.0, 1.0), "horizontal_flip": False}
-    for batch in create(source, 2, policy=IDENTITY, **square):
-        known = {image.tobytes() for image in source.images}
-        # A crop of the full area fits only with an aspect ratio of exactly 1, so what is left
-        # is the central square of the short side: everything.
-        assert all(view.tobytes() in known for views in batch["image"] for view in views)
+@pytest.mark.parametrize("num_examples", [12, 24, 100])
+def test_epochs_are_shuffled_evenly(num_examples):
+    """Over 300 epochs each example comes first equally often (chi-squared, 5 deviations).
+
+    Random permutations leave one example in place on average, and two beside their neighbour.
+    """
+    source = sources.ArraySource(
+        np.zeros([num_examples, 1, 1, 3], np.uint8),
+        np.arange(num_examples, dtype=np.int32),
+        ("only",),
+    )
+    batches = pipeline.create_train_batches(
+        source, policy=IDENTITY, batch_size=num_examples, image_size=1, seed=0, num_views=1
+    )
+    epochs = np.stack([batch["label"] for batch in batches.take(300).as_numpy_iterator()])
+    first, expected = np.bincount(epochs[:, 0], minlength=num_examples), 300 / num_examples
+    chi_squared = np.sum((first - expected) ** 2 / expected)
+    freedom = num_examples - 1
+    assert abs(chi_squared - freedom) < 5 * np.sqrt(2 * freedom)
+    assert 0.7 < np.sum(epochs == np.arange(num_examples)) / 300 < 1.3
+    assert 0.7 < np.sum(epochs[1:] == epochs[:-1]) / 299 < 1.3
+    assert 1.4 < np.sum(np.abs(np.diff(epochs)) == 1) / 300 < 2.6
 
 
 def test_half_of_the_views_are_mirrored():
