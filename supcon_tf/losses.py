@@ -262,11 +262,12 @@ def _as_views(features) -> tf.Tensor:
         )
     if rank == 2:
         return features[:, None, :]
-    if features.shape[1] is None:
-        raise ValueError(
-            f"features has unknown num_views: the shape is {features.shape}; use a fixed number "
-            "of views (tf.ensure_shape sets it)."
-        )
+    for name, axes in (("num_views", features.shape[1:2]), ("size", features.shape[2:])):
+        if None in axes:
+            raise ValueError(
+                f"features has unknown {name}: the shape is {features.shape}; only the batch may "
+                "be unknown (tf.ensure_shape sets the others)."
+            )
     if rank > 3:
         batch = tf.shape(features)[0]
         features = tf.reshape(features, [batch, features.shape[1], -1])  # [B, V, D]

@@ -72,10 +72,10 @@ def cached_gradients(
     _, embeddings, projections = _loop(
         num_pieces, first_run, [_array(num_pieces), _array(num_pieces)]
     )
-    embeddings, projections = embeddings.concat(), projections.concat()  # [B, V, F], [B, V, D]
-    num_views = images.shape[1]
-    embeddings = tf.ensure_shape(embeddings, [batch, num_views, None])
-    projections = tf.ensure_shape(projections, [batch, num_views, None])
+    projection_shape = model.compute_output_shape(images.shape)  # [B, V, D]
+    embedding_shape = (*projection_shape[:2], model.encoder.output_shape[-1])
+    embeddings = tf.ensure_shape(embeddings.concat(), embedding_shape)
+    projections = tf.ensure_shape(projections.concat(), projection_shape)
 
     with tf.GradientTape() as tape:
         tape.watch(projections)

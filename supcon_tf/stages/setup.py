@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import tensorflow as tf
 
@@ -23,11 +25,16 @@ def start(flags) -> tf.distribute.Strategy:
 
 
 def load_sources(flags) -> tuple[sources.Source, sources.Source]:
-    """The training and the test split."""
-    train = sources.load_source(flags.dataset, "train", flags.data_dir)
-    test = sources.load_source(flags.dataset, "test", flags.data_dir)
+    """The training and the test split; looked at once, whatever stages use them."""
+    return _load_sources(flags.dataset, flags.data_dir)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_sources(dataset, data_dir):
+    train = sources.load_source(dataset, "train", data_dir)
+    test = sources.load_source(dataset, "test", data_dir)
     print(
-        f"Dataset {flags.dataset}: {train.num_examples:,} training and {test.num_examples:,} test "
+        f"Dataset {dataset}: {train.num_examples:,} training and {test.num_examples:,} test "
         f"examples of {len(train.class_names)} classes ({_shorten(train.class_names)})."
     )
     return train, test
