@@ -67,8 +67,8 @@ class CheckpointFolder:
             try:
                 status = self._checkpoint.read(os.path.join(path, "state"))
                 status.assert_existing_objects_matched()
-            except tf.errors.OpError as error:
-                print(f"{path} cannot be read ({error.message}); trying the one before.")
+            except (tf.errors.OpError, IndexError) as error:  # IndexError: a file cut short.
+                print(f"{path} cannot be read ({_first_line(error)}); trying the one before.")
                 continue
             except (AssertionError, ValueError) as error:
                 raise ValueError(

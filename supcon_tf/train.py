@@ -243,7 +243,8 @@ class MetricsLog:
         kept = []
         if tf.io.gfile.exists(self.path):
             with tf.io.gfile.GFile(self.path) as file:
-                kept = [line for line in file if _step_of(line) <= start_step]
+                whole = [line for line in file if line.endswith("\n")]
+            kept = [line for line in whole if _step_of(line) <= start_step]
         with tf.io.gfile.GFile(self.path, "w") as file:
             file.write("".join(kept))
         self._writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard"))
