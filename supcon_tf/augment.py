@@ -23,7 +23,6 @@ JITTER_VARIANTS = ("tensorflow", "torchvision")
 CROP_ATTEMPTS = 10
 CROP_DRAWS = 2 * CROP_ATTEMPTS + 2
 JITTER_DRAWS = 8
-BLUR_DRAWS = 2
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # as tf.image.rgb_to_grayscale
 
 
