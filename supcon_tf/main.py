@@ -24,6 +24,9 @@ def main(argv: list[str]) -> None:
         _import_tensorflow_quietly()
     try:
         run_stages(flags.FLAGS)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError) as error:
         if flags.FLAGS.verbosity > 0:
             raise

@@ -235,6 +235,9 @@ class MetricsLog:
     Args:
         folder: where to write.
         start_step: lines of later steps are dropped: they will be made again.
+
+    Attributes:
+        last: the newest line, also of an earlier run.
     """
 
     def __init__(self, folder: str, *, start_step: int = 0):
@@ -247,11 +250,13 @@ class MetricsLog:
             kept = [line for line in whole if _step_of(line) <= start_step]
         with tf.io.gfile.GFile(self.path, "w") as file:
             file.write("".join(kept))
+        self.last = json.loads(kept[-1]) if kept else {}
         self._writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard"))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
+        self.last = {"step": step, **metrics}
         with tf.io.gfile.GFile(self.path, "a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.write(json.dumps(self.last) + "\n")
         with self._writer.as_default(step=step):
             for name, value in metrics.items():
                 tf.summary.scalar(name, value)
@@ -303,7 +308,7 @@ def train(
         name: shown before the progress bar.
 
     Returns:
-        The last logged metrics.
+        The last logged metrics; empty for a stage of no steps.
 
     Raises:
         ValueError: loss or gradient is not finite, or the input is broken.
@@ -324,7 +329,6 @@ def train(
         mininterval=0.1 if sys.stderr.isatty() else 20.0,  # A log file wants few lines.
     )
     speed = _Speed(step.global_batch_size)
-    metrics = {}
     while at < total_steps:
         stops = [(at // interval + 1) * interval for interval in intervals if interval]
         count = min(steps_per_loop, total_steps - at, *(stop - at for stop in stops))
@@ -340,22 +344,23 @@ def train(
         _stop_if_not_finite(values, at, checkpoints)
         speed.count(int(done))
         is_last = at == total_steps
-        if is_last or at % summary_interval_steps == 0:
+        is_evaluated = evaluate and (is_last or _is_due(at, evaluate_interval_steps))
+        if is_last or is_evaluated or _is_due(at, summary_interval_steps):
             metrics = step.describe({key: values[key] for key in step.metric_names})
             metrics["learning_rate"] = float(schedule(at - 1))
             metrics["epoch"] = at / steps_per_epoch
             metrics["images_per_second"] = speed.images_per_second()
-            if evaluate and (is_last or _is_due(at, evaluate_interval_steps)):
+            if is_evaluated:
                 metrics |= evaluate()
             log.write(at, metrics)
             progress.set_postfix_str(_postfix(metrics), refresh=False)
         progress.update(int(done))
-        if is_last or at % save_interval_steps == 0:
+        if is_last or _is_due(at, save_interval_steps):
             checkpoints.save(at)
         speed.restart()
     progress.close()
     log.close()
-    return metrics
+    return log.last
 
 
 class _Speed:

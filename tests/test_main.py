@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path.stem for path in (ROOT / "flags").glob("*.flags"))
 SHORT = (
     "--pretrain_epochs=1",
+    "--knn_interval_epochs=0.5",
     "--pretrain_warmup_epochs=0",
     "--linear_epochs=2",
     "--steps_per_loop=5",
@@ -83,7 +84,8 @@ def test_the_log_has_each_step_once_with_what_a_person_watches(digits):
     for line in lines:
         assert {"loss", "collapse_ratio", "learning_rate", "images_per_second", "epoch"} <= {*line}
         assert {"probe_accuracy", "probe_loss"} <= {*line}
-    assert "knn_accuracy" in lines[-1] and lines[-1]["knn_accuracy"] > 0.5
+    assert [line["step"] for line in lines if "knn_accuracy" in line] == [11, 22]
+    assert lines[-1]["knn_accuracy"] > 0.5
     assert lines[-1]["learning_rate"] < lines[0]["learning_rate"]
 
 
@@ -318,6 +320,30 @@ def test_a_recipe_takes_one_step(name, tmp_path):
     )  # fmt: skip
     (line,) = read_lines(tmp_path / "pretrain/metrics.jsonl")
     assert line["step"] == 1 and np.isfinite(line["loss"])
+
+
+def test_a_run_killed_after_its_last_step_is_finished_by_the_next(digits, tmp_path):
+    model_dir, _ = digits
+    copy = tmp_path / "copy"
+    shutil.copytree(model_dir, copy)
+    for name in ("pretrain/result.json", "pretrain/encoder.keras", "linear/result.json"):
+        (copy / name).unlink()
+    shutil.rmtree(copy / "linear")
+    run_inside(*SHORT, "--mode=pretrain,linear", f"--model_dir={copy}")
+    (copy / "linear/result.json").unlink()
+    run_inside(*SHORT, "--mode=linear,eval", f"--model_dir={copy}")
+    old, new = (
+        json.loads((path / "pretrain/result.json").read_text()) for path in (model_dir, copy)
+    )
+    assert new["loss"] == old["loss"] and new["knn_accuracy"] == old["knn_accuracy"]
+
+
+def test_stages_of_no_epochs_leave_an_untrained_model(tmp_path):
+    run_inside(
+        "--pretrain_epochs=0", "--pretrain_warmup_epochs=0", "--linear_epochs=0",
+        f"--model_dir={tmp_path}",
+    )  # fmt: skip
+    assert json.loads((tmp_path / "eval/eval.json").read_text())["top_1"] < 0.5
 
 
 @pytest.mark.slow

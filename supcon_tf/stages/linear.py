@@ -99,7 +99,7 @@ def run(flags, strategy) -> dict:
         result = {
             "steps": schedule.total_steps,
             "seconds": round(time.monotonic() - started, 1),
-            "train_accuracy_of_last_batch": last["accuracy"],
+            "train_accuracy_of_last_batch": last.get("accuracy"),
             "top_1": metrics.top_k_accuracy(logits, labels),
         }
         folder.finish(result)
