@@ -10,6 +10,7 @@ from absl.testing import flagsaver
 
 from supcon_tf import (
     command_line,
+    crops,
     distribute,
     losses,
     models,
@@ -17,6 +18,7 @@ from supcon_tf import (
     pipeline,
     policies,
     resnet,
+    sources,
 )
 from supcon_tf import train as training
 
@@ -125,6 +127,10 @@ PAIRS = {
     "scale_by_temperature": losses.supcon_loss,
     "use_labels": losses.SupConLoss.__init__,
     "num_views": pipeline.create_train_batches,
+    "class_balanced": pipeline.create_train_batches,
+    "skip_broken_images": sources.load_source,
+    "eval_crop_method": (pipeline.create_eval_batches, "crop_method"),
+    "crop_padding": pipeline.create_eval_batches,
     "augmentation_type": policies.create_policy,
     "augmentation_magnitude": (policies.create_policy, "magnitude"),
     "augmentation_compat": (policies.create_policy, "compat"),
@@ -167,6 +173,7 @@ def test_a_flag_has_the_default_of_its_function(name):
         ("summation_location", losses.SUMMATION_LOCATIONS),
         ("denominator_mode", losses.DENOMINATOR_MODES),
         ("strategy", distribute.STRATEGIES),
+        ("eval_crop_method", crops.EVAL_CROP_METHODS),
         ("augmentation_type", policies.AUGMENTATION_TYPES),
         ("linear_augmentation_type", policies.AUGMENTATION_TYPES),
         ("pretrain_optimizer", optimizers.OPTIMIZERS),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from supcon_tf import checkpoint, command_line, losses, metrics, models, pipeline
+from supcon_tf import checkpoint, command_line, losses, metrics, models
 from supcon_tf import train as training
 from supcon_tf.sources import default_image_size, whitening_constants
 from supcon_tf.stages import setup
@@ -22,6 +22,7 @@ def run(flags, strategy) -> dict:
             folder.say_finished()
             return folder.result()
         train_source, test_source = setup.load_sources(flags)
+        train_source = setup.change_training_examples(flags, train_source)
         setup.check_batches(flags, strategy, train_source)
         image_size = flags.image_size or default_image_size(train_source)
         policy = setup.create_policy(flags, flags.augmentation_type)
@@ -39,10 +40,11 @@ def run(flags, strategy) -> dict:
 
         def measure_knn():
             def embed(source, limit):
-                batches = pipeline.create_eval_batches(
-                    source, batch_size=flags.eval_batch_size, image_size=image_size, limit=limit
+                batches = setup.create_eval_batches(
+                    flags, source, image_size=image_size, limit=limit
                 )
-                return training.predict(strategy, lambda x: encoder(x, training=False), batches)
+                with setup.naming_broken_images(source):
+                    return training.predict(strategy, lambda x: encoder(x, training=False), batches)
 
             train, test = (
                 embed(train_source, KNN_TRAIN_EXAMPLES),

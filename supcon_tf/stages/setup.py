@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import keras
 import tensorflow as tf
 
-from supcon_tf import command_line, distribute, optimizers, pipeline, policies, sources
+from supcon_tf import decode, distribute, flag_rules, optimizers, pipeline, policies, sources
 
 
 def start(flags) -> tf.distribute.Strategy:
@@ -23,14 +25,34 @@ def start(flags) -> tf.distribute.Strategy:
 
 
 def load_sources(flags) -> tuple[sources.Source, sources.Source]:
-    """The training and the test split."""
-    train = sources.load_source(flags.dataset, "train", flags.data_dir)
-    test = sources.load_source(flags.dataset, "test", flags.data_dir)
+    """The training and the test split, as the flags change them."""
+    train, test = (
+        sources.load_source(
+            flags.dataset, split, flags.data_dir, skip_broken_images=flags.skip_broken_images
+        )
+        for split in sources.SPLITS
+    )
     print(
         f"Dataset {flags.dataset}: {train.num_examples:,} training and {test.num_examples:,} test "
         f"examples of {len(train.class_names)} classes ({_shorten(train.class_names)})."
     )
+    for split, source in (("training", train), ("test", test)):
+        skipped = getattr(source, "skipped", {})
+        if skipped:
+            print(f"Skipped {len(skipped):,} {split} files that are no images:")
+            print("\n".join(f"  {path}: {reason}" for path, reason in skipped.items()))
     return train, test
+
+
+def change_training_examples(flags, source: sources.Source) -> sources.Source:
+    """The training split with --label_noise_prob and --num_images."""
+    if flags.label_noise_prob:
+        source = sources.with_label_noise(source, flags.label_noise_prob, seed=flags.seed)
+        print(f"Of the training labels {flags.label_noise_prob:.0%} are drawn anew from all.")
+    if flags.num_images:
+        source = sources.first_examples(source, flags.num_images)
+        print(f"Training on {source.num_examples:,} of them.")
+    return source
 
 
 def check_batches(flags, strategy, train_source) -> None:
@@ -71,9 +93,22 @@ def create_train_batches(
         seed=flags.seed,
         num_views=num_views,
         start_step=start_step,
-        crop_area_range=command_line.numbers(crop_area_range),
+        crop_area_range=flag_rules.numbers(crop_area_range),
         horizontal_flip=sources.may_flip(flags.dataset) if flip == "auto" else flip == "true",
+        class_balanced=flags.class_balanced,
         num_replicas=strategy.num_replicas_in_sync,
+    )
+
+
+def create_eval_batches(flags, source, *, image_size, limit=None):
+    """The batches of an evaluation."""
+    return pipeline.create_eval_batches(
+        source,
+        batch_size=flags.eval_batch_size,
+        image_size=image_size,
+        limit=limit,
+        crop_method=flags.eval_crop_method,
+        crop_padding=flags.crop_padding,
     )
 
 
@@ -90,7 +125,7 @@ def create_schedule(flags, stage: str, num_examples: int) -> optimizers.WarmUpTh
         steps_per_epoch=steps_per_epoch,
         decay_rate=flags[f"{stage}_decay_rate"].value,
         epochs_per_decay=flags[f"{stage}_epochs_per_decay"].value,
-        boundary_epochs=command_line.numbers(flags[f"{stage}_decay_boundary_epochs"].value),
+        boundary_epochs=flag_rules.numbers(flags[f"{stage}_decay_boundary_epochs"].value),
     )
 
 
@@ -104,25 +139,46 @@ def create_optimizer(flags, stage: str, schedule) -> tuple[keras.optimizers.Opti
 
 
 def explain_failure(flags, source):
-    """A function (first step, last step) -> which files of those steps cannot be decoded."""
+    """A function (first step, last step) -> what those steps met that cannot be decoded."""
 
     def explain(first_step, last_step):
         if not isinstance(source, sources.FileSource):
-            return None
-        broken = sources.find_undecodable(
-            pipeline.paths_of_steps(
-                source,
-                batch_size=flags.batch_size,
-                seed=flags.seed,
-                first_step=first_step,
-                last_step=last_step,
-            )
+            return _explain_broken(source)
+        paths = pipeline.paths_of_steps(
+            source,
+            batch_size=flags.batch_size,
+            seed=flags.seed,
+            first_step=first_step,
+            last_step=last_step,
+            class_balanced=flags.class_balanced,
         )
-        if not broken:
-            return None
-        return "these files cannot be decoded; remove or replace them:\n  " + "\n  ".join(broken)
+        return _explain_broken(source, paths)
 
     return explain
+
+
+@contextlib.contextmanager
+def naming_broken_images(source):
+    """Turns the failure of a pass over a whole source into a message about what broke it."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(_explain_broken(source) or error.message) from error
+
+
+def _explain_broken(source, paths=None):
+    if isinstance(source, sources.FileSource):
+        broken = decode.find_undecodable(source.paths if paths is None else paths)
+        if broken:
+            return (
+                "these files cannot be decoded; remove or replace them, or leave them out with "
+                "--skip_broken_images:\n  " + "\n  ".join(broken)
+            )
+    if isinstance(source, sources.StreamSource):
+        name = sources.find_broken(source)
+        if name:
+            return f"the example {name} of the dataset cannot be decoded; prepare it again."
+    return None
 
 
 def _shorten(names):
