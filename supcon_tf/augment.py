@@ -23,7 +23,6 @@ JITTER_VARIANTS = ("tensorflow", "torchvision")
 CROP_ATTEMPTS = 10
 CROP_DRAWS = 2 * CROP_ATTEMPTS + 2
 JITTER_DRAWS = 8
-BLUR_DRAWS = 2
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # as tf.image.rgb_to_grayscale
 
 
@@ -219,7 +218,6 @@ def channel_histograms(images: tf.Tensor) -> tf.Tensor:
 
 def look_up(images: tf.Tensor, tables: tf.Tensor) -> tf.Tensor:
     """Replaces each level by its entry. tables: uint8 [B, 3, 256] or [B, 1, 256]."""
-    images = tf.convert_to_tensor(images)
     channels = tables.shape[1]
     entries = tf.cast(images, tf.int32) + tf.range(channels) * 256
     shape = tf.shape(images)
@@ -243,10 +241,9 @@ def contrast(images: tf.Tensor, factors: tf.Tensor, *, compat: str = "pillow") -
     The library of the reference divides the number of pixels, instead of the sum of their
     grays, by 256 (https://github.com/tensorflow/models/issues/8328).
     """
-    images = tf.convert_to_tensor(images)
     pixels = images.shape[1] * images.shape[2]
     if compat == "reference":
-        mean = tf.fill(tf.stack([tf.shape(images)[0], 1, 1, 1]), min(pixels // 256, 255))
+        mean = min(pixels // 256, 255)
     else:
         total = tf.reduce_sum(_gray(images, compat), axis=[1, 2], keepdims=True)
         mean = (2 * total + pixels) // (2 * pixels)

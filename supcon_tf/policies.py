@@ -325,7 +325,7 @@ def _pick(draw, count):
 
 
 def _calls_stage(calls, num_draws, choose, constants, compat):
-    """A stage of calls in slots; choose: draws -> rows [n, slots], positions [n, slots, 2]."""
+    """Calls in slots. choose: draws -> rows int32 [n, slots], positions [n, slots, 2]."""
     calls = tuple(calls)
     settings = {"constants": constants, "compat": compat}
 

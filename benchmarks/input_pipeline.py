@@ -1,0 +1,279 @@
+"""Two-view input pipelines, views per second: ours, tf-models-official's, Pillow's.
+
+    python benchmarks/input_pipeline.py --peer_env=/tmp/models_official
+
+Crop, resize, flip and policy, two views per image, from decoded images in memory. "tf-models" is
+the AutoAugment and RandAugment of tf-models-official 2.20 (which the released SupCon code
+imports), one image at a time inside `Dataset.map`; it needs Keras 2, so the script installs it
+into an environment of its own. "Pillow" does the same work in a `tf.py_function` per image.
+
+Every pipeline runs in a process of its own, stopped while another is measured. The rounds go
+around all sides, so that a slow spell of the machine meets every side: compare the ratios.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # for tf-models-official; ours does not care
+
+from absl import app, flags
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+PEER_REQUIREMENTS = (
+    ["--no-deps", "tf-models-official==2.20.0"],
+    ["tensorflow==2.20.*", "tf-keras==2.20.*"],
+)
+SOURCES = {"memory 32 px": (32, 512), "memory 224 px": (224, 64)}  # side, batch size
+POLICIES = ("identity", "autoaugment", "randaugment", "simclr", "stacked_randaugment")
+MAGNITUDES = {"randaugment": 9.0}
+SIDES = ("reference", "pillow", "tf-models", "Pillow")  # ours in two modes, then the others
+NUM_THREADS = os.cpu_count()
+
+_PEER_ENV = flags.DEFINE_string("peer_env", None, "Where tf-models-official is or gets installed.")
+_SOURCES = flags.DEFINE_multi_enum("source", list(SOURCES), list(SOURCES), "What to measure.")
+_POLICIES = flags.DEFINE_multi_enum("policy", list(POLICIES), list(POLICIES), "What to measure.")
+_SIDES = flags.DEFINE_multi_enum("side", list(SIDES), list(SIDES), "What to measure.")
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "Of one measurement.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each side; the median is shown.")
+_WORKER = flags.DEFINE_string("worker", None, "Internal: JSON of the pipeline to serve.")
+
+
+# The pipelines. Each returns a dataset of uint8 [B, 2, S, S, 3]
+
+
+def random_images(size, count):
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, 256, [count, size, size, 3], np.uint8)
+
+
+def our_dataset(size, batch_size, policy_name, compat):
+    import tensorflow as tf
+
+    from supcon_tf import augment, policies, views
+
+    magnitude = MAGNITUDES.get(policy_name, 0.5)
+    policy = policies.create_policy(policy_name, magnitude=magnitude, compat=compat)
+    images = tf.constant(random_images(size, batch_size))
+    sides = tf.fill([batch_size * 2], size)
+
+    def batch(step):
+        shape = [batch_size, 2, augment.CROP_DRAWS + 1 + policy.num_draws]
+        draws = tf.random.stateless_uniform(
+            shape, tf.stack([tf.constant(0, tf.int64), step]), alg="philox"
+        )
+        crop, flip, rest = tf.split(draws, [augment.CROP_DRAWS, 1, policy.num_draws], axis=-1)
+        crop = tf.reshape(crop, [batch_size * 2, augment.CROP_DRAWS])
+        boxes = tf.reshape(augment.random_crop_boxes(crop, sides, sides), [batch_size, 2, 4])
+        return views.augment_views(
+            images, boxes, flip[..., 0] < 0.5, rest, policy=policy, size=size
+        )
+
+    steps = tf.data.Dataset.range(2**40)
+    return steps.map(batch, num_parallel_calls=NUM_THREADS).prefetch(2)
+
+
+def models_dataset(size, batch_size, policy_name):
+    import tensorflow as tf
+    from official.legacy.image_classification import augment
+
+    distort = {
+        "identity": lambda image: image,
+        "autoaugment": augment.AutoAugment().distort,
+        "randaugment": augment.RandAugment(magnitude=MAGNITUDES["randaugment"]).distort,
+    }[policy_name]
+
+    def view(image):
+        begin, extent, _ = tf.image.sample_distorted_bounding_box(
+            tf.shape(image),
+            tf.zeros([1, 0, 4]),
+            min_object_covered=0.1,
+            aspect_ratio_range=(0.75, 1.33),
+            area_range=(0.08, 1.0),
+            max_attempts=100,
+            use_image_if_no_bounding_boxes=True,
+        )
+        crop = tf.image.resize(tf.slice(image, begin, extent), [size, size])
+        image = tf.ensure_shape(tf.cast(crop, tf.uint8), [size, size, 3])
+        return distort(tf.image.random_flip_left_right(image))
+
+    return _per_image(size, batch_size, lambda image: tf.stack([view(image), view(image)]))
+
+
+def pillow_dataset(size, batch_size, policy_name):
+    import numpy as np
+    import tensorflow as tf
+    from PIL import Image, ImageOps
+
+    sys.path.insert(0, str(REPOSITORY / "tests"))
+    import pillow_ops
+
+    from supcon_tf import operations, policies
+
+    random = np.random.default_rng(0)
+
+    def calls():
+        if policy_name == "autoaugment":
+            pair = policies.AUTOAUGMENT_V0[random.integers(25)]
+            return [(name, level) for name, p, level in pair if random.random() < p]
+        return [(str(random.choice(policies.RANDAUGMENT)), 9) for _ in range(2)]
+
+    def view(image):
+        area, ratio = random.uniform(0.08, 1) * size**2, random.uniform(3 / 4, 4 / 3)
+        width, height = min((area * ratio) ** 0.5, size), min((area / ratio) ** 0.5, size)
+        left, top = random.uniform(0, size - width), random.uniform(0, size - height)
+        box = (left, top, left + width, top + height)
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box)
+        image = ImageOps.mirror(image) if random.random() < 0.5 else image
+        for name, level in calls() if policy_name != "identity" else ():
+            call = operations.Call(name, level, int(random.choice([-1, 1])))
+            argument = operations.argument(
+                call, size=size, constants=operations.RANDAUGMENT_CONSTANTS, compat="pillow"
+            )
+            if name == "Cutout":
+                image = pillow_ops.cutout(image, argument, random.integers(0, size, 2).tolist())
+            else:
+                image = pillow_ops.OPS[name](image, argument)
+        return np.asarray(image)
+
+    def both(image):
+        image = Image.fromarray(image.numpy())
+        return np.stack([view(image), view(image)])
+
+    return _per_image(size, batch_size, lambda image: tf.py_function(both, [image], tf.uint8))
+
+
+def _per_image(size, batch_size, two_views):
+    import tensorflow as tf
+
+    dataset = tf.data.Dataset.from_tensor_slices(random_images(size, batch_size)).repeat()
+    dataset = dataset.map(two_views, num_parallel_calls=NUM_THREADS)
+    return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+
+
+def create_dataset(side, source, policy):
+    size, batch_size = SOURCES[source]
+    if side == "tf-models":
+        return models_dataset(size, batch_size, policy)
+    if side == "Pillow":
+        return pillow_dataset(size, batch_size, policy)
+    return our_dataset(size, batch_size, policy, compat=side)
+
+
+def exists(side, policy):
+    return side in ("reference", "pillow") or policy in ("identity", "autoaugment", "randaugment")
+
+
+# One process per pipeline
+
+
+def serve(side, source, policy):
+    """Prints the seconds to the first batch, then views per second for every line that comes."""
+    import tensorflow as tf
+
+    tf.constant(0)  # starting TensorFlow is not part of the first batch
+    start = time.perf_counter()
+    batches = iter(create_dataset(side, source, policy))
+    next(batches)
+    print(json.dumps(time.perf_counter() - start), flush=True)
+    for line in sys.stdin:
+        for _ in range(4):  # what is left in the buffers comes for nothing
+            next(batches)
+        start, views = time.perf_counter(), 0
+        for batch in batches:
+            views += batch.shape[0] * 2
+            elapsed = time.perf_counter() - start
+            if elapsed > float(line):
+                break
+        print(json.dumps(views / elapsed), flush=True)
+
+
+class Worker:
+    def __init__(self, side, source, policy):
+        python = sys.executable
+        if side == "tf-models":
+            python = pathlib.Path(_PEER_ENV.value) / "bin" / "python"
+        arguments = json.dumps([side, source, policy])
+        self.process = subprocess.Popen(
+            [python, __file__, f"--worker={arguments}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
+        )
+        self.first_batch_seconds = self.read()
+        self.rates = []
+        self.process.send_signal(signal.SIGSTOP)
+
+    def measure(self):
+        self.process.send_signal(signal.SIGCONT)
+        print(_SECONDS.value, file=self.process.stdin, flush=True)
+        self.rates.append(self.read())
+        self.process.send_signal(signal.SIGSTOP)  # or it would go on filling its buffers
+
+    def read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"A pipeline ended: {self.process.args}. Run it alone to see why.")
+        return json.loads(line)
+
+    def median(self):
+        return sorted(self.rates)[len(self.rates) // 2]
+
+
+def install_peer(path):
+    if not (path / "bin" / "python").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(path)], check=True)
+        for requirements in PEER_REQUIREMENTS:
+            subprocess.run([path / "bin" / "pip", "install", "-q", *requirements], check=True)
+
+
+def main(_):
+    if _WORKER.value:
+        serve(*json.loads(_WORKER.value))
+        return
+    sides = [side for side in _SIDES.value if side != "tf-models" or _PEER_ENV.value]
+    if "tf-models" in sides:
+        install_peer(pathlib.Path(_PEER_ENV.value))
+    print(f"Views per second, two views per image, {NUM_THREADS} CPUs; in brackets: seconds to")
+    print("the first batch; x: times tf-models; of identity: share of our own identity's rate\n")
+    print("| source | policy | " + " | ".join(sides) + " | x reference | x pillow | of identity |")
+    print("|---" * (len(sides) + 5) + "|")
+    for source in _SOURCES.value:
+        identity = None
+        for policy in _POLICIES.value:
+            workers = {side: Worker(side, source, policy) for side in sides if exists(side, policy)}
+            for _ in range(_ROUNDS.value):
+                for worker in workers.values():
+                    worker.measure()
+            for worker in workers.values():
+                worker.process.kill()
+            identity = identity or (workers["reference"].median() if policy == "identity" else None)
+            print(row(source, policy, sides, workers, identity), flush=True)
+
+
+def row(source, policy, sides, workers, identity):
+    rates = {side: worker.median() for side, worker in workers.items()}
+    cells = [source, policy]
+    for side in sides:
+        shown = side in rates
+        cells.append(
+            f"{rates[side]:,.0f} ({workers[side].first_batch_seconds:.1f} s)" if shown else "-"
+        )
+    for side in ("reference", "pillow"):
+        known = side in rates and "tf-models" in rates
+        cells.append(f"{rates[side] / rates['tf-models']:.1f}" if known else "-")
+    known = identity and "reference" in rates
+    cells.append(f"{rates['reference'] / identity:.0%}" if known else "-")
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    app.run(main)

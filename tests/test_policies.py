@@ -1,0 +1,203 @@
+"""Policies against Pillow, image by image, and what their draws mean."""
+
+import numpy as np
+import pillow_ops
+import pytest
+import tensorflow as tf
+from PIL import Image
+from test_augment import some_images
+
+from supcon_tf import augment, operations, policies, views
+
+BATCH = 96
+TABLES = {
+    "autoaugment": policies.AUTOAUGMENT_V0,
+    "autoaugment_cifar10": policies.AUTOAUGMENT_CIFAR10,
+    "autoaugment_svhn": policies.AUTOAUGMENT_SVHN,
+}
+
+
+def uniform(policy, *, seed, count=BATCH):
+    return tf.random.stateless_uniform([count, policy.num_draws], [seed, 0], alg="philox").numpy()
+
+
+def calls_by_hand(name, draws, magnitude):
+    """What one image's draws choose, read from the tables: [(operation, level, sign, position)]."""
+    if name == "randaugment":
+        for which, sign, *position in draws.reshape(-1, 4):
+            operation = policies.RANDAUGMENT[int(which * len(policies.RANDAUGMENT))]
+            yield operation, magnitude, 1 if sign < 0.5 else -1, position
+        return
+    table = TABLES[name]
+    for (operation, probability, level), (whether, sign, *position) in zip(
+        table[int(draws[0] * len(table))], draws[1:].reshape(-1, 4), strict=True
+    ):
+        if whether < np.float32(probability):
+            yield operation, level, 1 if sign < 0.5 else -1, position
+
+
+def policy_by_hand(name, image, draws, magnitude):
+    """The policy on one image with Pillow."""
+    size = len(image)
+    result = Image.fromarray(image)
+    for operation, level, sign, position in calls_by_hand(name, draws, magnitude):
+        argument = operations.argument(
+            operations.Call(operation, level, sign if operation in operations.SIGNED else 1),
+            size=size,
+            constants=operations.RANDAUGMENT_CONSTANTS,
+            compat="pillow",
+        )
+        if operation == "Cutout":
+            center = (np.array(position) * np.float32(size)).astype(np.int32).tolist()
+            result = pillow_ops.cutout(result, argument, center)
+        else:
+            result = pillow_ops.OPS[operation](result, argument)
+    return np.asarray(result)
+
+
+@pytest.mark.parametrize(
+    "name, size",
+    [("autoaugment", 32), ("autoaugment_cifar10", 13), ("autoaugment_svhn", 1)]
+    + [("randaugment", 2), ("randaugment", 32)],
+)
+def test_policy_inside_a_dataset_equals_pillow(name, size):
+    policy = policies.create_policy(name, magnitude=9)
+    images, draws = some_images(size, seed=1, count=BATCH), uniform(policy, seed=size)
+    dataset = tf.data.Dataset.from_tensors((images, draws)).map(policy.apply)
+    for image, draw, result in zip(images, draws, next(dataset.as_numpy_iterator()), strict=True):
+        expected = policy_by_hand(name, image, draw, 9)
+        np.testing.assert_array_equal(result, expected, err_msg=str(policy.describe(draw, size)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", [1, 4.5, 10])
+@pytest.mark.parametrize("size", [3, 16, 64])
+def test_randaugment_equals_pillow_at_more_sizes_and_levels(size, level):
+    policy = policies.create_policy("randaugment", magnitude=level, num_layers=3)
+    images, draws = some_images(size, seed=1, count=400), uniform(policy, seed=3, count=400)
+    for image, draw, result in zip(images, draws, policy.apply(images, draws).numpy(), strict=True):
+        np.testing.assert_array_equal(result, policy_by_hand("randaugment", image, draw, level))
+
+
+@pytest.mark.parametrize("name", ["simclr", "stacked_randaugment"])
+def test_stages_apply_in_order(name):
+    policy = policies.create_policy(name, magnitude=0.5, warp_probability=0.3)
+    images, draws = some_images(20, seed=2, count=BATCH), uniform(policy, seed=4)
+    jitter_end = 1 + augment.JITTER_DRAWS
+    expected = np.where(
+        (draws[:, 0] < 0.8)[:, None, None, None],
+        augment.color_jitter(images, draws[:, 1:jitter_end], strength=0.5),
+        images,
+    )
+    if name == "stacked_randaugment":
+        layers = policies.create_policy("randaugment", magnitude=10)
+        layer_end = jitter_end + layers.num_draws
+        expected = layers.apply(expected, draws[:, jitter_end:layer_end]).numpy()
+        jitter_end = layer_end
+    chosen = draws[:, jitter_end] < 0.2
+    expected = augment.grayscale(expected, chosen).numpy().astype(int)
+    unwarped = draws[:, jitter_end + 1] >= 0.3
+    result = policy.apply(images, draws).numpy()
+    # Jitter is float arithmetic: compiled code may round a level to the other side, and the
+    # steps after it (equalize, solarize) make more of that.
+    assert np.mean(result[unwarped] != expected[unwarped]) < 0.01
+    assert np.mean(result[~unwarped] != expected[~unwarped]) > 0.1
+
+
+def test_views_are_crop_flip_and_policy():
+    """Two views of each image in one compiled call, against the parts one after the other."""
+    policy = policies.create_policy("autoaugment")
+    images = some_images(40, seed=5, count=24)
+    draws = uniform(policy, seed=6, count=48)
+    crop_draws = tf.random.stateless_uniform([48, augment.CROP_DRAWS], [7, 0], alg="philox")
+    boxes = augment.random_crop_boxes(crop_draws, tf.fill([48], 40), tf.fill([48], 40))
+    flips = draws[:, 0] < 0.5
+    result = views.augment_views(
+        images,
+        tf.reshape(boxes, [24, 2, 4]),
+        tf.reshape(flips, [24, 2]),
+        tf.reshape(draws, [24, 2, -1]),
+        policy=policy,
+        size=24,
+    )
+    assert result.shape == [24, 2, 24, 24, 3] and result.dtype == tf.uint8
+    crops = augment.crop_and_resize(np.repeat(images, 2, axis=0), boxes, 24)
+    expected = policy.apply(augment.flip(crops, flips), draws).numpy()
+    # The crop is float arithmetic: a level may round to the other side under XLA.
+    assert np.mean(result.numpy().reshape(expected.shape) != expected) < 0.01
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    policy = policies.create_policy("stacked_randaugment")
+    images, draws = some_images(16, seed=8, count=12), uniform(policy, seed=9, count=12)
+    whole = policy.apply(images, draws).numpy()
+    parts = [policy.apply(images[k : k + 4], draws[k : k + 4]).numpy() for k in (0, 4, 8)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+def test_reference_policy_takes_absolute_pixels_and_few_bits():
+    settings = {"constants": operations.AUTOAUGMENT_CONSTANTS, "size": 32}
+
+    def both(name, level):
+        call = operations.Call(name, level)
+        return [operations.argument(call, compat=compat, **settings) for compat in augment.COMPATS]
+
+    assert both("TranslateY", 9) == [13, 225]
+    assert both("Posterize", 2) == [4, 1]
+    assert both("Posterize", 6) == [6, 2]
+    assert both("Cutout", 10) == [5, 100]
+    assert both("Color", 5) == [1.0, 1.0]
+    # Rotate, then translate by 225 px: nothing of a 32-px image remains.
+    policy = policies.create_policy("autoaugment", compat="reference")
+    draws = np.array([[15.5 / 25, 0, 0, 0, 0, 0, 0, 0, 0]], np.float32)
+    assert np.all(policy.apply(some_images(32, seed=0, count=1), draws) == 128)
+
+
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_tables_have_25_pairs_of_known_operations(name):
+    table = TABLES[name]
+    assert len(table) == 25
+    for operation, probability, level in (entry for pair in table for entry in pair):
+        assert operation in policies.RANDAUGMENT and 0 <= probability <= 1 and 0 <= level <= 10
+
+
+def test_describe_names_what_was_drawn():
+    policy = policies.create_policy("autoaugment")
+    draws = np.array([15.5 / 25, 0, 0.9, 0, 0, 0.7, 0.1, 0, 0], np.float32)
+    assert policy.describe(draws, 224) == ["Rotate -21", "TranslateY 91"]
+    draws[5] = 0.9
+    assert policy.describe(draws, 224) == ["Rotate -21"]
+    policy = policies.create_policy("simclr", magnitude=1.0, jitter_variant="torchvision")
+    draws = np.array([0.1, 0.5, 0.5, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1], np.float32)
+    assert policy.describe(draws, 32) == [
+        "hue 0.00",
+        "saturation 1.00",
+        "contrast 1.00",
+        "brightness 1.00",
+        "grayscale",
+    ]
+
+
+def test_magnitude_zero_is_the_identity():
+    images = some_images(8, seed=0, count=2)
+    for name in policies.AUGMENTATION_TYPES:
+        policy = policies.create_policy(name, magnitude=0)
+        assert policy.num_draws == 0
+        np.testing.assert_array_equal(policy.apply(images, np.zeros([2, 0], np.float32)), images)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"augmentation_type": "auto"}, "Unknown augmentation_type 'auto'"),
+        ({"compat": "pil"}, "Unknown compat 'pil'"),
+        ({"jitter_variant": "pytorch"}, "Unknown jitter_variant"),
+        ({"warp_probability": 2}, "share from 0 to 1"),
+        ({"augmentation_type": "simclr", "magnitude": 9}, "strength from 0 to 1.25"),
+        ({"augmentation_type": "randaugment", "magnitude": 11}, "up to 10"),
+        ({"augmentation_type": "randaugment", "num_layers": 0}, "at least 1 layer"),
+    ],
+)
+def test_wrong_arguments_raise(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        policies.create_policy(**arguments)
