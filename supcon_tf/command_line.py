@@ -12,7 +12,7 @@ from absl import flags
 
 from supcon_tf import flag_rules
 
-STAGES = ("pretrain", "linear", "eval")
+STAGES = ("pretrain", "linear", "eval", "preview")
 
 # Which flags decide what a stage does, in the order of its recipe. `stage.flags` holds these.
 COMMON_FLAGS = (
@@ -23,6 +23,7 @@ COMMON_FLAGS = (
 )  # fmt: skip
 INPUT_FLAGS = (
     "batch_size",
+    "data_service",
     "num_images",
     "label_noise_prob",
     "class_balanced",
@@ -33,6 +34,8 @@ STAGE_FLAGS = {
         *COMMON_FLAGS, *INPUT_FLAGS, "num_views", "crop_area_range",
         "augmentation_type", "augmentation_magnitude", "augmentation_compat",
         "randaugment_num_layers", "use_pytorch_color_jitter", "warp_probability",
+        "blur_probability",
+        "whitening", "whitening_mean", "whitening_std",
         "encoder", "resnet_depth", "resnet_width", "first_conv_kernel_size", "first_conv_stride",
         "use_initial_max_pool", "use_global_batch_norm", "projection_head_layers",
         "projection_head_use_batch_norm", "projection_head_use_batch_norm_beta",
@@ -48,6 +51,7 @@ STAGE_FLAGS = {
         *COMMON_FLAGS, *INPUT_FLAGS, "linear_crop_area_range",
         "linear_augmentation_type", "augmentation_magnitude", "augmentation_compat",
         "randaugment_num_layers", "use_pytorch_color_jitter", "warp_probability",
+        "blur_probability",
         "normalize_embedding", "zero_initialize_classifier", "label_smoothing",
         "linear_epochs", "linear_optimizer", "linear_base_learning_rate",
         "linear_weight_decay", "linear_warmup_epochs", "linear_learning_rate_decay",
@@ -55,11 +59,17 @@ STAGE_FLAGS = {
         "use_bias_weight_decay",
     ),
     "eval": COMMON_FLAGS,
+    "preview": (
+        *COMMON_FLAGS, *INPUT_FLAGS, "num_views", "crop_area_range",
+        "augmentation_type", "augmentation_magnitude", "augmentation_compat",
+        "randaugment_num_layers", "use_pytorch_color_jitter", "warp_probability",
+        "blur_probability", "preview_examples",
+    ),
 }  # fmt: skip
 # Flags that may differ when a stage goes on: they change where, how fast and how often, but
 # not what is computed.
 FREE_FLAGS = frozenset({
-    "data_dir", "strategy", "logical_cpus", "eval_batch_size", "steps_per_loop",
+    "data_dir", "data_service", "strategy", "logical_cpus", "eval_batch_size", "steps_per_loop",
     "summary_interval_steps", "save_interval_steps", "max_checkpoints_to_keep",
     "knn_interval_epochs",
 })  # fmt: skip
@@ -125,6 +135,12 @@ def _define_data_flags():
         None,
         "For folder: the directory that holds train/ and test/ or validation/, with one folder "
         "per class. Otherwise the directory of TensorFlow Datasets.",
+    )
+    flags.DEFINE_string(
+        "data_service",
+        None,
+        "Address of a tf.data service dispatcher, grpc://host:port, whose workers make the "
+        "training batches. Their order and an exact resume are given up.",
     )
     flags.DEFINE_bool(
         "skip_broken_images",
@@ -230,8 +246,33 @@ def _define_augmentation_flags():
         upper_bound=1.0,
     )
 
+    flags.DEFINE_integer(
+        "preview_examples", 8, "Rows of the picture that --mode=preview makes.", lower_bound=1
+    )
+    flags.DEFINE_float(
+        "blur_probability",
+        0.0,
+        "Of the Gaussian blur at the end of simclr and stacked_randaugment in training; 0.5 for "
+        "ImageNet, 0 for CIFAR in the published recipes.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+    )
+
 
 def _define_model_flags():
+    flags.DEFINE_enum(
+        "whitening",
+        "auto",
+        ["auto", "none", "given"],
+        "Subtract the mean and divide by the deviation of the images. auto: the known constants "
+        "of CIFAR, for folder measured on training images, else none.",
+    )
+    for name in ("mean", "std"):
+        flags.DEFINE_list(
+            f"whitening_{name}",
+            None,
+            f"For --whitening=given: {name} of red, green and blue, of images in [-1, 1].",
+        )
     flags.DEFINE_enum(
         "encoder",
         "tiny",

@@ -27,6 +27,15 @@ def define_rules(stages: tuple[str, ...]) -> None:
         ["microbatch_size", "use_global_batch_norm"], _check_microbatch
     )
     flags.register_multi_flags_validator(["resnet_depth", "encoder"], _check_depth)
+    flags.register_multi_flags_validator(
+        ["whitening", "whitening_mean", "whitening_std"], _check_whitening
+    )
+    flags.register_multi_flags_validator(["skip_broken_images", "dataset"], _check_skipping)
+    flags.register_validator(
+        "data_service",
+        lambda value: value is None or value.startswith("grpc://"),
+        "must look like grpc://host:port, the address of a tf.data service dispatcher.",
+    )
     flags.register_multi_flags_validator(["strategy", "logical_cpus"], _check_logical_cpus)
 
 
@@ -105,6 +114,33 @@ def _check_depth(values):
     if encoder in depths and depth not in depths[encoder]:
         raise flags.ValidationError(
             f"resnet_depth={depth} is not a valid {encoder} depth: choose from {depths[encoder]}."
+        )
+    return True
+
+
+def _check_whitening(values):
+    given = [values["whitening_mean"], values["whitening_std"]]
+    if values["whitening"] != "given":
+        if given != [None, None]:
+            raise flags.ValidationError(
+                "whitening_mean and whitening_std do nothing without --whitening=given."
+            )
+        return True
+    for name, value in zip(("whitening_mean", "whitening_std"), given, strict=True):
+        if value is None or len(_check_numbers_list(value)) != 3:
+            raise flags.ValidationError(
+                f"whitening=given needs --{name}: three numbers, for red, green and blue."
+            )
+    if min(numbers(given[1])) <= 0:
+        raise flags.ValidationError(f"whitening_std={','.join(given[1])} must be above 0.")
+    return True
+
+
+def _check_skipping(values):
+    if values["skip_broken_images"] and values["dataset"] != "folder":
+        raise flags.ValidationError(
+            "skip_broken_images looks at the files of --dataset=folder; with "
+            f"--dataset={values['dataset']} it does nothing."
         )
     return True
 

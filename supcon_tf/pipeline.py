@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from supcon_tf import augment, views
+from supcon_tf import augment, blur, views
 from supcon_tf.crops import central_box as central_box
 from supcon_tf.crops import check_eval_crop, crop_and_resize, eval_crop
 from supcon_tf.decode import decode_crops, decode_image
@@ -30,9 +30,11 @@ def create_train_batches(
     crop_area_range: tuple[float, float] = (0.08, 1.0),
     horizontal_flip: bool = True,
     class_balanced: bool = False,
+    blur_probability: float = 0.0,
     num_replicas: int = 1,
     host: int = 0,
     num_hosts: int = 1,
+    data_service: str | None = None,
 ) -> tf.data.Dataset:
     """Endless shuffled batches of augmented views for the replicas of one host.
 
@@ -50,12 +52,17 @@ def create_train_batches(
         crop_area_range: share of the image that a random crop covers.
         horizontal_flip: mirror each view with probability 0.5.
         class_balanced: every class equally often, see `order.BatchPlan`; not for streams.
+        blur_probability: how many views get a sigma for the blur on the device.
         num_replicas: over all hosts; must divide batch_size.
         host, num_hosts: whose rows of the global batch to make.
+        data_service: address of a tf.data service dispatcher, "grpc://host:port", whose
+            workers make the batches. Each step is made once, by one of them, and comes when it
+            is ready: the order is lost, and after a restart so are the steps under way.
 
     Returns:
         {"image": uint8 [B, V, S, S, 3], "label": int32 [B]} with B = N / num_replicas; replica
-        after replica, step after step.
+        after replica, step after step. With a blur probability also "blur_sigma": float32
+        [B, V], in pixels, 0 for no blur.
 
     Raises:
         ValueError: if the batch does not fit the source or the replicas, or a stream is to be
@@ -65,7 +72,7 @@ def create_train_batches(
     if num_replicas % num_hosts:
         raise ValueError(f"{num_replicas} replicas cannot be shared evenly by {num_hosts} hosts.")
     rows = batch_size // num_hosts
-    draws = _ViewDraws(policy, crop_area_range, horizontal_flip)
+    draws = _ViewDraws(policy, crop_area_range, horizontal_flip, blur_probability)
     plan = BatchPlan(
         num_examples=source.num_examples,
         batch_size=batch_size,
@@ -76,7 +83,8 @@ def create_train_batches(
         seed=seed,
         balanced_labels=_labels_to_balance(source) if class_balanced else None,
     )
-    steps = tf.data.Dataset.counter(start_step)
+    # A range, not a counter: only a range can be split over the workers of a data service.
+    steps = tf.data.Dataset.range(start_step, tf.int64.max)
     if isinstance(source, ArraySource):
         batches = _batches_of_array(source, plan, steps, draws, image_size)
     else:
@@ -88,19 +96,31 @@ def create_train_batches(
             examples = tf.data.Dataset.zip(stream, steps.map(plan.draws).unbatch())
             examples = examples.map(lambda example, draw: (*example, draw))
         batches = _batches_of_examples(examples, plan, draws, image_size)
+    if data_service is not None:
+        # Splits the steps (of a stream: its epochs) over the workers.
+        sharding = tf.data.experimental.service.ShardingPolicy.DYNAMIC
+        batches = batches.apply(
+            tf.data.experimental.service.distribute(sharding, service=data_service)
+        )
     if num_replicas > num_hosts:
         batches = batches.rebatch(batch_size // num_replicas, drop_remainder=True)
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
 class _ViewDraws:
-    """What the uniform numbers of a view, the last axis of [..., K], decide."""
+    """What the uniform numbers of a view, the last axis of [..., K], decide.
 
-    def __init__(self, policy, crop_area_range, horizontal_flip):
+    In order: the crop, the flip, the policy, and the blur if there is any.
+    """
+
+    def __init__(self, policy, crop_area_range, horizontal_flip, blur_probability):
         self.policy = policy
         self.crop_area_range = crop_area_range
         self.horizontal_flip = horizontal_flip
+        self.blur_probability = blur_probability
         self.count = augment.CROP_DRAWS + 1 + policy.num_draws
+        if blur_probability:
+            self.count += blur.BLUR_DRAWS
 
     def boxes(self, draws, shape):
         """Crops int32 [n, V, 4] of images that all have one shape, from [n, V, K]."""
@@ -117,6 +137,49 @@ class _ViewDraws:
         start = augment.CROP_DRAWS + 1
         return draws[..., start : start + self.policy.num_draws]
 
+    def batch(self, images, labels, draws):
+        """The batch of views [B, V, S, S, 3] that were made with draws [B, V, K]."""
+        batch = {"image": images, "label": labels}
+        if self.blur_probability:
+            low, high = blur.SIGMA_RANGE
+            is_blurred = draws[..., -2] < self.blur_probability
+            sigma = low + draws[..., -1] * (high - low)
+            batch["blur_sigma"] = tf.where(is_blurred, sigma, 0.0)
+        return batch
+
+    def describe(self, draws, size):
+        """The operations of one view, from its draws [K]."""
+        texts = ["flip"] if self.flips(draws) else []
+        texts += self.policy.describe(self.of_policy(draws), size)
+        if self.blur_probability:
+            sigma = float(self.batch(None, None, draws)["blur_sigma"])
+            texts += [f"blur {sigma:.1f}"] if sigma else []
+        return texts
+
+
+def describe_step(
+    step: int,
+    *,
+    policy: Policy,
+    batch_size: int,
+    image_size: int,
+    seed: int,
+    num_views: int = 2,
+    horizontal_flip: bool = True,
+    blur_probability: float = 0.0,
+) -> list[list[list[str]]]:
+    """For every row and view of a step's batch, what was done to it after the crop."""
+    view_draws = _ViewDraws(policy, (0.08, 1.0), horizontal_flip, blur_probability)
+    plan = BatchPlan(
+        num_examples=batch_size,
+        batch_size=batch_size,
+        seed=seed,
+        num_views=num_views,
+        num_draws=view_draws.count,
+    )
+    draws = plan.draws(step).numpy()  # [B, V, K]
+    return [[view_draws.describe(view, image_size) for view in row] for row in draws]
+
 
 def _batches_of_array(source, plan, steps, view_draws, size):
     images, labels = tf.constant(source.images), tf.constant(source.labels)
@@ -131,7 +194,7 @@ def _batches_of_array(source, plan, steps, view_draws, size):
             policy=view_draws.policy,
             size=size,
         )
-        return {"image": made, "label": tf.gather(labels, index)}
+        return view_draws.batch(made, tf.gather(labels, index), draws)
 
     return steps.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -161,7 +224,7 @@ def _batches_of_examples(examples, plan, view_draws, size):
         flat = tf.reshape(crops, [total, size, size, 3])
         policy_draws = tf.reshape(view_draws.of_policy(draws), [total, policy.num_draws])
         made = policy.apply(flat, policy_draws)
-        return {"image": tf.reshape(made, crops.shape), "label": label}
+        return view_draws.batch(tf.reshape(made, crops.shape), label, draws)
 
     batches = examples.map(crop_example, num_parallel_calls=tf.data.AUTOTUNE)
     batches = batches.batch(plan.num_rows, drop_remainder=True)

@@ -76,7 +76,7 @@ class StreamSource:
         if seed is None:
             return stream
         buffer = min(self.shuffle_buffer, self.num_examples)
-        epochs = tf.data.Dataset.counter()
+        epochs = tf.data.Dataset.range(tf.int64.max)  # Workers of a data service share it.
         return epochs.flat_map(lambda epoch: stream.shuffle(buffer, seed=seed * 1_000_003 + epoch))
 
     def named_examples(

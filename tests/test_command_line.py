@@ -104,6 +104,11 @@ BAD_FLAGS = [
     (["--pretrain_warmup_epochs=5", "--pretrain_epochs=4"], "longer than the stage"),
     (["--logical_cpus=4"], "does nothing without --strategy=mirrored"),
     (["--strategy=tpu"], "strategy"),
+    (["--whitening=given"], "needs --whitening_mean: three numbers"),
+    (["--whitening=given", "--whitening_mean=0,0,0", "--whitening_std=1,0,1"], "above 0"),
+    (["--whitening_mean=0,0,0"], "do nothing without --whitening=given"),
+    (["--skip_broken_images"], "with --dataset=digits it does nothing"),
+    (["--data_service=localhost:5000"], "must look like grpc://host:port"),
     (["--microbatch_size=16"], "add --nouse_global_batch_norm"),
 ]
 
@@ -128,6 +133,8 @@ PAIRS = {
     "use_labels": losses.SupConLoss.__init__,
     "num_views": pipeline.create_train_batches,
     "class_balanced": pipeline.create_train_batches,
+    "blur_probability": pipeline.create_train_batches,
+    "data_service": pipeline.create_train_batches,
     "skip_broken_images": sources.load_source,
     "eval_crop_method": (pipeline.create_eval_batches, "crop_method"),
     "crop_padding": pipeline.create_eval_batches,

@@ -1,12 +1,18 @@
 """What flags change about the input: balance, order, evaluation crops, whitening, blur."""
 
+import re
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
+import test_main
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from supcon_tf import crops, decode, order, pipeline, policies, sources
+from supcon_tf import crops, decode, order, pipeline, policies, sources, whitening
+from supcon_tf import train as training
+from supcon_tf.stages import setup
 
 IDENTITY = policies.create_policy("identity")
 PHOTO = load_sample_images().images[0]
@@ -88,7 +94,7 @@ def assert_equal(batches, expected):
 
 @pytest.mark.parametrize("balanced", [False, True])
 def test_batches_of_files_are_the_same_for_any_threads_replicas_and_start(photos, balanced):
-    options = {"class_balanced": balanced}
+    options = {"class_balanced": balanced, "blur_probability": 0.5}
     batches = create(photos, 5, **options)
     assert batches[0]["image"].shape == (8, 2, 16, 16, 3)
     for threads in (1, 16):
@@ -166,3 +172,134 @@ def test_the_crop_method_reaches_the_evaluation(photos):
         evaluate(crop_method="identity")
     with pytest.raises(ValueError, match="Unknown eval_crop_method 'centre'"):
         evaluate(crop_method="centre")
+
+
+# Whitening.
+
+
+def test_whitening_is_mean_and_deviation_of_all_pixels():
+    images = np.random.default_rng(0).integers(0, 200, (10, 8, 8, 3)).astype(np.uint8)
+    images[..., 2] = 51
+    source = sources.ArraySource(images, np.zeros(10, np.int32), ("only",))
+    batches = pipeline.create_eval_batches(source, batch_size=4, image_size=8)
+    mean, std = whitening.measure_whitening(batches)
+    pixels = images.astype(np.float64).reshape(-1, 3) / 127.5 - 1
+    np.testing.assert_allclose(mean, pixels.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(std[:2], pixels.std(axis=0)[:2], atol=1e-4)
+    assert std[2] == whitening.SMALLEST_STD  # One level everywhere, not infinite contrast.
+
+
+def write_photos(root, split, count):
+    for index in range(count):
+        folder = root / split / ("cat" if index % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PHOTO[10 * index :][:24, :24]).save(folder / f"{index}.png")
+
+
+def run_on_photos(root, *arguments, **options):
+    test_main.run_inside(
+        *test_main.SHORT, "--mode=pretrain", "--dataset=folder", f"--data_dir={root / 'data'}",
+        f"--model_dir={root / 'run'}", "--batch_size=8", "--image_size=16",
+        "--knn_interval_epochs=0", "--augmentation_type=identity", "--noonline_probe",
+        *arguments, **options,
+    )  # fmt: skip
+
+
+def whitening_in(root):
+    import keras
+
+    encoder = keras.models.load_model(root / "run/pretrain/encoder.keras")
+    layers = [layer for layer in encoder.layers if isinstance(layer, keras.layers.Normalization)]
+    return [(np.ravel(x.mean), np.sqrt(np.ravel(x.variance))) for x in layers]
+
+
+def test_a_folder_is_whitened_by_what_was_measured_once(tmp_path, capsys):
+    for split in ("train", "test"):
+        write_photos(tmp_path / "data", split, 8)
+    run_on_photos(tmp_path)
+    printed = re.search(r"--whitening_mean=(\S+) --whitening_std=(\S+)", capsys.readouterr().out)
+    expected = [[float(x) for x in part.split(",")] for part in printed.groups()]
+    (found,) = whitening_in(tmp_path)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    # A run that goes on does not measure again, whatever the folder holds by then.
+    write_photos(tmp_path / "data", "train", 16)
+    run_on_photos(tmp_path, "--pretrain_epochs=2", "--override_flags")
+    np.testing.assert_allclose(whitening_in(tmp_path)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["none", "given"])
+def test_whitening_can_be_given_or_left_out(tmp_path, kind):
+    for split in ("train", "test"):
+        write_photos(tmp_path / "data", split, 8)
+    given = ["--whitening_mean=0.1,0,-0.1", "--whitening_std=0.5,0.25,0.5"]
+    run_on_photos(tmp_path, f"--whitening={kind}", *(given if kind == "given" else []))
+    found = whitening_in(tmp_path)
+    if kind == "none":
+        assert found == []
+    else:
+        np.testing.assert_allclose(found[0], [(0.1, 0, -0.1), (0.5, 0.25, 0.5)], atol=1e-6)
+
+
+# Broken images, through the command.
+
+
+def test_broken_images_stop_the_run_or_are_skipped_and_listed(tmp_path, capsys):
+    for split in ("train", "test"):
+        write_photos(tmp_path / "data", split, 10)
+    broken = tmp_path / "data/test/cat/1.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"cannot be decoded.*--skip_broken(.|\n)*{broken}"):
+        run_on_photos(tmp_path, "--whitening=none")
+    (tmp_path / "data/train/dog/0.png").write_bytes(b"GIF89a")
+    capsys.readouterr()
+    run_on_photos(
+        tmp_path, "--whitening=none", "--skip_broken_images", f"--model_dir={tmp_path / 'other'}"
+    )
+    output = capsys.readouterr().out
+    assert "9 training and 9 test examples" in output
+    assert f"Skipped 1 test files that are no images:\n  {broken}: cannot be decoded" in output
+    assert "train/dog/0.png: starts with b'GIF89a', a GIF image" in output
+
+
+# Blur.
+
+
+def test_blur_is_drawn_for_each_view_with_its_probability():
+    images = np.zeros([64, 4, 4, 3], np.uint8)
+    source = sources.ArraySource(images, np.zeros(64, np.int32), ("only",))
+    options = {"policy": IDENTITY, "batch_size": 64, "image_size": 4, "seed": 0, "num_views": 8}
+    batches = pipeline.create_train_batches(source, blur_probability=0.3, **options)
+    sigma = next(iter(batches))["blur_sigma"].numpy()
+    assert sigma.shape == (64, 8) and sigma.dtype == np.float32
+    # 512 draws: the share within five deviations, sigma uniform in [0.1, 2].
+    assert abs(np.mean(sigma > 0) - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 512)
+    drawn = sigma[sigma > 0]
+    assert drawn.min() >= 0.1 and drawn.max() <= 2.0
+    assert abs(drawn.mean() - 1.05) < 5 * 0.55 / np.sqrt(len(drawn))
+    plain = pipeline.create_train_batches(source, **options)
+    assert "blur_sigma" not in next(iter(plain))
+
+
+def test_only_views_with_a_sigma_are_blurred_and_a_plain_grey_stays():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 2, 30, 30, 3)).astype(np.uint8)
+    sigma = np.array([[0.0, 1.5], [0.5, 0.0]], np.float32)
+    blurred = training.blurred_images({"image": images, "blur_sigma": sigma}).numpy()
+    for row, view in ((0, 0), (1, 1)):
+        np.testing.assert_array_equal(blurred[row, view], images[row, view].astype(np.float32))
+    deviation = [blurred[0, 1].std(), blurred[1, 0].std(), images[0, 1].std()]
+    assert deviation == sorted(deviation) and deviation[0] < 0.5 * deviation[2]
+    grey = np.full([1, 1, 30, 30, 3], 127, np.uint8)
+    blurred = training.blurred_images({"image": grey, "blur_sigma": np.ones([1, 1], np.float32)})
+    np.testing.assert_allclose(blurred, grey, atol=0.51)  # Also at the border.
+
+
+@pytest.mark.parametrize(
+    "augmentation,is_blurred",
+    [("simclr", True), ("stacked_randaugment", True), ("autoaugment", False), ("identity", False)],
+)
+def test_only_simclr_and_stacked_randaugment_end_with_a_blur(augmentation, is_blurred):
+    policy = policies.create_policy(augmentation)
+    flags = types.SimpleNamespace(blur_probability=0.5)
+    assert setup.blur_probability(flags, policy) == (0.5 if is_blurred else 0.0)

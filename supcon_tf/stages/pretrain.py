@@ -7,7 +7,7 @@ import time
 
 from supcon_tf import checkpoint, command_line, losses, metrics, models
 from supcon_tf import train as training
-from supcon_tf.sources import default_image_size, whitening_constants
+from supcon_tf.sources import default_image_size
 from supcon_tf.stages import setup
 from supcon_tf.stages.stage_folder import StageFolder, save_model
 
@@ -29,8 +29,11 @@ def run(flags, strategy) -> dict:
         _check_microbatch(flags, strategy)
         schedule = setup.create_schedule(flags, "pretrain", train_source.num_examples)
 
+        whitening = setup.whitening_constants(flags, train_source, folder, image_size)
         with strategy.scope():
-            step = _create_step(flags, image_size, len(train_source.class_names), schedule)
+            step = _create_step(
+                flags, image_size, len(train_source.class_names), schedule, whitening
+            )
         encoder = step.model.encoder
         print(
             f"pretrain: {encoder.name} of {_count(encoder):,} parameters at {image_size} px, "
@@ -116,8 +119,8 @@ def _check_microbatch(flags, strategy):
         )
 
 
-def _create_step(flags, image_size, num_classes, schedule):
-    mean, std = whitening_constants(flags.dataset)
+def _create_step(flags, image_size, num_classes, schedule, whitening):
+    mean, std = whitening
     encoder = models.create_encoder(
         flags.encoder,
         depth=flags.resnet_depth,

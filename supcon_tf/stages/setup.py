@@ -7,7 +7,20 @@ import contextlib
 import keras
 import tensorflow as tf
 
-from supcon_tf import decode, distribute, flag_rules, optimizers, pipeline, policies, sources
+from supcon_tf import (
+    decode,
+    distribute,
+    flag_rules,
+    optimizers,
+    pipeline,
+    policies,
+    sources,
+    whitening,
+)
+from supcon_tf.stages.stage_folder import read_json, write_json
+
+# Spread evenly over the training images.
+WHITENING_EXAMPLES = 2_000
 
 
 def start(flags) -> tf.distribute.Strategy:
@@ -80,11 +93,28 @@ def create_policy(flags, augmentation_type: str) -> policies.Policy:
     )
 
 
+def blur_probability(flags, policy: policies.Policy) -> float:
+    """--blur_probability where the policy ends with a blur, else 0."""
+    return flags.blur_probability if policy.name in ("simclr", "stacked_randaugment") else 0.0
+
+
+def is_flipped(flags) -> bool:
+    """Whether views are mirrored at random."""
+    if flags.horizontal_flip == "auto":
+        return sources.may_flip(flags.dataset)
+    return flags.horizontal_flip == "true"
+
+
 def create_train_batches(
     flags, strategy, source, *, image_size, policy, num_views, crop_area_range, start_step
 ):
     """The training batches of one stage, from a step on."""
-    flip = flags.horizontal_flip
+    if flags.data_service:
+        print(
+            f"Batches come from the tf.data service at {flags.data_service}, in whatever order its "
+            "workers finish them: the run cannot be repeated exactly, and one that is resumed "
+            "loses the batches that were under way."
+        )
     return pipeline.create_train_batches(
         source,
         policy=policy,
@@ -94,10 +124,41 @@ def create_train_batches(
         num_views=num_views,
         start_step=start_step,
         crop_area_range=flag_rules.numbers(crop_area_range),
-        horizontal_flip=sources.may_flip(flags.dataset) if flip == "auto" else flip == "true",
+        horizontal_flip=is_flipped(flags),
         class_balanced=flags.class_balanced,
+        blur_probability=blur_probability(flags, policy),
         num_replicas=strategy.num_replicas_in_sync,
+        data_service=flags.data_service,
     )
+
+
+def whitening_constants(flags, source, folder, image_size):
+    """Mean and deviation for the encoder, or (None, None).
+
+    What is measured stays in the stage's folder, so that a run that goes on uses the same.
+    """
+    if flags.whitening == "given":
+        return flag_rules.numbers(flags.whitening_mean), flag_rules.numbers(flags.whitening_std)
+    if flags.whitening == "none":
+        return None, None
+    if flags.dataset != "folder":
+        return sources.whitening_constants(flags.dataset)
+    path = folder.file("whitening.json")
+    measured = read_json(path)
+    if measured is None:
+        batches = create_eval_batches(
+            flags, source, image_size=image_size, limit=WHITENING_EXAMPLES
+        )
+        with naming_broken_images(source):
+            mean, std = whitening.measure_whitening(batches)
+        measured = {"mean": mean, "std": std}
+        write_json(path, measured)
+    texts = {name: ",".join(map(str, values)) for name, values in measured.items()}
+    print(
+        f"Whitening as measured on up to {WHITENING_EXAMPLES:,} training images: --whitening=given "
+        f"--whitening_mean={texts['mean']} --whitening_std={texts['std']}"
+    )
+    return tuple(measured["mean"]), tuple(measured["std"])
 
 
 def create_eval_batches(flags, source, *, image_size, limit=None):
