@@ -6,25 +6,36 @@ repeat those of a function are literals, and a test compares each pair.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from absl import flags
 
-STAGES = ("pretrain", "linear", "eval")
+from supcon_tf import flag_rules
+
+STAGES = ("pretrain", "linear", "eval", "preview")
 
 # Which flags decide what a stage does, in the order of its recipe. `stage.flags` holds these.
 COMMON_FLAGS = (
-    "dataset", "data_dir", "image_size", "seed", "strategy", "logical_cpus",
+    "dataset", "data_dir", "skip_broken_images", "image_size", "eval_crop_method",
+    "crop_padding", "seed", "strategy", "logical_cpus",
     "eval_batch_size", "steps_per_loop", "summary_interval_steps",
     "save_interval_steps", "max_checkpoints_to_keep",
 )  # fmt: skip
-INPUT_FLAGS = ("batch_size", "horizontal_flip")
+INPUT_FLAGS = (
+    "batch_size",
+    "data_service",
+    "num_images",
+    "label_noise_prob",
+    "class_balanced",
+    "horizontal_flip",
+)
 STAGE_FLAGS = {
     "pretrain": (
         *COMMON_FLAGS, *INPUT_FLAGS, "num_views", "crop_area_range",
         "augmentation_type", "augmentation_magnitude", "augmentation_compat",
         "randaugment_num_layers", "use_pytorch_color_jitter", "warp_probability",
+        "blur_probability",
+        "whitening", "whitening_mean", "whitening_std",
         "encoder", "resnet_depth", "resnet_width", "first_conv_kernel_size", "first_conv_stride",
         "use_initial_max_pool", "use_global_batch_norm", "projection_head_layers",
         "projection_head_use_batch_norm", "projection_head_use_batch_norm_beta",
@@ -40,6 +51,7 @@ STAGE_FLAGS = {
         *COMMON_FLAGS, *INPUT_FLAGS, "linear_crop_area_range",
         "linear_augmentation_type", "augmentation_magnitude", "augmentation_compat",
         "randaugment_num_layers", "use_pytorch_color_jitter", "warp_probability",
+        "blur_probability",
         "normalize_embedding", "zero_initialize_classifier", "label_smoothing",
         "linear_epochs", "linear_optimizer", "linear_base_learning_rate",
         "linear_weight_decay", "linear_warmup_epochs", "linear_learning_rate_decay",
@@ -47,11 +59,17 @@ STAGE_FLAGS = {
         "use_bias_weight_decay",
     ),
     "eval": COMMON_FLAGS,
+    "preview": (
+        *COMMON_FLAGS, *INPUT_FLAGS, "num_views", "crop_area_range",
+        "augmentation_type", "augmentation_magnitude", "augmentation_compat",
+        "randaugment_num_layers", "use_pytorch_color_jitter", "warp_probability",
+        "blur_probability", "preview_examples",
+    ),
 }  # fmt: skip
 # Flags that may differ when a stage goes on: they change where, how fast and how often, but
 # not what is computed.
 FREE_FLAGS = frozenset({
-    "data_dir", "strategy", "logical_cpus", "eval_batch_size", "steps_per_loop",
+    "data_dir", "data_service", "strategy", "logical_cpus", "eval_batch_size", "steps_per_loop",
     "summary_interval_steps", "save_interval_steps", "max_checkpoints_to_keep",
     "knn_interval_epochs",
 })  # fmt: skip
@@ -65,7 +83,7 @@ def define_flags() -> None:
     _define_loss_flags()
     _define_stage_flags("pretrain", optimizer="adam", learning_rate=0.012, epochs=30, warmup=3)
     _define_stage_flags("linear", optimizer="momentum", learning_rate=10.0, epochs=20, warmup=0)
-    _define_validators()
+    flag_rules.define_rules(STAGES)
 
 
 def _define_run_flags():
@@ -118,6 +136,37 @@ def _define_data_flags():
         "For folder: the directory that holds train/ and test/ or validation/, with one folder "
         "per class. Otherwise the directory of TensorFlow Datasets.",
     )
+    flags.DEFINE_string(
+        "data_service",
+        None,
+        "Address of a tf.data service dispatcher, grpc://host:port, whose workers make the "
+        "training batches. Their order and an exact resume are given up.",
+    )
+    flags.DEFINE_bool(
+        "skip_broken_images",
+        False,
+        "For folder: decode every image at the start, and list and leave out those that cannot "
+        "be, instead of stopping at them.",
+    )
+    flags.DEFINE_integer(
+        "num_images",
+        0,
+        "Train on the first so many examples (of a folder: of each class in turn); 0: on all.",
+        lower_bound=0,
+    )
+    flags.DEFINE_float(
+        "label_noise_prob",
+        0.0,
+        "Share of training labels replaced by a class drawn from all, the same in every epoch.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+    )
+    flags.DEFINE_bool(
+        "class_balanced",
+        False,
+        "Draw every class equally often. An epoch is still as many examples as there are: those "
+        "of rare classes come several times, of frequent classes not all. Not for TFDS.",
+    )
     flags.DEFINE_integer("batch_size", 64, "Examples per step over all replicas.", lower_bound=1)
     flags.DEFINE_integer(
         "microbatch_size",
@@ -131,6 +180,19 @@ def _define_data_flags():
     flags.DEFINE_integer("eval_batch_size", 256, "Examples per evaluation step.", lower_bound=1)
     flags.DEFINE_integer(
         "image_size", None, "Side in pixels. Default: that of the data, at most 224.", lower_bound=8
+    )
+    flags.DEFINE_enum(
+        "eval_crop_method",
+        "auto",
+        ["auto", "resize_then_crop", "crop_then_resize", "crop_then_distort", "identity"],
+        "Of images that are evaluated. auto: those of the right size as they are, of larger "
+        "ones the central 7/8; the others as in the reference, with --crop_padding.",
+    )
+    flags.DEFINE_integer(
+        "crop_padding",
+        32,
+        "Pixels that evaluation cuts off the short side resized to image_size + crop_padding.",
+        lower_bound=0,
     )
     flags.DEFINE_integer("num_views", 2, "Augmented views of each example.", lower_bound=1)
     flags.DEFINE_list(
@@ -184,8 +246,33 @@ def _define_augmentation_flags():
         upper_bound=1.0,
     )
 
+    flags.DEFINE_integer(
+        "preview_examples", 8, "Rows of the picture that --mode=preview makes.", lower_bound=1
+    )
+    flags.DEFINE_float(
+        "blur_probability",
+        0.0,
+        "Of the Gaussian blur at the end of simclr and stacked_randaugment in training; 0.5 for "
+        "ImageNet, 0 for CIFAR in the published recipes.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+    )
+
 
 def _define_model_flags():
+    flags.DEFINE_enum(
+        "whitening",
+        "auto",
+        ["auto", "none", "given"],
+        "Subtract the mean and divide by the deviation of the images. auto: the known constants "
+        "of CIFAR, for folder measured on training images, else none.",
+    )
+    for name in ("mean", "std"):
+        flags.DEFINE_list(
+            f"whitening_{name}",
+            None,
+            f"For --whitening=given: {name} of red, green and blue, of images in [-1, 1].",
+        )
     flags.DEFINE_enum(
         "encoder",
         "tiny",
@@ -274,119 +361,6 @@ def _define_stage_flags(stage, *, optimizer, learning_rate, epochs, warmup):
         ["30", "60", "80", "90"],
         "Where piecewise drops, in epochs after the warm-up.",
     )
-
-
-def _define_validators():
-    flags.register_validator("mode", _check_mode)
-    flags.register_validator(
-        "temperature", lambda value: value > 0, "must be above 0; the paper uses 0.1."
-    )
-    for name in ("crop_area_range", "linear_crop_area_range"):
-        flags.register_validator(name, _check_area_range)
-    flags.register_validator("projection_head_layers", _check_positive_integers)
-    for stage in ("pretrain", "linear"):
-        flags.register_validator(f"{stage}_decay_boundary_epochs", _check_numbers)
-        flags.register_multi_flags_validator(
-            [f"{stage}_warmup_epochs", f"{stage}_epochs"], _check_warmup
-        )
-    flags.register_multi_flags_validator(["positives_cap", "num_views"], _check_positives_cap)
-    flags.register_multi_flags_validator(
-        ["microbatch_size", "use_global_batch_norm"], _check_microbatch
-    )
-    flags.register_multi_flags_validator(["resnet_depth", "encoder"], _check_depth)
-    flags.register_multi_flags_validator(["strategy", "logical_cpus"], _check_logical_cpus)
-
-
-def _check_mode(modes):
-    if not modes:
-        raise flags.ValidationError(f"names no stage; choose from {', '.join(STAGES)}.")
-    for mode in modes:
-        if mode not in STAGES:
-            close = difflib.get_close_matches(mode, STAGES, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise flags.ValidationError(
-                f"{mode!r} is not a stage; choose from {', '.join(STAGES)}.{hint}"
-            )
-    if len(set(modes)) < len(modes):
-        raise flags.ValidationError("names a stage twice.")
-    return True
-
-
-def _check_area_range(values):
-    low, high = numbers(values) if len(_check_numbers_list(values)) == 2 else (0, 0)
-    if not 0 < low <= high <= 1:
-        raise flags.ValidationError(
-            f"{','.join(values)}: expected low,high with 0 < low <= high <= 1."
-        )
-    return True
-
-
-def _check_numbers_list(values):
-    try:
-        numbers(values)
-    except ValueError as error:
-        raise flags.ValidationError(f"{','.join(values)}: expected numbers, {error}.") from error
-    return values
-
-
-def _check_numbers(values):
-    return bool(_check_numbers_list(values)) or True
-
-
-def _check_positive_integers(values):
-    if not values or not all(value.strip().isdigit() and int(value) > 0 for value in values):
-        raise flags.ValidationError(f"{','.join(values)}: expected sizes such as 2048,128.")
-    return True
-
-
-def _check_warmup(values):
-    warmup, epochs = values.values()
-    if warmup > epochs:
-        raise flags.ValidationError(
-            f"{next(iter(values))}={warmup:g} is longer than the stage of {epochs:g} epochs."
-        )
-    return True
-
-
-def _check_positives_cap(values):
-    cap, num_views = values["positives_cap"], values["num_views"]
-    if cap != -1 and (cap < 0 or cap % num_views):
-        raise flags.ValidationError(
-            f"positives_cap={cap} must be -1 (no cap) or a multiple of num_views={num_views}."
-        )
-    return True
-
-
-def _check_microbatch(values):
-    if values["microbatch_size"] is not None and values["use_global_batch_norm"]:
-        raise flags.ValidationError(
-            "microbatch_size cannot go with batch norm over all replicas, which would have to "
-            "exchange statistics inside the loop over pieces: add --nouse_global_batch_norm."
-        )
-    return True
-
-
-def _check_depth(values):
-    depth, encoder = values["resnet_depth"], values["encoder"]
-    depths = {"resnet_v1": (18, 34, 50, 101, 152, 200), "resnext": (50, 101, 152, 200)}
-    if encoder in depths and depth not in depths[encoder]:
-        raise flags.ValidationError(
-            f"resnet_depth={depth} is not a valid {encoder} depth: choose from {depths[encoder]}."
-        )
-    return True
-
-
-def _check_logical_cpus(values):
-    if values["logical_cpus"] > 1 and values["strategy"] != "mirrored":
-        raise flags.ValidationError(
-            f"logical_cpus={values['logical_cpus']} does nothing without --strategy=mirrored."
-        )
-    return True
-
-
-def numbers(values: list[str]) -> tuple[float, ...]:
-    """The value of a list flag of numbers."""
-    return tuple(float(value) for value in values)
 
 
 def recipe_path(name: str) -> Path:

@@ -11,7 +11,12 @@ from absl import app, flags, logging
 
 from supcon_tf import command_line
 
-STAGE_MODULES = {"pretrain": "pretrain", "linear": "linear", "eval": "evaluate"}
+STAGE_MODULES = {
+    "pretrain": "pretrain",
+    "linear": "linear",
+    "eval": "evaluate",
+    "preview": "preview",
+}
 
 
 def main(argv: list[str]) -> None:

@@ -9,9 +9,13 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from supcon_tf import augment, views
+from supcon_tf import augment, blur, views
+from supcon_tf.crops import central_box as central_box
+from supcon_tf.crops import check_eval_crop, crop_and_resize, eval_crop
+from supcon_tf.decode import decode_crops, decode_image
+from supcon_tf.order import BatchPlan
 from supcon_tf.policies import Policy
-from supcon_tf.sources import ArraySource, FileSource, Source, StreamSource, decode_image
+from supcon_tf.sources import ArraySource, FileSource, Source, StreamSource
 
 
 def create_train_batches(
@@ -25,9 +29,12 @@ def create_train_batches(
     start_step: int = 0,
     crop_area_range: tuple[float, float] = (0.08, 1.0),
     horizontal_flip: bool = True,
+    class_balanced: bool = False,
+    blur_probability: float = 0.0,
     num_replicas: int = 1,
     host: int = 0,
     num_hosts: int = 1,
+    data_service: str | None = None,
 ) -> tf.data.Dataset:
     """Endless shuffled batches of augmented views for the replicas of one host.
 
@@ -44,91 +51,218 @@ def create_train_batches(
         start_step: the step of the first batch.
         crop_area_range: share of the image that a random crop covers.
         horizontal_flip: mirror each view with probability 0.5.
+        class_balanced: every class equally often, see `order.BatchPlan`; not for streams.
+        blur_probability: how many views get a sigma for the blur on the device.
         num_replicas: over all hosts; must divide batch_size.
         host, num_hosts: whose rows of the global batch to make.
+        data_service: address of a tf.data service dispatcher, "grpc://host:port", whose
+            workers make the batches. Each step is made once, by one of them, and comes when it
+            is ready: the order is lost, and after a restart so are the steps under way.
 
     Returns:
         {"image": uint8 [B, V, S, S, 3], "label": int32 [B]} with B = N / num_replicas; replica
-        after replica, step after step.
+        after replica, step after step. With a blur probability also "blur_sigma": float32
+        [B, V], in pixels, 0 for no blur.
 
     Raises:
-        ValueError: if the batch does not fit the source or the replicas.
+        ValueError: if the batch does not fit the source or the replicas, or a stream is to be
+            balanced.
     """
     check_batch_size(batch_size, num_examples=source.num_examples, num_replicas=num_replicas)
     if num_replicas % num_hosts:
         raise ValueError(f"{num_replicas} replicas cannot be shared evenly by {num_hosts} hosts.")
     rows = batch_size // num_hosts
-    plan = _BatchPlan(
+    draws = _ViewDraws(policy, crop_area_range, horizontal_flip, blur_probability)
+    plan = BatchPlan(
         num_examples=source.num_examples,
         batch_size=batch_size,
         first_row=host * rows,
         num_rows=rows,
         num_views=num_views,
-        num_draws=augment.CROP_DRAWS + 1 + policy.num_draws,
+        num_draws=draws.count,
         seed=seed,
+        balanced_labels=_labels_to_balance(source) if class_balanced else None,
     )
-    steps = tf.data.Dataset.counter(start_step)
-
-    def split(draws):
-        """What crops, flips and the policy consume, from draws [..., K]."""
-        crop, rest = draws[..., : augment.CROP_DRAWS], draws[..., augment.CROP_DRAWS :]
-        flips = (rest[..., 0] < 0.5) & horizontal_flip
-        return crop, flips, rest[..., 1:]
-
+    # A range, not a counter: only a range can be split over the workers of a data service.
+    steps = tf.data.Dataset.range(start_step, tf.int64.max)
     if isinstance(source, ArraySource):
-        images, labels = tf.constant(source.images), tf.constant(source.labels)
-
-        def make_batch(step):
-            index = plan.index(step)
-            crop, flips, draws = split(plan.draws(step))
-            chosen = tf.gather(images, index)  # [B, H, W, 3]
-            boxes = _crop_boxes(crop, tf.shape(images)[1:3], crop_area_range)
-            made = views.augment_views(chosen, boxes, flips, draws, policy=policy, size=image_size)
-            return {"image": made, "label": tf.gather(labels, index)}
-
-        batches = steps.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE)
+        batches = _batches_of_array(source, plan, steps, draws, image_size)
     else:
-
-        def crop_example(encoded, label, draws):
-            image = decode_image(encoded)
-            crop, flips, draws = split(draws)
-            boxes = _crop_boxes(crop[None], tf.shape(image)[:2], crop_area_range)[0]
-            repeated = tf.repeat(image[None], num_views, axis=0)  # [V, H, W, 3]
-            cropped = augment.crop_and_resize(repeated, boxes, image_size)
-            return augment.flip(cropped, flips), label, draws
-
-        def augment_batch(cropped, label, draws):
-            flat = tf.reshape(cropped, [rows * num_views, image_size, image_size, 3])
-            made = policy.apply(flat, tf.reshape(draws, [rows * num_views, policy.num_draws]))
-            return {"image": tf.reshape(made, cropped.shape), "label": label}
-
-        examples = _encoded_examples(source, plan, steps, start_step, seed, host, num_hosts)
-        batches = examples.map(crop_example, num_parallel_calls=tf.data.AUTOTUNE)
-        batches = batches.batch(rows, drop_remainder=True)
-        batches = batches.map(augment_batch, num_parallel_calls=tf.data.AUTOTUNE)
+        if isinstance(source, FileSource):
+            examples = _examples_of_files(source, plan, steps)
+        else:
+            stream = source.examples(seed=seed, host=host, num_hosts=num_hosts)
+            stream = stream.skip(start_step * rows)  # Still encoded: cheap to pass over.
+            examples = tf.data.Dataset.zip(stream, steps.map(plan.draws).unbatch())
+            examples = examples.map(lambda example, draw: (*example, draw))
+        batches = _batches_of_examples(examples, plan, draws, image_size)
+    if data_service is not None:
+        # Splits the steps (of a stream: its epochs) over the workers.
+        sharding = tf.data.experimental.service.ShardingPolicy.DYNAMIC
+        batches = batches.apply(
+            tf.data.experimental.service.distribute(sharding, service=data_service)
+        )
     if num_replicas > num_hosts:
         batches = batches.rebatch(batch_size // num_replicas, drop_remainder=True)
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
+class _ViewDraws:
+    """What the uniform numbers of a view, the last axis of [..., K], decide.
+
+    In order: the crop, the flip, the policy, and the blur if there is any.
+    """
+
+    def __init__(self, policy, crop_area_range, horizontal_flip, blur_probability):
+        self.policy = policy
+        self.crop_area_range = crop_area_range
+        self.horizontal_flip = horizontal_flip
+        self.blur_probability = blur_probability
+        self.count = augment.CROP_DRAWS + 1 + policy.num_draws
+        if blur_probability:
+            self.count += blur.BLUR_DRAWS
+
+    def boxes(self, draws, shape):
+        """Crops int32 [n, V, 4] of images that all have one shape, from [n, V, K]."""
+        flat = tf.reshape(draws[..., : augment.CROP_DRAWS], [-1, augment.CROP_DRAWS])
+        count = tf.shape(flat)[0]
+        heights, widths = tf.fill([count], shape[0]), tf.fill([count], shape[1])
+        boxes = augment.random_crop_boxes(flat, heights, widths, area_range=self.crop_area_range)
+        return tf.reshape(boxes, [*draws.shape[:2], 4])
+
+    def flips(self, draws):
+        return (draws[..., augment.CROP_DRAWS] < 0.5) & self.horizontal_flip
+
+    def of_policy(self, draws):
+        start = augment.CROP_DRAWS + 1
+        return draws[..., start : start + self.policy.num_draws]
+
+    def batch(self, images, labels, draws):
+        """The batch of views [B, V, S, S, 3] that were made with draws [B, V, K]."""
+        batch = {"image": images, "label": labels}
+        if self.blur_probability:
+            low, high = blur.SIGMA_RANGE
+            is_blurred = draws[..., -2] < self.blur_probability
+            sigma = low + draws[..., -1] * (high - low)
+            batch["blur_sigma"] = tf.where(is_blurred, sigma, 0.0)
+        return batch
+
+    def describe(self, draws, size):
+        """The operations of one view, from its draws [K]."""
+        texts = ["flip"] if self.flips(draws) else []
+        texts += self.policy.describe(self.of_policy(draws), size)
+        if self.blur_probability:
+            sigma = float(self.batch(None, None, draws)["blur_sigma"])
+            texts += [f"blur {sigma:.1f}"] if sigma else []
+        return texts
+
+
+def describe_step(
+    step: int,
+    *,
+    policy: Policy,
+    batch_size: int,
+    image_size: int,
+    seed: int,
+    num_views: int = 2,
+    horizontal_flip: bool = True,
+    blur_probability: float = 0.0,
+) -> list[list[list[str]]]:
+    """For every row and view of a step's batch, what was done to it after the crop."""
+    view_draws = _ViewDraws(policy, (0.08, 1.0), horizontal_flip, blur_probability)
+    plan = BatchPlan(
+        num_examples=batch_size,
+        batch_size=batch_size,
+        seed=seed,
+        num_views=num_views,
+        num_draws=view_draws.count,
+    )
+    draws = plan.draws(step).numpy()  # [B, V, K]
+    return [[view_draws.describe(view, image_size) for view in row] for row in draws]
+
+
+def _batches_of_array(source, plan, steps, view_draws, size):
+    images, labels = tf.constant(source.images), tf.constant(source.labels)
+
+    def make_batch(step):
+        index, draws = plan.index(step), plan.draws(step)
+        made = views.augment_views(
+            tf.gather(images, index),  # [B, H, W, 3]
+            view_draws.boxes(draws, tf.shape(images)[1:3]),
+            view_draws.flips(draws),
+            view_draws.of_policy(draws),
+            policy=view_draws.policy,
+            size=size,
+        )
+        return view_draws.batch(made, tf.gather(labels, index), draws)
+
+    return steps.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _examples_of_files(source, plan, steps):
+    """(encoded image, label, draws [V, K]) in the order of this host's rows, endless."""
+    paths, labels = tf.constant(source.paths), tf.constant(source.labels)
+    rows = steps.map(lambda step: (plan.index(step), plan.draws(step))).unbatch()
+
+    def read(index, draws):
+        return tf.io.read_file(tf.gather(paths, index)), tf.gather(labels, index), draws
+
+    return rows.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _batches_of_examples(examples, plan, view_draws, size):
+    """Crops image by image, because shapes differ; then the policy on the whole batch."""
+    policy, total = view_draws.policy, plan.num_rows * plan.num_views
+
+    def crop_example(encoded, label, draws):
+        image, boxes = decode_crops(encoded, lambda shape: view_draws.boxes(draws[None], shape)[0])
+        crops = [crop_and_resize(image, boxes[view], size) for view in range(plan.num_views)]
+        crops = augment.flip(tf.stack(crops), view_draws.flips(draws))  # [V, S, S, 3]
+        return crops, label, draws
+
+    def augment_batch(crops, label, draws):
+        flat = tf.reshape(crops, [total, size, size, 3])
+        policy_draws = tf.reshape(view_draws.of_policy(draws), [total, policy.num_draws])
+        made = policy.apply(flat, policy_draws)
+        return view_draws.batch(tf.reshape(made, crops.shape), label, draws)
+
+    batches = examples.map(crop_example, num_parallel_calls=tf.data.AUTOTUNE)
+    batches = batches.batch(plan.num_rows, drop_remainder=True)
+    return batches.map(augment_batch, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _labels_to_balance(source):
+    if isinstance(source, StreamSource):
+        raise ValueError(
+            "class_balanced picks examples by their number, which a TFDS stream does not have: "
+            "store the images as files, one folder per class, and use the dataset 'folder'."
+        )
+    return source.labels
+
+
 def create_eval_batches(
-    source: Source, *, batch_size: int, image_size: int, limit: int | None = None
+    source: Source,
+    *,
+    batch_size: int,
+    image_size: int,
+    limit: int | None = None,
+    crop_method: str = "auto",
+    crop_padding: int = 32,
 ) -> tf.data.Dataset:
     """Every example once, in order, without randomness: a central crop of one view.
-
-    Images larger than S lose the border that a random crop would seldom show, 1/8 of the side
-    (224 of 256 pixels, as in the paper's evaluation); images of S pixels stay as they are.
 
     Args:
         source: where the examples come from.
         batch_size: B.
         image_size: S.
         limit: at most so many examples, spread over the whole source (of a stream, the first).
+        crop_method, crop_padding: see `crops.eval_crop`.
 
     Returns:
         {"image": uint8 [B, S, S, 3], "label": int32 [B], "index": int32 [B]}. The last batch
         is filled up with blank images of index -1, so that all have one shape.
     """
+    check_eval_crop(crop_method, crop_padding)
     num_examples = min(source.num_examples, limit or source.num_examples)
     chosen = np.linspace(0, source.num_examples - 1, num_examples).astype(np.int64)
     if isinstance(source, ArraySource):
@@ -144,9 +278,8 @@ def create_eval_batches(
     def prepare(index, example):
         image, label = example
         if image.dtype == tf.string:
-            image = decode_image(image)
-        box = central_box(tf.shape(image)[0], tf.shape(image)[1], image_size)
-        image = augment.crop_and_resize(image[None], box[None], image_size)[0]
+            image = tf.ensure_shape(decode_image(image), [None, None, 3])
+        image = eval_crop(image, image_size, method=crop_method, padding=crop_padding)
         return {"image": image, "label": label, "index": tf.cast(index, tf.int32)}
 
     examples = examples.enumerate().map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
@@ -158,13 +291,6 @@ def create_eval_batches(
     padding = tf.data.Dataset.from_tensors(blank).repeat(-num_examples % batch_size)
     batches = examples.concatenate(padding).batch(batch_size, drop_remainder=True)
     return batches.prefetch(tf.data.AUTOTUNE)
-
-
-def central_box(height: tf.Tensor, width: tf.Tensor, image_size: int) -> tf.Tensor:
-    """The central square to resize to S: int32 [4] top, left, height, width."""
-    short = tf.minimum(height, width)
-    side = tf.where(short > image_size, tf.maximum(short * 7 // 8, image_size), short)
-    return tf.stack([(height - side + 1) // 2, (width - side + 1) // 2, side, side])
 
 
 def check_batch_size(batch_size: int, *, num_examples: int, num_replicas: int) -> None:
@@ -183,75 +309,21 @@ def check_batch_size(batch_size: int, *, num_examples: int, num_replicas: int) -
 
 
 def paths_of_steps(
-    source: FileSource, *, batch_size: int, seed: int, first_step: int, last_step: int
+    source: FileSource,
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    last_step: int,
+    class_balanced: bool = False,
 ) -> list[str]:
     """The files that the steps first_step to last_step (inclusive) read."""
-    plan = _BatchPlan(source.num_examples, batch_size, 0, batch_size, 1, 1, seed)
+    plan = BatchPlan(
+        num_examples=source.num_examples,
+        batch_size=batch_size,
+        seed=seed,
+        balanced_labels=source.labels if class_balanced else None,
+    )
     steps = range(first_step, last_step + 1)
     indices = np.unique(np.concatenate([plan.index(step).numpy() for step in steps]))
     return [source.paths[index] for index in indices]
-
-
-class _BatchPlan:
-    """Which examples and which random numbers make up the rows of a step on this host."""
-
-    def __init__(self, num_examples, batch_size, first_row, num_rows, num_views, num_draws, seed):
-        self.num_examples = num_examples
-        self.batch_size = batch_size
-        self.first_row = first_row
-        self.num_rows = num_rows
-        self.num_views = num_views
-        self.num_draws = num_draws
-        self.seed = seed
-
-    def index(self, step):
-        """Which example each row holds, int64 [B]: a fresh permutation every epoch."""
-        position = tf.cast(step, tf.int64) * self.batch_size + self.first_row
-        position += tf.range(self.num_rows, dtype=tf.int64)
-        epoch, place = position // self.num_examples, position % self.num_examples
-        seed = tf.fill([self.num_rows], tf.cast(self.seed, tf.int64))
-        # The raw op, because tf.random.experimental.index_shuffle pads a seed per row wrongly.
-        return tf.raw_ops.RandomIndexShuffle(
-            index=place,
-            seed=tf.stack([seed, epoch, tf.zeros_like(epoch)], axis=1),
-            max_index=tf.constant(self.num_examples - 1, tf.int64),
-            rounds=16,  # 4, the usual number, hardly shuffles: 50 of 100 examples stay in place.
-        )
-
-    def draws(self, step):
-        """Uniform numbers [B, V, K]: drawn for the whole global batch, then this host's rows.
-
-        (A draw of another shape has other numbers, so the rows cannot be drawn alone.)
-        """
-        draws = tf.random.stateless_uniform(
-            [self.batch_size, self.num_views, self.num_draws],
-            seed=tf.stack([tf.cast(self.seed, tf.int64), tf.cast(step, tf.int64)]),
-            alg="philox",  # "auto" gives other numbers when compiled.
-        )
-        return draws[self.first_row : self.first_row + self.num_rows]
-
-
-def _encoded_examples(source, plan, steps, start_step, seed, host, num_hosts):
-    """(encoded image, label, draws [V, K]) in the order of this host's rows, endless."""
-    draws = steps.map(plan.draws).unbatch()
-    if isinstance(source, StreamSource):
-        examples = source.examples(seed=seed, host=host, num_hosts=num_hosts)
-        examples = examples.skip(start_step * plan.num_rows)  # Still encoded: cheap to pass over.
-        pairs = tf.data.Dataset.zip(examples, draws)
-        return pairs.map(lambda example, draw: (*example, draw))
-    paths, labels = tf.constant(source.paths), tf.constant(source.labels)
-    indices = steps.map(plan.index).unbatch()
-
-    def read(index, draw):
-        return tf.io.read_file(tf.gather(paths, index)), tf.gather(labels, index), draw
-
-    return tf.data.Dataset.zip(indices, draws).map(read, num_parallel_calls=tf.data.AUTOTUNE)
-
-
-def _crop_boxes(draws, shape, area_range):
-    """Boxes int32 [B, V, 4] of images that all have one shape, from draws [B, V, CROP_DRAWS]."""
-    flat = tf.reshape(draws, [-1, augment.CROP_DRAWS])
-    count = tf.shape(flat)[0]
-    heights, widths = tf.fill([count], shape[0]), tf.fill([count], shape[1])
-    boxes = augment.random_crop_boxes(flat, heights, widths, area_range=area_range)
-    return tf.reshape(boxes, [*draws.shape[:2], 4])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import os
 
 import numpy as np
 import tensorflow as tf
 
+from supcon_tf.decode import decode_image, find_other_files, find_undecodable
+
 SPLITS = ("train", "test")
-JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 # The 8x8 digits fill their frame; enlarged to 16 pixels they get a border of 2, so that random
 # crops seldom cut a stroke.
 DIGITS_SIDE, DIGITS_BORDER = 16, 2
+SMALLEST_SIDE = 8
+LABEL_NOISE_STEP = -1  # Batches draw with (seed, step), from step 0 on.
 
 # Whitening constants in [-1, 1], 2 m - 1 and 2 s of the usual ones (reference, preprocessing.py).
 CIFAR10_MEAN, CIFAR10_STD = (-0.0172, -0.0356, -0.107), (0.4046, 0.3988, 0.402)
@@ -37,11 +39,12 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """Image files by path, with labels int32 [M]."""
+    """Image files by path, with labels int32 [M], and those left out: path to reason."""
 
     paths: tuple[str, ...]
     labels: np.ndarray
     class_names: tuple[str, ...]
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def num_examples(self) -> int:
@@ -50,13 +53,17 @@ class FileSource:
 
 @dataclasses.dataclass(frozen=True)
 class StreamSource:
-    """A split of a TFDS builder, read in order as {"image": encoded bytes, "label": int}."""
+    """A split of a TFDS builder, read in order as (encoded bytes, label).
+
+    `label_noise` is the share of labels that `with_label_noise` replaces, and its seed.
+    """
 
     builder: object
     split: str
     num_examples: int
     class_names: tuple[str, ...]
     shuffle_buffer: int = 10_000
+    label_noise: tuple[float, int] = (0.0, 0)
 
     def examples(self, *, seed: int | None, host: int = 0, num_hosts: int = 1) -> tf.data.Dataset:
         """Encoded examples of this host: once and in order without a seed, else endless.
@@ -64,6 +71,18 @@ class StreamSource:
         With a seed, files are read in an order drawn from it and each epoch shuffles its
         buffer with (seed, epoch), so that the stream is the same at every start.
         """
+        stream = self.named_examples(seed=seed, host=host, num_hosts=num_hosts)
+        stream = stream.map(lambda image, label, name: (image, self._label(label, name)))
+        if seed is None:
+            return stream
+        buffer = min(self.shuffle_buffer, self.num_examples)
+        epochs = tf.data.Dataset.range(tf.int64.max)  # Workers of a data service share it.
+        return epochs.flat_map(lambda epoch: stream.shuffle(buffer, seed=seed * 1_000_003 + epoch))
+
+    def named_examples(
+        self, *, seed: int | None = None, host: int = 0, num_hosts: int = 1
+    ) -> tf.data.Dataset:
+        """One epoch of (encoded bytes, label as stored, name of the example)."""
         import tensorflow_datasets as tfds
 
         read_config = tfds.ReadConfig(
@@ -71,6 +90,7 @@ class StreamSource:
             shuffle_reshuffle_each_iteration=False,
             try_autocache=False,
             interleave_cycle_length=1 if seed is None else 16,
+            add_tfds_id=True,
         )
         split = self.split
         if num_hosts > 1:
@@ -81,18 +101,35 @@ class StreamSource:
             decoders={"image": tfds.decode.SkipDecoding()},
             read_config=read_config,
         )
-        stream = stream.map(lambda example: (example["image"], tf.cast(example["label"], tf.int32)))
-        if seed is None:
-            return stream
-        buffer = min(self.shuffle_buffer, self.num_examples)
-        epochs = tf.data.Dataset.counter()
-        return epochs.flat_map(lambda epoch: stream.shuffle(buffer, seed=seed * 1_000_003 + epoch))
+        return stream.map(lambda example: (example["image"], example["label"], example["tfds_id"]))
+
+    def _label(self, label, name):
+        """The label as int32, checked, and replaced where this example's noise has it so."""
+        label, count = tf.cast(label, tf.int32), len(self.class_names)
+        text = tf.strings.format(
+            "the example {} has the label {}, but there are {} classes, numbered from 0.",
+            (name, label, count),
+        )
+        with tf.control_dependencies([tf.debugging.Assert((label >= 0) & (label < count), [text])]):
+            label = tf.identity(label)
+        probability, seed = self.label_noise
+        if not probability:
+            return label
+        # Any host, epoch or start meets an example under the same name.
+        buckets = 2**31
+        chosen, other = (
+            tf.strings.to_hash_bucket_strong(name, buckets, key=[seed, stream]) for stream in (0, 1)
+        )
+        is_noise = tf.cast(chosen, tf.float64) < probability * buckets
+        return tf.where(is_noise, tf.cast(other % count, tf.int32), label)
 
 
 Source = ArraySource | FileSource | StreamSource
 
 
-def load_source(dataset: str, split: str, data_dir: str | None = None) -> Source:
+def load_source(
+    dataset: str, split: str, data_dir: str | None = None, *, skip_broken_images: bool = False
+) -> Source:
     """The split of a dataset, checked as far as can be without decoding every image.
 
     Args:
@@ -100,6 +137,8 @@ def load_source(dataset: str, split: str, data_dir: str | None = None) -> Source
         split: "train" or "test"; a dataset without "test" gives its "validation".
         data_dir: the folder that holds train/ and test/ (or validation/) with one folder per
             class, or TFDS's data directory.
+        skip_broken_images: of a folder, leave out what cannot be decoded instead of refusing
+            what is no image; decodes every image once.
 
     Raises:
         ValueError: unknown dataset, missing folder, or files that are not images.
@@ -109,7 +148,7 @@ def load_source(dataset: str, split: str, data_dir: str | None = None) -> Source
     if dataset == "digits":
         return _load_digits(split)
     if dataset == "folder":
-        return _load_folder(split, data_dir)
+        return _load_folder(split, data_dir, skip_broken_images)
     return _load_tfds(dataset, split, data_dir)
 
 
@@ -118,15 +157,22 @@ def default_image_size(source: Source) -> int:
     if isinstance(source, ArraySource):
         return source.images.shape[1]
     if isinstance(source, FileSource):
-        try:
-            shape = decode_image(tf.io.read_file(source.paths[0])).shape
-        except tf.errors.InvalidArgumentError as error:
-            raise ValueError(
-                f"{source.paths[0]} cannot be decoded; remove or replace it."
-            ) from error
+        shape = _shape_of_file(source.paths[0])
     else:
         shape = source.builder.info.features["image"].shape
     return 224 if None in shape[:2] else min(224, *shape[:2])
+
+
+def _shape_of_file(path):
+    if find_undecodable([path]):
+        raise ValueError(f"{path} cannot be decoded; remove or replace it.")
+    shape = decode_image(tf.io.read_file(path)).shape
+    if min(shape[:2]) < SMALLEST_SIDE:
+        raise ValueError(
+            f"{path} has {shape[1]}x{shape[0]} pixels, too few to take it as the size of all "
+            "images: give --image_size."
+        )
+    return shape
 
 
 def whitening_constants(dataset: str) -> tuple[tuple | None, tuple | None]:
@@ -137,25 +183,54 @@ def whitening_constants(dataset: str) -> tuple[tuple | None, tuple | None]:
     }.get(dataset.split(":")[0].split("/")[0], (None, None))
 
 
+def first_examples(source: Source, count: int) -> Source:
+    """The first `count` examples.
+
+    Of files, which are sorted by class, the first of every class, then the second of every
+    class, and so on.
+
+    Raises:
+        ValueError: the source has fewer.
+    """
+    if not 0 < count <= source.num_examples:
+        raise ValueError(
+            f"num_images={count}: there are {source.num_examples:,} training examples; take 0 "
+            "for all of them."
+        )
+    if isinstance(source, StreamSource):
+        split = f"{source.split}[:{count}]"
+        return dataclasses.replace(source, split=split, num_examples=count)
+    if isinstance(source, ArraySource):
+        return dataclasses.replace(
+            source, images=source.images[:count], labels=source.labels[:count]
+        )
+    starts = np.searchsorted(source.labels, source.labels)  # Labels of files are sorted.
+    rank = np.arange(source.num_examples) - starts
+    chosen = np.sort(np.lexsort([source.labels, rank])[:count])
+    paths = tuple(source.paths[index] for index in chosen)
+    return dataclasses.replace(source, paths=paths, labels=source.labels[chosen])
+
+
+def with_label_noise(source: Source, probability: float, *, seed: int) -> Source:
+    """Replaces labels with that probability by a class drawn from all, perhaps the true one.
+
+    What becomes of an example depends on the seed and on the example: it is the same in every
+    epoch, on every host, and whatever is done with the other examples.
+    """
+    if isinstance(source, StreamSource):
+        return dataclasses.replace(source, label_noise=(probability, seed))
+    count = len(source.class_names)
+    draws = tf.random.stateless_uniform(
+        [source.num_examples, 2], seed=[seed, LABEL_NOISE_STEP], alg="philox"
+    ).numpy()
+    other = np.minimum((draws[:, 1] * count).astype(np.int32), count - 1)
+    labels = np.where(draws[:, 0] < probability, other, source.labels)
+    return dataclasses.replace(source, labels=labels)
+
+
 def may_flip(dataset: str) -> bool:
     """Whether a mirrored image is still one of its class."""
     return dataset.split(":")[0].split("/")[0] not in NEVER_FLIPPED
-
-
-def decode_image(encoded: tf.Tensor) -> tf.Tensor:
-    """JPEG or PNG bytes -> uint8 [H, W, 3]; grey is repeated, an alpha channel is dropped."""
-    return tf.io.decode_image(encoded, channels=3, expand_animations=False)
-
-
-def find_undecodable(paths) -> list[str]:
-    """Those of the files that cannot be decoded, for a message after a failed step."""
-    broken = []
-    for path in paths:
-        try:
-            decode_image(tf.io.read_file(path))
-        except tf.errors.OpError:
-            broken.append(path)
-    return broken
 
 
 def _load_digits(split):
@@ -179,7 +254,7 @@ def _load_digits(split):
     )
 
 
-def _load_folder(split, data_dir):
+def _load_folder(split, data_dir, skip_broken_images):
     if not data_dir:
         raise ValueError(
             "--dataset=folder needs --data_dir: a folder with train/ and test/ (or validation/), "
@@ -212,8 +287,14 @@ def _load_folder(split, data_dir):
         labels += [label] * len(files)
     if not paths:
         raise ValueError(f"{folder} holds no images.")
-    _refuse_non_images(paths)
-    return FileSource(tuple(paths), np.array(labels, np.int32), tuple(class_names))
+    source = FileSource(tuple(paths), np.array(labels, np.int32), tuple(class_names))
+    complaints = find_other_files(paths)
+    if complaints and not skip_broken_images:
+        _refuse(complaints, len(paths))
+    if skip_broken_images:
+        images = [path for path in paths if path not in complaints]
+        complaints |= dict.fromkeys(find_undecodable(images), "cannot be decoded")
+    return _without(source, complaints)
 
 
 def _visible(folder):
@@ -228,29 +309,43 @@ def _class_folders(folder):
     return sorted(name for name in names if tf.io.gfile.isdir(os.path.join(folder, name)))
 
 
-def _refuse_non_images(paths):
-    """Looks at the first bytes of every file, many at a time, because gs:// answers slowly."""
-    with concurrent.futures.ThreadPoolExecutor(32) as pool:
-        complaints = [text for text in pool.map(_complaint, paths, chunksize=64) if text]
-    if complaints:
-        shown = "\n  ".join(complaints[:10])
-        more = f"\n  and {len(complaints) - 10} more" if len(complaints) > 10 else ""
-        raise ValueError(
-            f"{len(complaints)} of {len(paths)} files are not JPEG or PNG images; remove or "
-            f"replace them:\n  {shown}{more}"
-        )
-
-
-def _complaint(path):
-    if tf.io.gfile.isdir(path):
-        return f"{path}: a folder among images"
-    with tf.io.gfile.GFile(path, "rb") as file:
-        start = file.read(8)
-    if not start:
-        return f"{path}: empty"
-    if not start.startswith((JPEG_START, PNG_START)):
-        return f"{path}: starts with {start!r}"
+def find_broken(source: StreamSource) -> str | None:
+    """The name of the first example that cannot be decoded; reads the source up to it."""
+    for encoded, _, name in source.named_examples():
+        try:
+            decode_image(encoded)
+        except tf.errors.InvalidArgumentError:
+            return name.numpy().decode()
     return None
+
+
+def _refuse(complaints, num_paths):
+    shown = [f"{path}: {reason}" for path, reason in list(complaints.items())[:10]]
+    more = f"\n  and {len(complaints) - 10} more" if len(complaints) > 10 else ""
+    raise ValueError(
+        f"{len(complaints)} of {num_paths} files are not JPEG or PNG images; remove or "
+        "replace them, or leave them out with --skip_broken_images:\n  " + "\n  ".join(shown) + more
+    )
+
+
+def _without(source, complaints):
+    """The source without the broken files, which it lists.
+
+    Raises:
+        ValueError: a class has no image left.
+    """
+    kept = np.array([path not in complaints for path in source.paths])
+    for label in np.setdiff1d(source.labels, source.labels[kept]):
+        raise ValueError(
+            f"No image of the class {source.class_names[label]} can be decoded: "
+            + "; ".join(f"{path}: {reason}" for path, reason in list(complaints.items())[:3])
+        )
+    return dataclasses.replace(
+        source,
+        paths=tuple(np.array(source.paths)[kept].tolist()),
+        labels=source.labels[kept],
+        skipped=complaints,
+    )
 
 
 def _load_tfds(dataset, split, data_dir):

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from supcon_tf import losses, microbatch, optimizers
+from supcon_tf import blur, losses, microbatch, optimizers
 from supcon_tf.checkpoint import CheckpointFolder
 from supcon_tf.models import ContrastiveModel
 
@@ -83,18 +83,17 @@ class ContrastiveStep:
 
     def _gradients(self, batch):
         """Loss, gradients and embeddings [B, V, F], all at once or in pieces."""
+        images = blurred_images(batch)
 
         def loss_of(projections):
             return self._mean(self.loss.call(batch["label"], projections))
 
         if self.microbatch_size is not None:
             return microbatch.cached_gradients(
-                self.model, batch["image"], loss_of, microbatch_size=self.microbatch_size
+                self.model, images, loss_of, microbatch_size=self.microbatch_size
             )
         with tf.GradientTape() as tape:
-            embeddings, projections = self.model(
-                batch["image"], training=True, return_embeddings=True
-            )
+            embeddings, projections = self.model(images, training=True, return_embeddings=True)
             loss = loss_of(projections)
         return loss, tape.gradient(loss, self.model.trainable_variables), embeddings
 
@@ -149,7 +148,7 @@ class ClassifierStep:
         optimizer.build(linear_head.trainable_variables)
 
     def __call__(self, batch) -> dict[str, tf.Tensor]:
-        images = tf.cast(batch["image"][:, 0], tf.float32)
+        images = blurred_images(batch)[:, 0]
         embeddings = self.encoder(images, training=False)
         with tf.GradientTape() as tape:
             logits = self.linear_head(embeddings, training=True)
@@ -168,6 +167,21 @@ class ClassifierStep:
 
     def describe(self, metrics: dict[str, float]) -> dict[str, float]:
         return metrics
+
+
+def blurred_images(batch) -> tf.Tensor:
+    """The views as float32 [B, V, S, S, 3] in 0..255, blurred where the batch says so.
+
+    Beyond the border of an image lies grey, which is 0 where the reference blurs: in [-1, 1].
+    """
+    images = tf.cast(batch["image"], tf.float32)
+    if "blur_sigma" not in batch:
+        return images
+    flat = tf.reshape(images, [-1, *images.shape[2:]])  # [B * V, S, S, 3]
+    sigmas = tf.reshape(batch["blur_sigma"], [-1])
+    blurred = blur.gaussian_blur(flat - 127.5, tf.maximum(sigmas, blur.SIGMA_RANGE[0])) + 127.5
+    chosen = tf.where((sigmas > 0)[:, None, None, None], blurred, flat)
+    return tf.reshape(chosen, tf.shape(images))
 
 
 def apply_gradients(gradients, optimizer, variables, *, weight_decay=0.0, decay_biases=True):

@@ -10,6 +10,7 @@ from absl.testing import flagsaver
 
 from supcon_tf import (
     command_line,
+    crops,
     distribute,
     losses,
     models,
@@ -17,6 +18,7 @@ from supcon_tf import (
     pipeline,
     policies,
     resnet,
+    sources,
 )
 from supcon_tf import train as training
 
@@ -102,6 +104,11 @@ BAD_FLAGS = [
     (["--pretrain_warmup_epochs=5", "--pretrain_epochs=4"], "longer than the stage"),
     (["--logical_cpus=4"], "does nothing without --strategy=mirrored"),
     (["--strategy=tpu"], "strategy"),
+    (["--whitening=given"], "needs --whitening_mean: three numbers"),
+    (["--whitening=given", "--whitening_mean=0,0,0", "--whitening_std=1,0,1"], "above 0"),
+    (["--whitening_mean=0,0,0"], "do nothing without --whitening=given"),
+    (["--skip_broken_images"], "with --dataset=digits it does nothing"),
+    (["--data_service=localhost:5000"], "must look like grpc://host:port"),
     (["--microbatch_size=16"], "add --nouse_global_batch_norm"),
 ]
 
@@ -125,6 +132,12 @@ PAIRS = {
     "scale_by_temperature": losses.supcon_loss,
     "use_labels": losses.SupConLoss.__init__,
     "num_views": pipeline.create_train_batches,
+    "class_balanced": pipeline.create_train_batches,
+    "blur_probability": pipeline.create_train_batches,
+    "data_service": pipeline.create_train_batches,
+    "skip_broken_images": sources.load_source,
+    "eval_crop_method": (pipeline.create_eval_batches, "crop_method"),
+    "crop_padding": pipeline.create_eval_batches,
     "augmentation_type": policies.create_policy,
     "augmentation_magnitude": (policies.create_policy, "magnitude"),
     "augmentation_compat": (policies.create_policy, "compat"),
@@ -167,6 +180,7 @@ def test_a_flag_has_the_default_of_its_function(name):
         ("summation_location", losses.SUMMATION_LOCATIONS),
         ("denominator_mode", losses.DENOMINATOR_MODES),
         ("strategy", distribute.STRATEGIES),
+        ("eval_crop_method", crops.EVAL_CROP_METHODS),
         ("augmentation_type", policies.AUGMENTATION_TYPES),
         ("linear_augmentation_type", policies.AUGMENTATION_TYPES),
         ("pretrain_optimizer", optimizers.OPTIMIZERS),

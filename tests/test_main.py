@@ -313,6 +313,7 @@ def test_a_recipe_takes_one_step(name, tmp_path):
     """With the tiny encoder and the digits, and everything else as the recipe has it."""
     run_inside(
         f"--recipe={name}", f"--model_dir={tmp_path}", "--dataset=digits", "--image_size=16",
+        "--eval_crop_method=auto",
         "--encoder=tiny", "--first_conv_kernel_size=3", "--first_conv_stride=1",
         "--batch_size=64", "--nouse_initial_max_pool", "--mode=pretrain,linear",
         "--pretrain_epochs=0.05", "--pretrain_warmup_epochs=0",

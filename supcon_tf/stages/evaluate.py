@@ -7,7 +7,7 @@ import os
 import keras
 import tensorflow as tf
 
-from supcon_tf import metrics, pipeline
+from supcon_tf import metrics
 from supcon_tf import train as training
 from supcon_tf.stages import linear, setup
 from supcon_tf.stages.stage_folder import StageFolder, fingerprint, read_json, write_json
@@ -30,15 +30,13 @@ def run(flags, strategy) -> dict:
             )
         with strategy.scope():
             classifier = keras.models.load_model(path)
-        logits, labels = training.predict(
-            strategy,
-            lambda images: classifier(images, training=False),
-            pipeline.create_eval_batches(
-                test_source,
-                batch_size=flags.eval_batch_size,
-                image_size=classifier.input_shape[1],
-            ),
+        batches = setup.create_eval_batches(
+            flags, test_source, image_size=classifier.input_shape[1]
         )
+        with setup.naming_broken_images(test_source):
+            logits, labels = training.predict(
+                strategy, lambda images: classifier(images, training=False), batches
+            )
         result = {
             "top_1": metrics.top_k_accuracy(logits, labels),
             "top_5": metrics.top_k_accuracy(logits, labels, k=5),

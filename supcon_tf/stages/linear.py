@@ -8,7 +8,7 @@ import time
 import keras
 import tensorflow as tf
 
-from supcon_tf import checkpoint, command_line, metrics, models, pipeline
+from supcon_tf import checkpoint, command_line, metrics, models
 from supcon_tf import train as training
 from supcon_tf.stages import pretrain, setup
 from supcon_tf.stages.stage_folder import StageFolder, fingerprint, save_model, write_json
@@ -27,6 +27,7 @@ def run(flags, strategy) -> dict:
             folder.say_finished()
             return folder.result()
         train_source, test_source = setup.load_sources(flags)
+        train_source = setup.change_training_examples(flags, train_source)
         setup.check_batches(flags, strategy, train_source)
         policy = setup.create_policy(flags, flags.linear_augmentation_type)
         schedule = setup.create_schedule(flags, "linear", train_source.num_examples)
@@ -87,13 +88,12 @@ def run(flags, strategy) -> dict:
         )
         with strategy.scope():
             classifier = models.create_classifier(encoder, linear_head)
-        logits, labels = training.predict(
-            strategy,
-            lambda images: classifier(images, training=False),
-            pipeline.create_eval_batches(
-                test_source, batch_size=flags.eval_batch_size, image_size=image_size
-            ),
-        )
+        with setup.naming_broken_images(test_source):
+            logits, labels = training.predict(
+                strategy,
+                lambda images: classifier(images, training=False),
+                setup.create_eval_batches(flags, test_source, image_size=image_size),
+            )
         save_model(classifier, folder.file("classifier.keras"))
         write_json(folder.file("class_names.json"), list(train_source.class_names))
         result = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 
-from supcon_tf import checkpoint, command_line, losses, metrics, models, pipeline
+from supcon_tf import checkpoint, command_line, losses, metrics, models
 from supcon_tf import train as training
-from supcon_tf.sources import default_image_size, whitening_constants
+from supcon_tf.sources import default_image_size
 from supcon_tf.stages import setup
 from supcon_tf.stages.stage_folder import StageFolder, save_model
 
@@ -22,14 +22,18 @@ def run(flags, strategy) -> dict:
             folder.say_finished()
             return folder.result()
         train_source, test_source = setup.load_sources(flags)
+        train_source = setup.change_training_examples(flags, train_source)
         setup.check_batches(flags, strategy, train_source)
         image_size = flags.image_size or default_image_size(train_source)
         policy = setup.create_policy(flags, flags.augmentation_type)
         _check_microbatch(flags, strategy)
         schedule = setup.create_schedule(flags, "pretrain", train_source.num_examples)
 
+        whitening = setup.whitening_constants(flags, train_source, folder, image_size)
         with strategy.scope():
-            step = _create_step(flags, image_size, len(train_source.class_names), schedule)
+            step = _create_step(
+                flags, image_size, len(train_source.class_names), schedule, whitening
+            )
         encoder = step.model.encoder
         print(
             f"pretrain: {encoder.name} of {_count(encoder):,} parameters at {image_size} px, "
@@ -39,10 +43,11 @@ def run(flags, strategy) -> dict:
 
         def measure_knn():
             def embed(source, limit):
-                batches = pipeline.create_eval_batches(
-                    source, batch_size=flags.eval_batch_size, image_size=image_size, limit=limit
+                batches = setup.create_eval_batches(
+                    flags, source, image_size=image_size, limit=limit
                 )
-                return training.predict(strategy, lambda x: encoder(x, training=False), batches)
+                with setup.naming_broken_images(source):
+                    return training.predict(strategy, lambda x: encoder(x, training=False), batches)
 
             train, test = (
                 embed(train_source, KNN_TRAIN_EXAMPLES),
@@ -114,8 +119,8 @@ def _check_microbatch(flags, strategy):
         )
 
 
-def _create_step(flags, image_size, num_classes, schedule):
-    mean, std = whitening_constants(flags.dataset)
+def _create_step(flags, image_size, num_classes, schedule, whitening):
+    mean, std = whitening
     encoder = models.create_encoder(
         flags.encoder,
         depth=flags.resnet_depth,

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import keras
 import tensorflow as tf
 
-from supcon_tf import command_line, distribute, optimizers, pipeline, policies, sources
+from supcon_tf import (
+    decode,
+    distribute,
+    flag_rules,
+    optimizers,
+    pipeline,
+    policies,
+    sources,
+    whitening,
+)
+from supcon_tf.stages.stage_folder import read_json, write_json
+
+# Spread evenly over the training images.
+WHITENING_EXAMPLES = 2_000
 
 
 def start(flags) -> tf.distribute.Strategy:
@@ -25,19 +39,37 @@ def start(flags) -> tf.distribute.Strategy:
 
 
 def load_sources(flags) -> tuple[sources.Source, sources.Source]:
-    """The training and the test split; looked at once, whatever stages use them."""
-    return _load_sources(flags.dataset, flags.data_dir)
+    """The training and the test split, as the flags change them; looked at once per run."""
+    return _load_sources(flags.dataset, flags.data_dir, flags.skip_broken_images)
 
 
 @functools.lru_cache(maxsize=1)
-def _load_sources(dataset, data_dir):
-    train = sources.load_source(dataset, "train", data_dir)
-    test = sources.load_source(dataset, "test", data_dir)
+def _load_sources(dataset, data_dir, skip_broken_images):
+    train, test = (
+        sources.load_source(dataset, split, data_dir, skip_broken_images=skip_broken_images)
+        for split in sources.SPLITS
+    )
     print(
         f"Dataset {dataset}: {train.num_examples:,} training and {test.num_examples:,} test "
         f"examples of {len(train.class_names)} classes ({_shorten(train.class_names)})."
     )
+    for split, source in (("training", train), ("test", test)):
+        skipped = getattr(source, "skipped", {})
+        if skipped:
+            print(f"Skipped {len(skipped):,} {split} files that are no images:")
+            print("\n".join(f"  {path}: {reason}" for path, reason in skipped.items()))
     return train, test
+
+
+def change_training_examples(flags, source: sources.Source) -> sources.Source:
+    """The training split with --label_noise_prob and --num_images."""
+    if flags.label_noise_prob:
+        source = sources.with_label_noise(source, flags.label_noise_prob, seed=flags.seed)
+        print(f"Of the training labels {flags.label_noise_prob:.0%} are drawn anew from all.")
+    if flags.num_images:
+        source = sources.first_examples(source, flags.num_images)
+        print(f"Training on {source.num_examples:,} of them.")
+    return source
 
 
 def check_batches(flags, strategy, train_source) -> None:
@@ -65,11 +97,28 @@ def create_policy(flags, augmentation_type: str) -> policies.Policy:
     )
 
 
+def blur_probability(flags, policy: policies.Policy) -> float:
+    """--blur_probability where the policy ends with a blur, else 0."""
+    return flags.blur_probability if policy.name in ("simclr", "stacked_randaugment") else 0.0
+
+
+def is_flipped(flags) -> bool:
+    """Whether views are mirrored at random."""
+    if flags.horizontal_flip == "auto":
+        return sources.may_flip(flags.dataset)
+    return flags.horizontal_flip == "true"
+
+
 def create_train_batches(
     flags, strategy, source, *, image_size, policy, num_views, crop_area_range, start_step
 ):
     """The training batches of one stage, from a step on."""
-    flip = flags.horizontal_flip
+    if flags.data_service:
+        print(
+            f"Batches come from the tf.data service at {flags.data_service}, in whatever order its "
+            "workers finish them: the run cannot be repeated exactly, and one that is resumed "
+            "loses the batches that were under way."
+        )
     return pipeline.create_train_batches(
         source,
         policy=policy,
@@ -78,9 +127,53 @@ def create_train_batches(
         seed=flags.seed,
         num_views=num_views,
         start_step=start_step,
-        crop_area_range=command_line.numbers(crop_area_range),
-        horizontal_flip=sources.may_flip(flags.dataset) if flip == "auto" else flip == "true",
+        crop_area_range=flag_rules.numbers(crop_area_range),
+        horizontal_flip=is_flipped(flags),
+        class_balanced=flags.class_balanced,
+        blur_probability=blur_probability(flags, policy),
         num_replicas=strategy.num_replicas_in_sync,
+        data_service=flags.data_service,
+    )
+
+
+def whitening_constants(flags, source, folder, image_size):
+    """Mean and deviation for the encoder, or (None, None).
+
+    What is measured stays in the stage's folder, so that a run that goes on uses the same.
+    """
+    if flags.whitening == "given":
+        return flag_rules.numbers(flags.whitening_mean), flag_rules.numbers(flags.whitening_std)
+    if flags.whitening == "none":
+        return None, None
+    if flags.dataset != "folder":
+        return sources.whitening_constants(flags.dataset)
+    path = folder.file("whitening.json")
+    measured = read_json(path)
+    if measured is None:
+        batches = create_eval_batches(
+            flags, source, image_size=image_size, limit=WHITENING_EXAMPLES
+        )
+        with naming_broken_images(source):
+            mean, std = whitening.measure_whitening(batches)
+        measured = {"mean": mean, "std": std}
+        write_json(path, measured)
+    texts = {name: ",".join(map(str, values)) for name, values in measured.items()}
+    print(
+        f"Whitening as measured on up to {WHITENING_EXAMPLES:,} training images: --whitening=given "
+        f"--whitening_mean={texts['mean']} --whitening_std={texts['std']}"
+    )
+    return tuple(measured["mean"]), tuple(measured["std"])
+
+
+def create_eval_batches(flags, source, *, image_size, limit=None):
+    """The batches of an evaluation."""
+    return pipeline.create_eval_batches(
+        source,
+        batch_size=flags.eval_batch_size,
+        image_size=image_size,
+        limit=limit,
+        crop_method=flags.eval_crop_method,
+        crop_padding=flags.crop_padding,
     )
 
 
@@ -97,7 +190,7 @@ def create_schedule(flags, stage: str, num_examples: int) -> optimizers.WarmUpTh
         steps_per_epoch=steps_per_epoch,
         decay_rate=flags[f"{stage}_decay_rate"].value,
         epochs_per_decay=flags[f"{stage}_epochs_per_decay"].value,
-        boundary_epochs=command_line.numbers(flags[f"{stage}_decay_boundary_epochs"].value),
+        boundary_epochs=flag_rules.numbers(flags[f"{stage}_decay_boundary_epochs"].value),
     )
 
 
@@ -111,25 +204,46 @@ def create_optimizer(flags, stage: str, schedule) -> tuple[keras.optimizers.Opti
 
 
 def explain_failure(flags, source):
-    """A function (first step, last step) -> which files of those steps cannot be decoded."""
+    """A function (first step, last step) -> what those steps met that cannot be decoded."""
 
     def explain(first_step, last_step):
         if not isinstance(source, sources.FileSource):
-            return None
-        broken = sources.find_undecodable(
-            pipeline.paths_of_steps(
-                source,
-                batch_size=flags.batch_size,
-                seed=flags.seed,
-                first_step=first_step,
-                last_step=last_step,
-            )
+            return _explain_broken(source)
+        paths = pipeline.paths_of_steps(
+            source,
+            batch_size=flags.batch_size,
+            seed=flags.seed,
+            first_step=first_step,
+            last_step=last_step,
+            class_balanced=flags.class_balanced,
         )
-        if not broken:
-            return None
-        return "these files cannot be decoded; remove or replace them:\n  " + "\n  ".join(broken)
+        return _explain_broken(source, paths)
 
     return explain
+
+
+@contextlib.contextmanager
+def naming_broken_images(source):
+    """Turns the failure of a pass over a whole source into a message about what broke it."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(_explain_broken(source) or error.message) from error
+
+
+def _explain_broken(source, paths=None):
+    if isinstance(source, sources.FileSource):
+        broken = decode.find_undecodable(source.paths if paths is None else paths)
+        if broken:
+            return (
+                "these files cannot be decoded; remove or replace them, or leave them out with "
+                "--skip_broken_images:\n  " + "\n  ".join(broken)
+            )
+    if isinstance(source, sources.StreamSource):
+        name = sources.find_broken(source)
+        if name:
+            return f"the example {name} of the dataset cannot be decoded; prepare it again."
+    return None
 
 
 def _shorten(names):

@@ -1,0 +1,122 @@
+"""A picture of training images and their views, with the operations that were drawn."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+
+import numpy as np
+import tensorflow as tf
+
+from supcon_tf import flag_rules, pipeline, policies
+from supcon_tf import train as training
+from supcon_tf.sources import default_image_size
+from supcon_tf.stages import setup
+from supcon_tf.stages.stage_folder import StageFolder
+
+# Small images are shown with each pixel as a square, so that a tile has about this side.
+TILE_PX = 160
+CAPTION_LINES = 4
+
+
+def run(flags, strategy) -> dict:
+    """Writes preview.png, of the first batch of the pretrain stage; always anew."""
+    with StageFolder(flags, "preview") as folder:
+        train_source, _ = setup.load_sources(flags)
+        train_source = setup.change_training_examples(flags, train_source)
+        setup.check_batches(flags, strategy, train_source)
+        size = flags.image_size or default_image_size(train_source)
+        views, originals, labels = _first_batch(flags, train_source, size)
+        captions = pipeline.describe_step(
+            0,
+            policy=setup.create_policy(flags, flags.augmentation_type),
+            batch_size=flags.batch_size,
+            image_size=size,
+            seed=flags.seed,
+            num_views=flags.num_views,
+            horizontal_flip=setup.is_flipped(flags),
+            blur_probability=setup.blur_probability(
+                flags, setup.create_policy(flags, flags.augmentation_type)
+            ),
+        )
+        count = min(flags.preview_examples, len(labels))
+        grid = []
+        for row in range(count):
+            tiles = [(originals[row, 0], train_source.class_names[labels[row]])]
+            tiles += [
+                (view, ", ".join(texts) or "crop only")
+                for view, texts in zip(views[row], captions[row], strict=True)
+            ]
+            grid.append(tiles)
+        path = folder.file("preview.png")
+        _write_picture(path, grid, title=_title(flags, size))
+        print(f"preview: {count} images and {flags.num_views} views of each in {path}")
+        return {"path": path, "examples": count}
+
+
+def _first_batch(flags, source, size):
+    """The first batch's views [N, V, S, S, 3] as the encoder meets them, originals, labels."""
+    options = {"batch_size": flags.batch_size, "image_size": size, "seed": flags.seed}
+    policy = setup.create_policy(flags, flags.augmentation_type)
+    views = pipeline.create_train_batches(
+        source,
+        policy=policy,
+        num_views=flags.num_views,
+        crop_area_range=flag_rules.numbers(flags.crop_area_range),
+        horizontal_flip=setup.is_flipped(flags),
+        class_balanced=flags.class_balanced,
+        blur_probability=setup.blur_probability(flags, policy),
+        **options,
+    )
+    originals = pipeline.create_train_batches(
+        source,
+        policy=policies.create_policy("identity"),
+        num_views=1,
+        crop_area_range=(1.0, 1.0),
+        horizontal_flip=False,
+        class_balanced=flags.class_balanced,
+        **options,
+    )
+    with setup.naming_broken_images(source):
+        views, originals = next(iter(views)), next(iter(originals))
+    shown = tf.cast(tf.clip_by_value(tf.round(training.blurred_images(views)), 0, 255), tf.uint8)
+    return shown.numpy(), originals["image"].numpy(), views["label"].numpy()
+
+
+def _title(flags, size):
+    shown = (
+        "dataset", "augmentation_type", "augmentation_magnitude", "augmentation_compat",
+        "crop_area_range", "blur_probability", "warp_probability", "seed",
+    )  # fmt: skip
+    values = [f"{name} {flags[name].serialize().partition('=')[2]}" for name in shown]
+    return f"{size} px, " + ", ".join(values)
+
+
+def _write_picture(path, grid, *, title):
+    """One line of tiles per example; beneath each tile its caption."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    side = grid[0][0][0].shape[0]
+    tile = side * max(1, round(TILE_PX / side))
+    font = ImageFont.load_default(11)
+    gap, line = 12, 14
+    width = gap + len(grid[0]) * (tile + gap)
+    heading = textwrap.wrap(title, max(20, width // 6))
+    top = gap + line * len(heading)
+    height = tile + line * CAPTION_LINES + gap
+    picture = Image.new("RGB", (width, top + gap + len(grid) * height), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.multiline_text((gap, gap // 2), "\n".join(heading), "black", font)
+    for row, tiles in enumerate(grid):
+        for column, (image, text) in enumerate(tiles):
+            left, upper = gap + column * (tile + gap), top + gap + row * height
+            shown = Image.fromarray(np.asarray(image)).resize(
+                (tile, tile), Image.Resampling.NEAREST
+            )
+            picture.paste(shown, (left, upper))
+            lines = textwrap.wrap(text, max(12, tile // 6))[:CAPTION_LINES]
+            draw.multiline_text((left, upper + tile + 2), "\n".join(lines), "black", font)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    with tf.io.gfile.GFile(path, "wb") as output:
+        output.write(file.getvalue())

@@ -1,0 +1,93 @@
+"""Batches from other processes: one dispatcher and two workers on loopback."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from test_main import SHORT, run_inside
+
+from supcon_tf import pipeline, policies, sources
+
+WORKER = """
+import sys, time
+import tensorflow as tf
+service = tf.data.experimental.service
+config = service.WorkerConfig(dispatcher_address=sys.argv[1], heartbeat_interval_ms=200)
+server = service.WorkerServer(config)
+print("ready", flush=True)
+server.join()
+"""
+
+
+@pytest.fixture(scope="module")
+def address():
+    """The dispatcher of a service whose two workers are processes of their own."""
+    dispatcher = tf.data.experimental.service.DispatchServer()
+    target = dispatcher.target
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, target.removeprefix("grpc://")],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    try:
+        for worker in workers:
+            assert worker.stdout.readline() == "ready\n"
+        deadline = time.monotonic() + 30
+        while dispatcher._num_workers() < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        yield target
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
+
+def batches_of(source, num_steps, **options):
+    batches = pipeline.create_train_batches(
+        source, policy=policies.create_policy("autoaugment"), batch_size=8, image_size=16, seed=0,
+        blur_probability=0.5, **options,
+    )  # fmt: skip
+    return [{name: x.numpy() for name, x in batch.items()} for batch in batches.take(num_steps)]
+
+
+def keys(batches):
+    return [batch["image"].tobytes() + batch["label"].tobytes() for batch in batches]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["array", "folder"])
+def test_the_service_makes_each_batch_once_in_some_order(address, tmp_path, kind):
+    if kind == "array":
+        source = sources.load_source("digits", "train")
+    else:
+        rng = np.random.default_rng(0)
+        for index in range(24):
+            folder = tmp_path / "train" / ("cat" if index % 2 else "dog")
+            folder.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(rng.integers(0, 256, (20, 30, 3)).astype(np.uint8))
+            image.save(folder / f"{index}.{'png' if index % 3 else 'jpg'}")
+        source = sources.load_source("folder", "train", str(tmp_path))
+    served = keys(batches_of(source, 30, data_service=address, start_step=5))
+    assert len(set(served)) == 30
+    own = keys(batches_of(source, 60, start_step=5))
+    assert len(set(served) & set(own)) >= 20  # The rest are steps still further ahead.
+
+
+@pytest.mark.slow
+def test_the_command_trains_from_the_service_and_says_what_that_costs(address, tmp_path, capsys):
+    run_inside(
+        *SHORT, "--mode=pretrain", f"--model_dir={tmp_path}", f"--data_service={address}",
+        "--batch_size=128",
+    )  # fmt: skip
+    assert "cannot be repeated exactly" in capsys.readouterr().out
+    lines = (tmp_path / "pretrain/metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert len(losses) == 11 and np.isfinite(losses).all()
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
