@@ -25,6 +25,17 @@ def test_preview_draws_a_grid_with_what_was_drawn(tmp_path, capsys, augmentation
     assert (tmp_path / "preview/stage.flags").exists()
 
 
+def test_the_next_preview_may_have_other_flags(tmp_path):
+    pictures = []
+    for strength in (0.5, 1.0):
+        run_inside(
+            "--mode=preview", f"--model_dir={tmp_path}", "--preview_examples=1",
+            f"--augmentation_magnitude={strength}",
+        )  # fmt: skip
+        pictures.append((tmp_path / "preview/preview.png").read_bytes())
+    assert pictures[0] != pictures[1]
+
+
 def test_captions_are_those_of_the_views():
     """A view that only says "invert" is the original's negative; one that says nothing, equal."""
     colors = np.random.default_rng(0).integers(0, 256, (64, 1, 1, 3)).astype(np.uint8)

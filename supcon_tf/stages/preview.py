@@ -21,7 +21,7 @@ CAPTION_LINES = 4
 
 def run(flags, strategy) -> dict:
     """Writes preview.png, of the first batch of the pretrain stage; always anew."""
-    with StageFolder(flags, "preview") as folder:
+    with StageFolder(flags, "preview", always_anew=True) as folder:
         train_source, _ = setup.load_sources(flags)
         train_source = setup.change_training_examples(flags, train_source)
         setup.check_batches(flags, strategy, train_source)

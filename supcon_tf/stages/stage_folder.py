@@ -30,15 +30,24 @@ class StageFolder:
         flags: absl's flag values.
         stage: the name of the stage and of its folder.
         inputs: name to fingerprint of what the stage builds on, such as the encoder.
+        always_anew: the stage goes on with nothing, so its flags may change from run to run.
 
     Raises (on entering):
         ValueError: another run holds the folder, or it was begun with other flags or inputs.
     """
 
-    def __init__(self, flags, stage: str, *, inputs: dict[str, str] | None = None):
+    def __init__(
+        self,
+        flags,
+        stage: str,
+        *,
+        inputs: dict[str, str] | None = None,
+        always_anew: bool = False,
+    ):
         self.stage = stage
         self.path = os.path.join(command_line.model_dir(flags), stage)
         self._flags, self._inputs = flags, inputs or {}
+        self._always_anew = always_anew
         self._lock = contextlib.ExitStack()
 
     def file(self, name: str) -> str:
@@ -49,7 +58,7 @@ class StageFolder:
         self._lock.enter_context(_lock(self.file("lock")))
         try:
             self._refuse_other_inputs()
-            changed = self._changed_flags()
+            changed = [] if self._always_anew else self._changed_flags()
             if changed and not self._flags.override_flags:
                 raise ValueError(
                     f"{self.path} was begun with other flags:\n  " + "\n  ".join(changed) + "\n"

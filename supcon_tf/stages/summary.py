@@ -26,6 +26,7 @@ def create(flags, results: dict[str, dict]) -> str:
         ("pretrain/encoder.keras", "the encoder: images 0..255 to features"),
         ("linear/classifier.keras", "the classifier: images 0..255 to logits"),
         ("eval/eval.json", "the accuracy"),
+        ("preview/preview.png", "images and their views"),
         ("pretrain/tensorboard", "tensorboard --logdir=" + model_dir),
     ):
         path = os.path.join(model_dir, name)
