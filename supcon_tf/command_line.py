@@ -69,7 +69,7 @@ STAGE_FLAGS = {
 # Flags that may differ when a stage goes on: they change where, how fast and how often, but
 # not what is computed.
 FREE_FLAGS = frozenset({
-    "data_dir", "data_service", "strategy", "logical_cpus", "eval_batch_size", "steps_per_loop",
+    "data_service", "strategy", "logical_cpus", "eval_batch_size", "steps_per_loop",
     "summary_interval_steps", "save_interval_steps", "max_checkpoints_to_keep",
     "knn_interval_epochs",
 })  # fmt: skip
@@ -179,7 +179,10 @@ def _define_data_flags():
     )
     flags.DEFINE_integer("eval_batch_size", 256, "Examples per evaluation step.", lower_bound=1)
     flags.DEFINE_integer(
-        "image_size", None, "Side in pixels. Default: that of the data, at most 224.", lower_bound=8
+        "image_size",
+        None,
+        "Side in pixels. Default: that of the data, at most 224, with the tiny encoder 32.",
+        lower_bound=8,
     )
     flags.DEFINE_enum(
         "eval_crop_method",

@@ -22,6 +22,7 @@ def define_rules(stages: tuple[str, ...]) -> None:
         flags.register_multi_flags_validator(
             [f"{stage}_warmup_epochs", f"{stage}_epochs"], _check_warmup
         )
+    flags.register_multi_flags_validator(["use_labels", "num_views"], _check_positives)
     flags.register_multi_flags_validator(["positives_cap", "num_views"], _check_positives_cap)
     flags.register_multi_flags_validator(
         ["microbatch_size", "use_global_batch_norm"], _check_microbatch
@@ -104,6 +105,15 @@ def _check_microbatch(values):
         raise flags.ValidationError(
             "microbatch_size cannot go with batch norm over all replicas, which would have to "
             "exchange statistics inside the loop over pieces: add --nouse_global_batch_norm."
+        )
+    return True
+
+
+def _check_positives(values):
+    if values["num_views"] == 1 and not values["use_labels"]:
+        raise flags.ValidationError(
+            "nouse_labels with num_views=1 leaves no positives: an example's only positives are "
+            "then its other views."
         )
     return True
 

@@ -93,7 +93,7 @@ def supcon_loss(
     features = _as_views(features)
     labels = _as_class_labels(labels, features)
     num_views = features.shape[1]
-    if positives_cap != -1 and (positives_cap < 0 or positives_cap % num_views):
+    if positives_cap < -1 or (positives_cap >= 0 and positives_cap % num_views):
         raise ValueError(
             f"positives_cap={positives_cap} must be -1 (no cap) or a multiple of the number of "
             f"views, {num_views}."
@@ -291,9 +291,10 @@ def _as_class_labels(labels, features) -> tf.Tensor | None:
             f"Invalid labels shape {labels.shape}: features {features.shape} hold {batch} "
             f"examples, the labels {num_labels}."
         )
-    if rank == 2 and labels.shape[1] == 1:
-        return labels[:, 0]
-    return labels if rank == 1 else labels != 0
+    if rank == 2 and labels.shape[1] != 1:
+        return tf.cast(labels, tf.bool)
+    labels = tf.reshape(labels, [-1])
+    return tf.cast(labels, tf.int32) if labels.dtype == tf.bool else labels
 
 
 def _log_denominator(anchors, all_features, first, block_size):

@@ -28,12 +28,15 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         _import_tensorflow_quietly()
     try:
-        run_stages(flags.FLAGS)
+        run_stages(flags.FLAGS, sys.argv[1:])
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
-        if flags.FLAGS.verbosity > 0:
+    except Exception as error:
+        import tensorflow as tf
+
+        mendable = isinstance(error, (ValueError, OSError, tf.errors.OpError))
+        if not mendable or flags.FLAGS.verbosity > 0:
             raise
         sys.stdout.flush()
         print(f"\nERROR: {error}\n(--verbosity=1 shows where it happened.)", file=sys.stderr)
@@ -64,8 +67,12 @@ def _import_tensorflow_quietly():
             os.close(screen)
 
 
-def run_stages(flag_values: flags.FlagValues) -> None:
+def run_stages(flag_values: flags.FlagValues, arguments: list[str]) -> None:
     """Runs the stages of --mode and prints the summary.
+
+    Args:
+        flag_values: parsed.
+        arguments: the command line that they come from, for the command to type next.
 
     Raises:
         ValueError: what the user has to mend.
@@ -77,7 +84,7 @@ def run_stages(flag_values: flags.FlagValues) -> None:
     for mode in flag_values.mode:
         stage = importlib.import_module(f"supcon_tf.stages.{STAGE_MODULES[mode]}")
         results[mode] = stage.run(flag_values, strategy)
-    print(summary.create(flag_values, results))
+    print(summary.create(flag_values, results, arguments))
 
 
 def run() -> None:

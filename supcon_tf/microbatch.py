@@ -61,16 +61,18 @@ def cached_gradients(
         )
         return embeddings, projections, state
 
-    def first_run(index, embeddings, projections):
-        new_embeddings, new_projections, _ = forward(trainable, state, index)
+    def first_run(index, embeddings, projections, state):
+        # The state goes along so that dropout draws the same masks in both runs.
+        new_embeddings, new_projections, state = forward(trainable, state, index)
         return (
             index + 1,
             embeddings.write(index, new_embeddings),
             projections.write(index, new_projections),
+            state,
         )
 
-    _, embeddings, projections = _loop(
-        num_pieces, first_run, [_array(num_pieces), _array(num_pieces)]
+    _, embeddings, projections, _ = _loop(
+        num_pieces, first_run, [_array(num_pieces), _array(num_pieces), state]
     )
     projection_shape = model.compute_output_shape(images.shape)  # [B, V, D]
     embedding_shape = (*projection_shape[:2], model.encoder.output_shape[-1])

@@ -152,15 +152,15 @@ def load_source(
     return _load_tfds(dataset, split, data_dir)
 
 
-def default_image_size(source: Source) -> int:
-    """The side at which the images come, in pixels; 224 where they vary or are larger."""
+def default_image_size(source: Source, *, largest: int = 224) -> int:
+    """The short side of the first image, in pixels, within 8 and `largest`."""
     if isinstance(source, ArraySource):
         return source.images.shape[1]
     if isinstance(source, FileSource):
         shape = _shape_of_file(source.paths[0])
     else:
         shape = source.builder.info.features["image"].shape
-    return 224 if None in shape[:2] else min(224, *shape[:2])
+    return largest if None in shape[:2] else max(8, min(largest, *shape[:2]))
 
 
 def _shape_of_file(path):
@@ -230,7 +230,7 @@ def with_label_noise(source: Source, probability: float, *, seed: int) -> Source
 
 def may_flip(dataset: str) -> bool:
     """Whether a mirrored image is still one of its class."""
-    return dataset.split(":")[0].split("/")[0] not in NEVER_FLIPPED
+    return not dataset.startswith(NEVER_FLIPPED)
 
 
 def _load_digits(split):
@@ -353,11 +353,12 @@ def _load_tfds(dataset, split, data_dir):
 
     try:
         builder = tfds.builder(dataset, data_dir=data_dir, try_gcs=False)
-    except tfds.core.DatasetNotFoundError as error:
+    except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
+        # The last two come from a version or configuration that the dataset does not have.
         raise ValueError(
             f"Unknown dataset {dataset!r}: it is neither 'digits' nor 'folder' nor a TensorFlow "
             f"Datasets name (https://www.tensorflow.org/datasets/catalog), nor prepared in "
-            f"--data_dir={data_dir}."
+            f"--data_dir={data_dir}. ({str(error).strip().splitlines()[0]})"
         ) from error
     features = builder.info.features
     if not features or not {"image", "label"} <= set(features):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from tqdm import tqdm
 
 from supcon_tf import blur, losses, microbatch, optimizers
 from supcon_tf.checkpoint import CheckpointFolder
+from supcon_tf.metrics_log import MetricsLog
 from supcon_tf.models import ContrastiveModel
 
 
@@ -63,7 +62,8 @@ class ContrastiveStep:
             self.optimizers["probe_optimizer"].build(probe.trainable_variables)
             self.models["probe"] = probe
         self._collapse_loss = None
-        if loss.denominator_mode == "all" and loss.positives_cap == -1:
+        is_plain = loss.denominator_mode == "all" and loss.positives_cap == -1
+        if is_plain and global_batch_size * num_views > 2:
             scale = loss.temperature if loss.scale_by_temperature else 1.0
             self._collapse_loss = scale * losses.collapse_loss(global_batch_size, num_views)
 
@@ -241,50 +241,6 @@ def create_loop(strategy: tf.distribute.Strategy, step) -> Callable:
         return done, metrics
 
     return run_steps
-
-
-class MetricsLog:
-    """`metrics.jsonl`, one JSON object per logged step, and TensorBoard scalars.
-
-    Args:
-        folder: where to write.
-        start_step: lines of later steps are dropped: they will be made again.
-
-    Attributes:
-        last: the newest line, also of an earlier run.
-    """
-
-    def __init__(self, folder: str, *, start_step: int = 0):
-        tf.io.gfile.makedirs(folder)
-        self.path = os.path.join(folder, "metrics.jsonl")
-        kept = []
-        if tf.io.gfile.exists(self.path):
-            with tf.io.gfile.GFile(self.path) as file:
-                whole = [line for line in file if line.endswith("\n")]
-            kept = [line for line in whole if _step_of(line) <= start_step]
-        with tf.io.gfile.GFile(self.path, "w") as file:
-            file.write("".join(kept))
-        self.last = json.loads(kept[-1]) if kept else {}
-        self._writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard"))
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        self.last = {"step": step, **metrics}
-        with tf.io.gfile.GFile(self.path, "a") as file:
-            file.write(json.dumps(self.last) + "\n")
-        with self._writer.as_default(step=step):
-            for name, value in metrics.items():
-                tf.summary.scalar(name, value)
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-def _step_of(line):
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # The line that a killed run left half written.
-        return math.inf
 
 
 def train(

@@ -110,6 +110,7 @@ BAD_FLAGS = [
     (["--skip_broken_images"], "with --dataset=digits it does nothing"),
     (["--data_service=localhost:5000"], "must look like grpc://host:port"),
     (["--microbatch_size=16"], "add --nouse_global_batch_norm"),
+    (["--nouse_labels", "--num_views=1"], "leaves no positives"),
 ]
 
 
@@ -243,6 +244,15 @@ def test_recipes_have_the_published_learning_rates_and_lengths(name, stage, peak
         schedule = setup.create_schedule(flags.FLAGS, stage, num_examples[flags.FLAGS.dataset])
     assert schedule.peak_learning_rate == pytest.approx(peak)
     assert schedule.total_steps == total_steps
+
+
+def test_recipes_augment_as_published():
+    imagenet = parse("--recipe=supcon_imagenet_resnet50")
+    assert imagenet["augmentation_type"] == imagenet["linear_augmentation_type"] == "autoaugment"
+    cifar = parse("--recipe=supcon_cifar10_resnet50")
+    assert cifar["augmentation_type"] == cifar["linear_augmentation_type"] == "simclr"
+    assert cifar["use_pytorch_color_jitter"] and cifar["augmentation_magnitude"] == 0.5
+    assert imagenet["augmentation_compat"] == cifar["augmentation_compat"] == "reference"
 
 
 def test_model_dir_defaults_to_recipe_then_dataset():

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from absl import flags
@@ -39,7 +40,7 @@ def run_inside(*arguments):
     """The command in this process, which has TensorFlow loaded already."""
     with flagsaver.flagsaver():
         flags.FLAGS(command_line.expand_recipe(["supcon_tf", *map(str, arguments)]))
-        main.run_stages(flags.FLAGS)
+        main.run_stages(flags.FLAGS, list(map(str, arguments)))
 
 
 def run_command(*arguments, **options):
@@ -183,6 +184,28 @@ def test_a_checkpoint_of_another_architecture_is_refused(digits, tmp_path):
         (copy / "pretrain" / name).unlink()
     with pytest.raises(ValueError, match="written by another architecture"):
         run_inside(*SHORT, f"--model_dir={copy}", "--resnet_width=2")
+
+
+def test_a_refused_run_does_not_stand_in_the_way_of_the_mended_one(tmp_path):
+    data_dir, model_dir = write_folder(tmp_path / "data"), tmp_path / "run"
+    data = ("--dataset=folder", f"--data_dir={data_dir}", f"--model_dir={model_dir}")
+    with pytest.raises(ValueError, match="batch_size=64 is larger than the 16"):
+        run_inside(*SHORT, *data)
+    run_inside(*SHORT, *data, "--mode=pretrain", "--batch_size=8")
+    other = write_folder(tmp_path / "other")
+    with pytest.raises(ValueError, match="data_dir=.*other"):
+        run_inside(*SHORT, *data, "--mode=pretrain", "--batch_size=8", f"--data_dir={other}")
+
+
+def test_pieces_and_views_train_through_the_command(tmp_path, capsys):
+    run_inside(
+        *SHORT, "--mode=pretrain", f"--model_dir={tmp_path}", "--microbatch_size=16",
+        "--nouse_global_batch_norm", "--num_views=3", "--pretrain_epochs=0.5",
+    )  # fmt: skip
+    losses = [line["loss"] for line in read_lines(tmp_path / "pretrain/metrics.jsonl")]
+    assert len(losses) == 11 and losses[-1] < losses[0]
+    following = capsys.readouterr().out.strip().splitlines()[-1]
+    assert "--mode=linear,eval" in following and "--microbatch_size=16" in following
 
 
 def write_folder(root, *, splits=("train", "test"), classes=("cat", "dog"), count=8):
@@ -367,6 +390,63 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path):
     timing = ("images_per_second",)
     logs = [[{k: v for k, v in line.items() if k not in timing} for line in log] for log in logs]
     assert logs[0] == logs[1]
+    weights = [
+        keras.models.load_model(path / "pretrain/encoder.keras").get_weights()
+        for path in (whole, killed)
+    ]
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# Another value for every flag that decides what pretraining computes; what else it needs.
+OTHER_VALUES = [
+    "--dataset=folder --data_dir={data} --batch_size=8 --crop_area_range=0.9,1.0",
+    "--image_size=16", "--seed=1", "--batch_size=32", "--horizontal_flip=true", "--num_views=3",
+    "--crop_area_range=0.2,0.6", "--augmentation_type=randaugment", "--augmentation_magnitude=1.0",
+    "--augmentation_type=randaugment --augmentation_compat=reference --augmentation_magnitude=9",
+    "--augmentation_type=randaugment --randaugment_num_layers=3",
+    "--use_pytorch_color_jitter", "--warp_probability=1.0", "--blur_probability=1.0",
+    "--encoder=resnet_v1 --resnet_depth=18", "--resnet_width=2", "--first_conv_kernel_size=5",
+    "--first_conv_stride=2", "--use_initial_max_pool", "--projection_head_layers=64,32",
+    "--projection_head_layers=64,32 --projection_head_use_batch_norm",
+    "--projection_head_layers=64,32 --projection_head_use_batch_norm "
+    "--noprojection_head_use_batch_norm_beta",
+    "--nonormalize_embedding", "--nouse_labels", "--temperature=0.2", "--contrast_mode=one_view",
+    "--summation_location=inside", "--denominator_mode=one_positive", "--positives_cap=2",
+    "--noscale_by_temperature", "--microbatch_size=16 --nouse_global_batch_norm",
+    "--pretrain_epochs=1", "--pretrain_optimizer=momentum", "--pretrain_base_learning_rate=0.1",
+    "--pretrain_weight_decay=0.1", "--pretrain_warmup_epochs=0.1",
+    "--pretrain_learning_rate_decay=none",
+    "--pretrain_learning_rate_decay=exponential --pretrain_epochs_per_decay=0.05",
+    "--pretrain_learning_rate_decay=exponential --pretrain_epochs_per_decay=0.05 "
+    "--pretrain_decay_rate=0.5",
+    "--pretrain_learning_rate_decay=piecewise --pretrain_decay_boundary_epochs=0.05",
+    "--label_noise_prob=0.5", "--num_images=500", "--class_balanced",
+    "--whitening=given --whitening_mean=0,0,0 --whitening_std=0.5,0.5,0.5",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def default_losses(tmp_path_factory):
+    return losses_of_a_few_steps(tmp_path_factory.mktemp("default"))
+
+
+def losses_of_a_few_steps(model_dir, *arguments):
+    run_inside(
+        "--mode=pretrain", "--pretrain_epochs=0.3", "--pretrain_warmup_epochs=0",
+        "--summary_interval_steps=1", "--knn_interval_epochs=0", f"--model_dir={model_dir}",
+        *arguments,
+    )  # fmt: skip
+    return [line["loss"] for line in read_lines(model_dir / "pretrain/metrics.jsonl")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", OTHER_VALUES)
+def test_every_flag_changes_the_run(arguments, default_losses, tmp_path):
+    if "{data}" in arguments:
+        arguments = arguments.format(data=write_folder(tmp_path / "data"))
+    changed = losses_of_a_few_steps(tmp_path / "run", *arguments.split())
+    assert not np.allclose(changed[-1], default_losses[-1], rtol=1e-6)
 
 
 @pytest.mark.slow

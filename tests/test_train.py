@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from supcon_tf import models, optimizers, pipeline, policies, sources, train
+from supcon_tf import metrics_log, models, optimizers, pipeline, policies, sources, train
 from supcon_tf.checkpoint import CheckpointFolder
 from supcon_tf.losses import SupConLoss
 
@@ -321,7 +321,7 @@ def test_log_drops_later_and_half_written_lines(tmp_path):
     lines = ['{"step": 2, "loss": 1.0}\n', '{"step": 4, "loss": 0.5}\n', '{"step": 6}\n',
              '{"loss": 3}\n', '{"step": 4, "lo']  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("".join(lines))
-    log = train.MetricsLog(str(tmp_path), start_step=4)
+    log = metrics_log.MetricsLog(str(tmp_path), start_step=4)
     log.write(5, {"loss": 0.25})
     log.close()
     assert read_log(tmp_path) == [
@@ -334,7 +334,7 @@ def test_log_drops_later_and_half_written_lines(tmp_path):
 def test_log_drops_a_line_that_lacks_only_its_end(tmp_path):
     """Else the next line would be written behind it, and both could not be read."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}')
-    log = train.MetricsLog(str(tmp_path), start_step=4)
+    log = metrics_log.MetricsLog(str(tmp_path), start_step=4)
     log.write(6, {"loss": 0.25})
     log.close()
     assert read_log(tmp_path) == [{"step": 2}, {"step": 6, "loss": 0.25}]

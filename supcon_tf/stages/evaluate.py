@@ -20,7 +20,7 @@ def run(flags, strategy) -> dict:
         raise ValueError(
             f"There is no classifier at {path}: run --mode=linear with this --model_dir first."
         )
-    with StageFolder(flags, "eval") as folder:
+    with StageFolder(flags, "eval", always_anew=True) as folder:
         _, test_source = setup.load_sources(flags)
         class_names = read_json(os.path.join(os.path.dirname(path), "class_names.json"))
         if list(test_source.class_names) != class_names:
@@ -42,9 +42,11 @@ def run(flags, strategy) -> dict:
             "top_5": metrics.top_k_accuracy(logits, labels, k=5),
             "num_examples": len(labels),
             "dataset": flags.dataset,
+            "data_dir": flags.data_dir,
             "classifier": path,
             "classifier_sha256": fingerprint(path),
         }
+        folder.begin()
         write_json(folder.file("eval.json"), result)
         print(
             f"eval: top-1 {result['top_1']:.4f}, top-5 {result['top_5']:.4f} over all "

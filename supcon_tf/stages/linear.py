@@ -56,6 +56,7 @@ def run(flags, strategy) -> dict:
             f"features, {schedule.total_steps:,} steps, "
             f"learning rate {schedule.peak_learning_rate:g}."
         )
+        folder.begin()
         started = time.monotonic()
         last = training.train(
             strategy=strategy,

@@ -7,7 +7,6 @@ import time
 
 from supcon_tf import checkpoint, command_line, losses, metrics, models
 from supcon_tf import train as training
-from supcon_tf.sources import default_image_size
 from supcon_tf.stages import setup
 from supcon_tf.stages.stage_folder import StageFolder, save_model
 
@@ -24,7 +23,7 @@ def run(flags, strategy) -> dict:
         train_source, test_source = setup.load_sources(flags)
         train_source = setup.change_training_examples(flags, train_source)
         setup.check_batches(flags, strategy, train_source)
-        image_size = flags.image_size or default_image_size(train_source)
+        image_size = setup.image_size(flags, train_source)
         policy = setup.create_policy(flags, flags.augmentation_type)
         _check_microbatch(flags, strategy)
         schedule = setup.create_schedule(flags, "pretrain", train_source.num_examples)
@@ -55,6 +54,7 @@ def run(flags, strategy) -> dict:
             )
             return {"knn_accuracy": metrics.knn_accuracy(*train, *test)}
 
+        folder.begin()
         started = time.monotonic()
         last = training.train(
             strategy=strategy,

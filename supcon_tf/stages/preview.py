@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from supcon_tf import flag_rules, pipeline, policies
 from supcon_tf import train as training
-from supcon_tf.sources import default_image_size
 from supcon_tf.stages import setup
 from supcon_tf.stages.stage_folder import StageFolder
 
@@ -25,7 +24,7 @@ def run(flags, strategy) -> dict:
         train_source, _ = setup.load_sources(flags)
         train_source = setup.change_training_examples(flags, train_source)
         setup.check_batches(flags, strategy, train_source)
-        size = flags.image_size or default_image_size(train_source)
+        size = setup.image_size(flags, train_source)
         views, originals, labels = _first_batch(flags, train_source, size)
         captions = pipeline.describe_step(
             0,

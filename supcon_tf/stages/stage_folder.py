@@ -67,8 +67,6 @@ class StageFolder:
                 )
             if changed and self.result() is not None:
                 tf.io.gfile.remove(self.file("result.json"))
-            self._write_flags()
-            write_json(self.file("inputs.json"), self._inputs)
             keras.utils.set_random_seed(self._flags.seed)
         except BaseException:
             self._lock.close()
@@ -77,6 +75,15 @@ class StageFolder:
 
     def __exit__(self, *_):
         self._lock.close()
+
+    def begin(self) -> None:
+        """Writes down flags and inputs: from here on the folder belongs to them.
+
+        To be called when everything is checked, so that a refused run does not stand in the
+        way of the mended one.
+        """
+        self._write_flags()
+        write_json(self.file("inputs.json"), self._inputs)
 
     def result(self) -> dict | None:
         """What the finished stage left, or None while it is not finished."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import textwrap
 
 import tensorflow as tf
@@ -18,8 +19,8 @@ image = Image.open("your_image.png").convert("RGB").resize(({side}, {side}))
 embedding = encoder.predict(np.array(image, np.float32)[None])  # [1, {features}]"""
 
 
-def create(flags, results: dict[str, dict]) -> str:
-    """The closing text, from what each stage returned."""
+def create(flags, results: dict[str, dict], arguments: list[str]) -> str:
+    """The closing text, from what each stage returned and the command line that was given."""
     model_dir = command_line.model_dir(flags)
     parts = ["", *_figures(results), f"Everything is in {model_dir}/"]
     for name, what in (
@@ -39,7 +40,7 @@ def create(flags, results: dict[str, dict]) -> str:
             features=results["pretrain"]["num_features"],
         )
         parts += ["", "Use the encoder:", "", textwrap.indent(snippet, "    ")]
-    parts += ["", "Next:", "", f"    {_next_command(flags, results)}"]
+    parts += ["", "Next:", "", f"    {_next_command(flags, results, arguments)}"]
     return "\n".join(parts)
 
 
@@ -66,13 +67,23 @@ def _figures(results):
     return lines
 
 
-def _next_command(flags, results):
-    missing = [stage for stage in ("linear", "eval") if stage not in results]
-    if "pretrain" in results and missing:
-        same = [f"--model_dir={command_line.model_dir(flags)}", f"--dataset={flags.dataset}"]
-        if flags.data_dir:
-            same.append(f"--data_dir={flags.data_dir}")
-        return f"python -m supcon_tf.main --mode={','.join(missing)} {' '.join(same)}"
+def _without_mode(arguments):
+    kept, skip = [], False
+    for argument in arguments:
+        is_mode = argument in ("--mode", "-mode")
+        if not (skip or is_mode or argument.startswith(("--mode=", "-mode="))):
+            kept.append(argument)
+        skip = is_mode
+    return kept
+
+
+def _next_command(flags, results, arguments):
+    stages = ["pretrain", "linear", "eval"]
+    done = [stage for stage in stages if stage in results]
+    following = stages[stages.index(done[-1]) + 1 :] if done else stages
+    if following:
+        mode = [] if following == stages else [f"--mode={','.join(following)}"]
+        return shlex.join(["python", "-m", "supcon_tf.main", *mode, *_without_mode(arguments)])
     if flags.dataset != "folder":
         return (
             "python -m supcon_tf.main --dataset=folder --data_dir=YOUR_IMAGES  "
