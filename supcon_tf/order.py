@@ -87,5 +87,5 @@ class BatchPlan:
             index=place,
             seed=tf.stack([seed, epoch, stream], axis=1),
             max_index=count - 1,
-            rounds=4,
+            rounds=16,  # 4, the usual number, hardly shuffles: 50 of 100 examples stay in place.
         )
