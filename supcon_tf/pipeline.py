@@ -91,8 +91,9 @@ def create_train_batches(
         if isinstance(source, FileSource):
             examples = _examples_of_files(source, plan, steps)
         else:
-            stream = source.examples(seed=seed, host=host, num_hosts=num_hosts)
-            stream = stream.skip(start_step * rows)  # Still encoded: cheap to pass over.
+            stream = source.examples(
+                seed=seed, start=start_step * rows, host=host, num_hosts=num_hosts
+            )
             examples = tf.data.Dataset.zip(stream, steps.map(plan.draws).unbatch())
             examples = examples.map(lambda example, draw: (*example, draw))
         batches = _batches_of_examples(examples, plan, draws, image_size)

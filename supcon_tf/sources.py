@@ -65,19 +65,33 @@ class StreamSource:
     shuffle_buffer: int = 10_000
     label_noise: tuple[float, int] = (0.0, 0)
 
-    def examples(self, *, seed: int | None, host: int = 0, num_hosts: int = 1) -> tf.data.Dataset:
+    def examples(
+        self, *, seed: int | None, start: int = 0, host: int = 0, num_hosts: int = 1
+    ) -> tf.data.Dataset:
         """Encoded examples of this host: once and in order without a seed, else endless.
 
         With a seed, files are read in an order drawn from it and each epoch shuffles its
-        buffer with (seed, epoch), so that the stream is the same at every start.
+        buffer with (seed, epoch), so that the stream is the same at every start. `start`
+        examples are passed over: whole epochs at no cost, the rest undecoded.
         """
-        stream = self.named_examples(seed=seed, host=host, num_hosts=num_hosts)
-        stream = stream.map(lambda image, label, name: (image, self._label(label, name)))
+
+        def one_epoch():
+            stream = self.named_examples(seed=seed, host=host, num_hosts=num_hosts)
+            return stream.map(lambda image, label, name: (image, self._label(label, name)))
+
         if seed is None:
-            return stream
+            return one_epoch()
         buffer = min(self.shuffle_buffer, self.num_examples)
-        epochs = tf.data.Dataset.range(tf.int64.max)  # Workers of a data service share it.
-        return epochs.flat_map(lambda epoch: stream.shuffle(buffer, seed=seed * 1_000_003 + epoch))
+
+        def shuffle(epoch):
+            # Else the process' own seed would count too, and a seed of 0 be refused.
+            tf.compat.v1.get_default_graph().seed = None
+            return one_epoch().shuffle(buffer, seed=seed * 1_000_003 + epoch)
+
+        first_epoch, passed = divmod(start, self.num_examples // num_hosts)
+        # A range and no counter, because workers of a data service share a range.
+        epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
+        return epochs.flat_map(shuffle).skip(passed)
 
     def named_examples(
         self, *, seed: int | None = None, host: int = 0, num_hosts: int = 1

@@ -2,12 +2,14 @@
 
 import dataclasses
 import io
+import json
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from test_main import run_inside
 
 from supcon_tf import decode, pipeline, policies, sources
 
@@ -311,3 +313,53 @@ def test_label_noise_of_tfds_is_the_same_for_any_epoch_host_and_part(prepared):
     few = dataclasses.replace(sources.first_examples(noisy, 6))
     assert len(labels_by_grey(few, 2, batch_size=6)) == 6
     assert labels_by_grey(few, 2, batch_size=6) <= three_epochs
+
+
+def test_tfds_streams_start_anywhere_and_ignore_the_seed_of_the_process(prepared):
+    """A process seed of 0, which the command sets by default, was refused by tf.data."""
+
+    def order(start, count):
+        stream = prepared.examples(seed=0, start=start).take(count)
+        return [tf.io.decode_png(image).numpy()[0, 0, 0] for image, _ in stream]
+
+    tf.random.set_seed(0)
+    three_epochs = order(0, 72)
+    tf.random.set_seed(1)
+    for start in (0, 5, 24, 51):
+        assert order(start, 6) == three_epochs[start : start + 6]
+    epochs = np.reshape(three_epochs, [3, 24])
+    assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
+    assert list(epochs[0]) != list(epochs[1])
+
+
+def test_a_prepared_tfds_dataset_runs_through_the_command(tmp_path, capsys):
+    import tensorflow_datasets as tfds
+
+    class TwoGreys(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(names=["dark", "bright"]),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(16), "validation": self._generate_examples(6)}
+
+        def _generate_examples(self, count):
+            for index in range(count):
+                image = np.full((20 + index, 24, 3), 200 * (index % 2), np.uint8)
+                yield index, {"image": image, "label": index % 2}
+
+    TwoGreys(data_dir=str(tmp_path / "tfds")).download_and_prepare()
+    run_inside(
+        "--dataset=two_greys", f"--data_dir={tmp_path / 'tfds'}", f"--model_dir={tmp_path}",
+        "--image_size=16", "--batch_size=8", "--eval_batch_size=4", "--pretrain_epochs=2",
+        "--pretrain_warmup_epochs=0", "--linear_epochs=2",
+    )  # fmt: skip
+    assert "16 training and 6 test examples of 2 classes (dark, bright)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "eval/eval.json").read_text())["num_examples"] == 6

@@ -47,6 +47,7 @@ def run(flags, strategy) -> dict:
                 for view, texts in zip(views[row], captions[row], strict=True)
             ]
             grid.append(tiles)
+        folder.begin()
         path = folder.file("preview.png")
         _write_picture(path, grid, title=_title(flags, size))
         print(f"preview: {count} images and {flags.num_views} views of each in {path}")
