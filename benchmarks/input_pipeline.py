@@ -1,8 +1,9 @@
 """Two-view input pipelines, views per second: ours, tf-models-official's, Pillow's.
 
-    python benchmarks/input_pipeline.py --peer_env=/tmp/models_official
+    python benchmarks/input_pipeline.py --peer_env=FOLDER
 
-Crop, resize, flip and policy, two views per image, from decoded images in memory. "tf-models" is
+Crop, resize, flip and policy, two views per image, from images in memory or from JPEG files of
+500 x 375 pixels. "tf-models" is
 the AutoAugment and RandAugment of tf-models-official 2.20 (which the released SupCon code
 imports), one image at a time inside `Dataset.map`; it needs Keras 2, so the script installs it
 into an environment of its own. "Pillow" does the same work in a `tf.py_function` per image.
@@ -17,6 +18,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -27,9 +29,13 @@ from absl import app, flags
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 PEER_REQUIREMENTS = (
     ["--no-deps", "tf-models-official==2.20.0"],
-    ["tensorflow==2.20.*", "tf-keras==2.20.*"],
+    ["tensorflow==2.20.*", "tf-keras==2.20.*", "pillow", "scikit-learn"],
 )
-SOURCES = {"memory 32 px": (32, 512), "memory 224 px": (224, 64)}  # side, batch size
+SOURCES = {  # side, batch size, from JPEG files
+    "memory 32 px": (32, 512, False),
+    "memory 224 px": (224, 64, False),
+    "JPEG 224 px": (224, 64, True),
+}
 POLICIES = ("identity", "autoaugment", "randaugment", "simclr", "stacked_randaugment")
 MAGNITUDES = {"randaugment": 9.0}
 SIDES = ("reference", "pillow", "tf-models", "Pillow")  # ours in two modes, then the others
@@ -53,33 +59,48 @@ def random_images(size, count):
     return np.random.default_rng(0).integers(0, 256, [count, size, size, 3], np.uint8)
 
 
-def our_dataset(size, batch_size, policy_name, compat):
-    import tensorflow as tf
+def photographs(folder, count):
+    """JPEG files of 500 x 375 pixels, cropped and scaled from scikit-learn's two photographs."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
 
-    from supcon_tf import augment, policies, views
+    rng, paths = np.random.default_rng(0), []
+    photos = [Image.fromarray(image) for image in load_sample_images().images]
+    for index in range(count):
+        photo, width = photos[index % 2], rng.uniform(300, 560)
+        left = rng.uniform(0, photo.width - width)
+        top = rng.uniform(0, photo.height - width * 0.75)
+        box = (left, top, left + width, top + width * 0.75)
+        paths.append(os.path.join(folder, f"{index}.jpg"))
+        photo.resize((500, 375), Image.Resampling.BILINEAR, box).save(paths[-1], quality=90)
+    return paths
 
+
+def our_dataset(source, policy_name, compat, folder):
+    """The whole pipeline as the command uses it: shuffled, cropped, flipped, augmented."""
+    import numpy as np
+
+    from supcon_tf import pipeline, policies, sources
+
+    size, batch_size, is_jpeg = SOURCES[source]
+    labels, names = np.arange(batch_size, dtype=np.int32) % 2, ("a", "b")
+    if is_jpeg:
+        images = sources.FileSource(tuple(photographs(folder, batch_size)), labels, names)
+    else:
+        images = sources.ArraySource(random_images(size, batch_size), labels, names)
     magnitude = MAGNITUDES.get(policy_name, 0.5)
-    policy = policies.create_policy(policy_name, magnitude=magnitude, compat=compat)
-    images = tf.constant(random_images(size, batch_size))
-    sides = tf.fill([batch_size * 2], size)
-
-    def batch(step):
-        shape = [batch_size, 2, augment.CROP_DRAWS + 1 + policy.num_draws]
-        draws = tf.random.stateless_uniform(
-            shape, tf.stack([tf.constant(0, tf.int64), step]), alg="philox"
-        )
-        crop, flip, rest = tf.split(draws, [augment.CROP_DRAWS, 1, policy.num_draws], axis=-1)
-        crop = tf.reshape(crop, [batch_size * 2, augment.CROP_DRAWS])
-        boxes = tf.reshape(augment.random_crop_boxes(crop, sides, sides), [batch_size, 2, 4])
-        return views.augment_views(
-            images, boxes, flip[..., 0] < 0.5, rest, policy=policy, size=size
-        )
-
-    steps = tf.data.Dataset.range(2**40)
-    return steps.map(batch, num_parallel_calls=NUM_THREADS).prefetch(2)
+    batches = pipeline.create_train_batches(
+        images,
+        policy=policies.create_policy(policy_name, magnitude=magnitude, compat=compat),
+        batch_size=batch_size,
+        image_size=size,
+        seed=0,
+    )
+    return batches.map(lambda batch: batch["image"])
 
 
-def models_dataset(size, batch_size, policy_name):
+def models_dataset(source, policy_name, folder):
     import tensorflow as tf
     from official.legacy.image_classification import augment
 
@@ -88,6 +109,8 @@ def models_dataset(size, batch_size, policy_name):
         "autoaugment": augment.AutoAugment().distort,
         "randaugment": augment.RandAugment(magnitude=MAGNITUDES["randaugment"]).distort,
     }[policy_name]
+
+    size = SOURCES[source][0]
 
     def view(image):
         begin, extent, _ = tf.image.sample_distorted_bounding_box(
@@ -103,10 +126,10 @@ def models_dataset(size, batch_size, policy_name):
         image = tf.ensure_shape(tf.cast(crop, tf.uint8), [size, size, 3])
         return distort(tf.image.random_flip_left_right(image))
 
-    return _per_image(size, batch_size, lambda image: tf.stack([view(image), view(image)]))
+    return _per_image(source, folder, lambda image: tf.stack([view(image), view(image)]))
 
 
-def pillow_dataset(size, batch_size, policy_name):
+def pillow_dataset(source, policy_name, folder):
     import numpy as np
     import tensorflow as tf
     from PIL import Image, ImageOps
@@ -116,7 +139,7 @@ def pillow_dataset(size, batch_size, policy_name):
 
     from supcon_tf import operations, policies
 
-    random = np.random.default_rng(0)
+    random, size = np.random.default_rng(0), SOURCES[source][0]
 
     def calls():
         if policy_name == "autoaugment":
@@ -125,9 +148,12 @@ def pillow_dataset(size, batch_size, policy_name):
         return [(str(random.choice(policies.RANDAUGMENT)), 9) for _ in range(2)]
 
     def view(image):
-        area, ratio = random.uniform(0.08, 1) * size**2, random.uniform(3 / 4, 4 / 3)
-        width, height = min((area * ratio) ** 0.5, size), min((area / ratio) ** 0.5, size)
-        left, top = random.uniform(0, size - width), random.uniform(0, size - height)
+        area = random.uniform(0.08, 1) * image.width * image.height
+        ratio = random.uniform(3 / 4, 4 / 3)
+        width = min((area * ratio) ** 0.5, image.width)
+        height = min((area / ratio) ** 0.5, image.height)
+        left = random.uniform(0, image.width - width)
+        top = random.uniform(0, image.height - height)
         box = (left, top, left + width, top + height)
         image = image.resize((size, size), Image.Resampling.BILINEAR, box)
         image = ImageOps.mirror(image) if random.random() < 0.5 else image
@@ -146,24 +172,31 @@ def pillow_dataset(size, batch_size, policy_name):
         image = Image.fromarray(image.numpy())
         return np.stack([view(image), view(image)])
 
-    return _per_image(size, batch_size, lambda image: tf.py_function(both, [image], tf.uint8))
+    return _per_image(source, folder, lambda image: tf.py_function(both, [image], tf.uint8))
 
 
-def _per_image(size, batch_size, two_views):
+def _per_image(source, folder, two_views):
     import tensorflow as tf
 
-    dataset = tf.data.Dataset.from_tensor_slices(random_images(size, batch_size)).repeat()
+    size, batch_size, is_jpeg = SOURCES[source]
+    if is_jpeg:
+        dataset = tf.data.Dataset.from_tensor_slices(photographs(folder, batch_size)).repeat()
+        dataset = dataset.map(
+            lambda path: tf.io.decode_jpeg(tf.io.read_file(path), channels=3),
+            num_parallel_calls=NUM_THREADS,
+        )
+    else:
+        dataset = tf.data.Dataset.from_tensor_slices(random_images(size, batch_size)).repeat()
     dataset = dataset.map(two_views, num_parallel_calls=NUM_THREADS)
     return dataset.batch(batch_size, drop_remainder=True).prefetch(2)
 
 
-def create_dataset(side, source, policy):
-    size, batch_size = SOURCES[source]
+def create_dataset(side, source, policy, folder):
     if side == "tf-models":
-        return models_dataset(size, batch_size, policy)
+        return models_dataset(source, policy, folder)
     if side == "Pillow":
-        return pillow_dataset(size, batch_size, policy)
-    return our_dataset(size, batch_size, policy, compat=side)
+        return pillow_dataset(source, policy, folder)
+    return our_dataset(source, policy, side, folder)
 
 
 def exists(side, policy):
@@ -173,14 +206,14 @@ def exists(side, policy):
 # One process per pipeline
 
 
-def serve(side, source, policy):
+def serve(side, source, policy, folder):
     """Prints the seconds to the first batch, then, for every line, views per second (of the
     clock, of CPU time)."""
     import tensorflow as tf
 
     tf.constant(0)  # starting TensorFlow is not part of the first batch
     start = time.perf_counter()
-    batches = iter(create_dataset(side, source, policy))
+    batches = iter(create_dataset(side, source, policy, folder))
     next(batches)
     print(json.dumps(time.perf_counter() - start), flush=True)
     for line in sys.stdin:
@@ -240,7 +273,8 @@ def install_peer(path):
 
 def main(_):
     if _WORKER.value:
-        serve(*json.loads(_WORKER.value))
+        with tempfile.TemporaryDirectory() as folder:
+            serve(*json.loads(_WORKER.value), folder)
         return
     sides = [side for side in _SIDES.value if side != "tf-models" or _PEER_ENV.value]
     if "tf-models" in sides:

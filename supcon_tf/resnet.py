@@ -34,9 +34,9 @@ def create_resnet(
     depth: int = 50,
     width: int = 1,
     image_size: int = 224,
-    first_conv_kernel_size: int = 7,
-    first_conv_stride: int = 2,
-    use_initial_max_pool: bool = True,
+    first_conv_kernel_size: int | None = None,
+    first_conv_stride: int | None = None,
+    use_initial_max_pool: bool | None = None,
     use_global_batch_norm: bool = True,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
@@ -53,7 +53,8 @@ def create_resnet(
         depth: 18, 34, 50, 101, 152 or 200; ResNeXt from 50.
         width: multiplies the channels.
         image_size: S in pixels.
-        first_conv_kernel_size, first_conv_stride, use_initial_max_pool: the stem.
+        first_conv_kernel_size, first_conv_stride, use_initial_max_pool: the stem; None for 7, 2
+            and a pool as for ImageNet, with "tiny" for 3, 1 and no pool as for CIFAR.
         use_global_batch_norm: batch statistics over all replicas instead of each its own.
         mean, std: whitening constants of the images scaled to [-1, 1], per channel.
 
@@ -76,6 +77,13 @@ def create_resnet(
         raise ValueError(
             f"Unknown architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}."
         )
+    is_small = architecture == "tiny"
+    if first_conv_kernel_size is None:
+        first_conv_kernel_size = 3 if is_small else 7
+    if first_conv_stride is None:
+        first_conv_stride = 1 if is_small else 2
+    if use_initial_max_pool is None:
+        use_initial_max_pool = not is_small
     norm = functools.partial(_batch_norm, synchronized=use_global_batch_norm)
 
     images = keras.Input([image_size, image_size, 3], dtype="float32", name="image")
