@@ -299,12 +299,13 @@ def _zero_diagonal(square):
     return tf.linalg.set_diag(square, tf.zeros(tf.shape(square)[:1]))
 
 
+# Both ask for equality with 0, so that a sum that is not a number stays one.
 def _divide_or_zero(numerator, sums):
-    return tf.where(sums > 0.0, numerator / tf.where(sums > 0.0, sums, 1.0), 0.0)
+    return tf.where(sums == 0.0, 0.0, numerator / tf.where(sums == 0.0, 1.0, sums))
 
 
 def _log_or_minus_infinity(sums):
-    return tf.where(sums > 0.0, tf.math.log(tf.where(sums > 0.0, sums, 1.0)), float("-inf"))
+    return tf.where(sums == 0.0, float("-inf"), tf.math.log(tf.where(sums == 0.0, 1.0, sums)))
 
 
 def _while_less(stop, step, loop):

@@ -432,12 +432,12 @@ def _anchor_losses(logits, positive, negative, *, summation_location, denominato
     else:
         denominator = masked_logsumexp(logits, negative)[..., None]
         if denominator_mode == "one_positive":
-            has_negatives = tf.math.is_finite(denominator)
+            has_negatives = denominator != float("-inf")
             others = tf.where(has_negatives, denominator, 0.0)
             denominator = tf.where(
                 has_negatives, others + tf.math.softplus(logits - others), logits
             )
-    is_defined = tf.math.is_finite(denominator)
+    is_defined = denominator != float("-inf")  # True for NaN, which must show in the loss
     counts &= tf.reduce_any(is_defined, axis=-1)
     log_prob = logits - tf.where(is_defined, denominator, 0.0)  # [B, A, K]
 

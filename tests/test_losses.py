@@ -509,3 +509,27 @@ def test_every_argument_is_in_the_config():
     config = SupConLoss(**changed).get_config()
     assert config == changed
     assert SupConLoss.from_config(config).get_config() == changed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.01},
+        {"normalize": False},
+        {"contrast_mode": "one_view"},
+        {"summation_location": "inside"},
+        {"denominator_mode": "one_positive"},
+        {"denominator_mode": "only_negatives"},
+        {"positives_cap": 2},
+        {"block_size": 3},
+    ],
+    ids=str,
+)
+def test_a_feature_that_is_not_a_number_makes_every_loss_that_meets_it_nan(options):
+    """A loss of 0 would look like perfect convergence."""
+    features = draw_features(seed=0, num_examples=6)
+    features[2, 0, 0] = np.nan
+    value, gradient = value_and_gradient([0, 0, 1, 1, 2, 2], features, **options)
+    assert np.all(np.isnan(value))
+    assert np.any(np.isnan(gradient))
