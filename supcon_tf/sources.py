@@ -15,7 +15,7 @@ DIGITS_SIDE = 16
 
 # Whitening constants in [-1, 1], 2 m - 1 and 2 s of the usual ones (reference, preprocessing.py).
 CIFAR10_MEAN, CIFAR10_STD = (-0.0172, -0.0356, -0.107), (0.4046, 0.3988, 0.402)
-CIFAR100_MEAN, CIFAR100_STD = (0.0142, -0.0266, -0.1184), (0.5346, 0.513, 0.5522)
+CIFAR100_MEAN, CIFAR100_STD = (0.0142, -0.0266, -0.1184), (0.535, 0.513, 0.5522)
 # Mirrored digits and letters are other digits and letters.
 NEVER_FLIPPED = ("digits", "mnist", "kmnist", "emnist", "svhn_cropped", "binary_alpha_digits")
 
