@@ -64,18 +64,23 @@ class StreamSource:
         """
         import tensorflow_datasets as tfds
 
+        def order_files(files):
+            if seed is None:
+                return files
+            return [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
+
+        # TFDS's own shuffle of the files would depend on TensorFlow's global seed.
         read_config = tfds.ReadConfig(
-            shuffle_seed=seed,
-            shuffle_reshuffle_each_iteration=False,
             try_autocache=False,
             interleave_cycle_length=1 if seed is None else 16,
+            experimental_interleave_sort_fn=order_files,
+            enable_ordering_guard=False,
         )
         split = self.split
         if num_hosts > 1:
             split = tfds.split_for_jax_process(split, process_index=host, process_count=num_hosts)
         stream = self.builder.as_dataset(
             split=split,
-            shuffle_files=seed is not None,
             decoders={"image": tfds.decode.SkipDecoding()},
             read_config=read_config,
         )
@@ -83,8 +88,14 @@ class StreamSource:
         if seed is None:
             return stream
         buffer = min(self.shuffle_buffer, self.num_examples)
-        epochs = tf.data.Dataset.counter()
-        return epochs.flat_map(lambda epoch: stream.shuffle(buffer, seed=seed * 1_000_003 + epoch))
+
+        def shuffled(epoch):
+            # Of this function's graph alone, in place of the global seed: that would change the
+            # order, and 0, its most common value, fails with a seed that is a tensor.
+            tf.random.set_seed(1)
+            return stream.shuffle(buffer, seed=seed * 1_000_003 + epoch)
+
+        return tf.data.Dataset.counter().flat_map(shuffled)
 
 
 Source = ArraySource | FileSource | StreamSource
