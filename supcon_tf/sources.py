@@ -19,7 +19,7 @@ LABEL_NOISE_STEP = -1  # Batches draw with (seed, step), from step 0 on.
 
 # Whitening constants in [-1, 1], 2 m - 1 and 2 s of the usual ones (reference, preprocessing.py).
 CIFAR10_MEAN, CIFAR10_STD = (-0.0172, -0.0356, -0.107), (0.4046, 0.3988, 0.402)
-CIFAR100_MEAN, CIFAR100_STD = (0.0142, -0.0266, -0.1184), (0.5346, 0.513, 0.5522)
+CIFAR100_MEAN, CIFAR100_STD = (0.0142, -0.0266, -0.1184), (0.535, 0.513, 0.5522)
 # Mirrored digits and letters are other digits and letters.
 NEVER_FLIPPED = ("digits", "mnist", "kmnist", "emnist", "svhn_cropped", "binary_alpha_digits")
 
@@ -74,19 +74,17 @@ class StreamSource:
         buffer with (seed, epoch), so that the stream is the same at every start. `start`
         examples are passed over: whole epochs at no cost, the rest undecoded.
         """
-
-        def one_epoch():
-            stream = self.named_examples(seed=seed, host=host, num_hosts=num_hosts)
-            return stream.map(lambda image, label, name: (image, self._label(label, name)))
-
+        stream = self.named_examples(seed=seed, host=host, num_hosts=num_hosts)
+        stream = stream.map(lambda image, label, name: (image, self._label(label, name)))
         if seed is None:
-            return one_epoch()
+            return stream
         buffer = min(self.shuffle_buffer, self.num_examples)
 
         def shuffle(epoch):
-            # Else the process' own seed would count too, and a seed of 0 be refused.
-            tf.compat.v1.get_default_graph().seed = None
-            return one_epoch().shuffle(buffer, seed=seed * 1_000_003 + epoch)
+            # Of this function's graph alone, in place of the global seed: that would change the
+            # order, and 0, its most common value, fails with a seed that is a tensor.
+            tf.random.set_seed(1)
+            return stream.shuffle(buffer, seed=seed * 1_000_003 + epoch)
 
         first_epoch, passed = divmod(start, self.num_examples // num_hosts)
         # A range and no counter, because workers of a data service share a range.
@@ -99,19 +97,24 @@ class StreamSource:
         """One epoch of (encoded bytes, label as stored, name of the example)."""
         import tensorflow_datasets as tfds
 
+        def order_files(files):
+            if seed is None:
+                return files
+            return [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
+
+        # TFDS's own shuffle of the files would depend on TensorFlow's global seed.
         read_config = tfds.ReadConfig(
-            shuffle_seed=seed,
-            shuffle_reshuffle_each_iteration=False,
             try_autocache=False,
             interleave_cycle_length=1 if seed is None else 16,
             add_tfds_id=True,
+            experimental_interleave_sort_fn=order_files,
+            enable_ordering_guard=False,
         )
         split = self.split
         if num_hosts > 1:
             split = tfds.split_for_jax_process(split, process_index=host, process_count=num_hosts)
         stream = self.builder.as_dataset(
             split=split,
-            shuffle_files=seed is not None,
             decoders={"image": tfds.decode.SkipDecoding()},
             read_config=read_config,
         )

@@ -102,7 +102,9 @@ def test_normalize_embedding_decides_what_the_head_sees():
         assert np.abs(expected - other).max() > 0.01
 
 
-def test_training_flag_reaches_encoder_and_head():
+@pytest.mark.parametrize("how", ["whole", "in parts"])
+def test_training_flag_reaches_encoder_and_head(how):
+    """In parts too, as the training loop calls it, where Keras hands no flag on by itself."""
     model = create_contrastive((12, 6), use_batch_norm=True)
     images = draw_images(4, 2)
     norms = [
@@ -111,10 +113,16 @@ def test_training_flag_reaches_encoder_and_head():
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
     before = [norm.moving_mean.numpy() for norm in norms]
-    model(images, training=False)
+
+    def call(training):
+        if how == "whole":
+            return model(images, training=training)
+        return model.project(model.embed(images, training=training), training=training)
+
+    call(training=False)
     for norm, mean in zip(norms, before, strict=True):
         np.testing.assert_array_equal(norm.moving_mean, mean)
-    model(images, training=True)
+    call(training=True)
     for norm, mean in zip(norms, before, strict=True):
         assert np.any(norm.moving_mean.numpy() != mean)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from keras.src.backend.common import global_state
 
 from supcon_tf import resnet, sources
 
@@ -38,8 +39,12 @@ SLOW_DEPTHS = (152, 200)
 @functools.cache
 def outline(architecture="resnet_v1", depth=50, **options):
     """An encoder whose variables have shapes but no values: quick and small at any depth."""
+    waiting = list(global_state.get_global_attribute("uninitialized_variables", []))
     with keras.StatelessScope(initialize_variables=False):
-        return resnet.create_resnet(architecture=architecture, depth=depth, **options)
+        model = resnet.create_resnet(architecture=architecture, depth=depth, **options)
+    # Else Keras would fill in the values at its next chance, in some later test.
+    global_state.set_global_attribute("uninitialized_variables", waiting)
+    return model
 
 
 @pytest.fixture(scope="module")
