@@ -141,12 +141,14 @@ def test_digits_are_stratified():
 
 def test_digits_are_grey_images_of_their_class():
     train = sources.load_source("digits", "train")
-    side = sources.DIGITS_SIDE
-    assert train.images.shape == (1437, side, side, 3) and train.images.dtype == np.uint8
+    side, border = sources.DIGITS_SIDE, sources.DIGITS_BORDER
+    assert train.images.shape == (1437, 20, 20, 3) and train.images.dtype == np.uint8
     assert train.labels.dtype == np.int32
     assert train.images.min() == 0 and train.images.max() == 255
     np.testing.assert_array_equal(train.images[..., 0], train.images[..., 2])
-    small = train.images[..., 0].reshape(-1, 8, side // 8, 8, side // 8).mean(axis=(2, 4))
+    inner = train.images[:, border:-border, border:-border, 0]
+    assert inner.sum(dtype=np.int64) == train.images[..., 0].sum(dtype=np.int64)  # A black border.
+    small = inner.reshape(-1, 8, side // 8, 8, side // 8).mean(axis=(2, 4))
     raw, raw_labels = load_digits(return_X_y=True)
     small, raw = small.reshape(-1, 64) / 255, raw / 16
     distances = np.sum(raw**2, axis=1) - 2 * small @ raw.T  # squared, but for |small|^2
@@ -566,7 +568,7 @@ def test_flips_and_sizes_suit_the_dataset(folder):
     assert sources.may_flip("cifar10") and sources.may_flip("folder")
     for name in ("digits", "mnist", "emnist/letters", "mnist:3.0.1"):
         assert not sources.may_flip(name)
-    assert sources.default_image_size(sources.load_source("digits", "train")) == 16
+    assert sources.default_image_size(sources.load_source("digits", "train")) == 20
     assert sources.default_image_size(sources.load_source("folder", "train", folder)) == 9
 
 
