@@ -400,7 +400,7 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path):
 
 # Another value for every flag that decides what pretraining computes; what else it needs.
 OTHER_VALUES = [
-    "--dataset=folder --data_dir={data} --batch_size=8 --crop_area_range=0.9,1.0",
+    "--dataset=folder --data_dir={data} --batch_size=8 --pretrain_epochs=3",
     "--image_size=16", "--seed=1", "--batch_size=32", "--horizontal_flip=true", "--num_views=3",
     "--crop_area_range=0.2,0.6", "--augmentation_type=randaugment", "--augmentation_magnitude=1.0",
     "--augmentation_type=randaugment --augmentation_compat=reference --augmentation_magnitude=9",

@@ -8,7 +8,7 @@ import time
 import keras
 import tensorflow as tf
 
-from supcon_tf import checkpoint, command_line, metrics, models
+from supcon_tf import command_line, metrics, models
 from supcon_tf import train as training
 from supcon_tf.stages import pretrain, setup
 from supcon_tf.stages.stage_folder import StageFolder, fingerprint, save_model, write_json
@@ -58,34 +58,17 @@ def run(flags, strategy) -> dict:
         )
         folder.begin()
         started = time.monotonic()
-        last = training.train(
-            strategy=strategy,
+        last = setup.train(
+            flags,
+            strategy,
+            folder,
             step=step,
-            create_batches=lambda start_step: setup.create_train_batches(
-                flags,
-                strategy,
-                train_source,
-                image_size=image_size,
-                policy=policy,
-                num_views=1,
-                crop_area_range=flags.linear_crop_area_range,
-                start_step=start_step,
-            ),
-            checkpoints=checkpoint.CheckpointFolder(
-                folder.file("checkpoints"),
-                max_to_keep=flags.max_checkpoints_to_keep,
-                **step.models,
-                **step.optimizers,
-            ),
-            log_folder=folder.path,
-            total_steps=schedule.total_steps,
-            steps_per_epoch=schedule.steps_per_epoch,
             schedule=schedule,
-            steps_per_loop=flags.steps_per_loop,
-            summary_interval_steps=flags.summary_interval_steps,
-            save_interval_steps=flags.save_interval_steps,
-            explain_failure=setup.explain_failure(flags, train_source),
-            name="linear",
+            source=train_source,
+            image_size=image_size,
+            policy=policy,
+            num_views=1,
+            crop_area_range=flags.linear_crop_area_range,
         )
         with strategy.scope():
             classifier = models.create_classifier(encoder, linear_head)

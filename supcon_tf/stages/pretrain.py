@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from supcon_tf import checkpoint, command_line, losses, metrics, models
+from supcon_tf import command_line, losses, metrics, models
 from supcon_tf import train as training
 from supcon_tf.stages import setup
 from supcon_tf.stages.stage_folder import StageFolder, save_model
@@ -56,36 +56,21 @@ def run(flags, strategy) -> dict:
 
         folder.begin()
         started = time.monotonic()
-        last = training.train(
-            strategy=strategy,
+        last = setup.train(
+            flags,
+            strategy,
+            folder,
             step=step,
-            create_batches=lambda start_step: setup.create_train_batches(
-                flags,
-                strategy,
-                train_source,
-                image_size=image_size,
-                policy=policy,
-                num_views=flags.num_views,
-                crop_area_range=flags.crop_area_range,
-                start_step=start_step,
-            ),
-            checkpoints=checkpoint.CheckpointFolder(
-                folder.file("checkpoints"),
-                max_to_keep=flags.max_checkpoints_to_keep,
-                **step.models,
-                **step.optimizers,
-            ),
-            log_folder=folder.path,
-            total_steps=schedule.total_steps,
-            steps_per_epoch=schedule.steps_per_epoch,
             schedule=schedule,
-            steps_per_loop=flags.steps_per_loop,
-            summary_interval_steps=flags.summary_interval_steps,
-            save_interval_steps=flags.save_interval_steps,
-            evaluate=measure_knn,
-            evaluate_interval_steps=int(flags.knn_interval_epochs * schedule.steps_per_epoch),
-            explain_failure=setup.explain_failure(flags, train_source),
-            name="pretrain",
+            source=train_source,
+            image_size=image_size,
+            policy=policy,
+            num_views=flags.num_views,
+            crop_area_range=flags.crop_area_range,
+            evaluation=(
+                measure_knn,
+                int(flags.knn_interval_epochs * schedule.steps_per_epoch),
+            ),
         )
         save_model(models.create_projector(step.model), folder.file("projection_head.keras"))
         save_model(encoder, folder.file("encoder.keras"))

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from supcon_tf import (
+    checkpoint,
     decode,
     distribute,
     flag_rules,
@@ -18,6 +19,7 @@ from supcon_tf import (
     sources,
     whitening,
 )
+from supcon_tf import train as training
 from supcon_tf.stages.stage_folder import read_json, write_json
 
 # Spread evenly over the training images.
@@ -207,6 +209,43 @@ def create_optimizer(flags, stage: str, schedule) -> tuple[keras.optimizers.Opti
         name, schedule, weight_decay=weight_decay, decay_biases=flags.use_bias_weight_decay
     )
     return optimizer, 0.0 if name == "lars" else weight_decay
+
+
+def train(flags, strategy, folder, *, step, schedule, source, evaluation=None, **batch_options):
+    """Trains a stage from its newest checkpoint to its end; returns the last log line.
+
+    Args:
+        folder: the stage's; checkpoints and the log go there.
+        step, schedule: what `training.train` takes.
+        source: the training split.
+        evaluation: (function, interval in steps) to measure on the way, or None.
+        **batch_options: what `create_train_batches` takes.
+    """
+    evaluate, evaluate_interval_steps = evaluation or (None, 0)
+    return training.train(
+        strategy=strategy,
+        step=step,
+        create_batches=lambda start_step: create_train_batches(
+            flags, strategy, source, start_step=start_step, **batch_options
+        ),
+        checkpoints=checkpoint.CheckpointFolder(
+            folder.file("checkpoints"),
+            max_to_keep=flags.max_checkpoints_to_keep,
+            **step.models,
+            **step.optimizers,
+        ),
+        log_folder=folder.path,
+        total_steps=schedule.total_steps,
+        steps_per_epoch=schedule.steps_per_epoch,
+        schedule=schedule,
+        steps_per_loop=flags.steps_per_loop,
+        summary_interval_steps=flags.summary_interval_steps,
+        save_interval_steps=flags.save_interval_steps,
+        evaluate=evaluate,
+        evaluate_interval_steps=evaluate_interval_steps,
+        explain_failure=explain_failure(flags, source),
+        name=folder.stage,
+    )
 
 
 def explain_failure(flags, source):
