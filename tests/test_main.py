@@ -398,29 +398,32 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-# Another value for every flag that decides what pretraining computes; what else it needs.
+# Another value for every flag that decides what pretraining computes, compared with the
+# defaults or with what stands before the bar.
 OTHER_VALUES = [
     "--dataset=folder --data_dir={data} --batch_size=8 --pretrain_epochs=3",
     "--image_size=16", "--seed=1", "--batch_size=32", "--horizontal_flip=true", "--num_views=3",
     "--crop_area_range=0.2,0.6", "--augmentation_type=randaugment", "--augmentation_magnitude=1.0",
-    "--augmentation_type=randaugment --augmentation_compat=reference --augmentation_magnitude=9",
-    "--augmentation_type=randaugment --randaugment_num_layers=3",
+    "--augmentation_type=randaugment --augmentation_magnitude=9 | --augmentation_compat=reference",
+    "--augmentation_type=randaugment --augmentation_magnitude=9 | --randaugment_num_layers=3",
     "--use_pytorch_color_jitter", "--warp_probability=1.0", "--blur_probability=1.0",
     "--encoder=resnet_v1 --resnet_depth=18", "--resnet_width=2", "--first_conv_kernel_size=5",
     "--first_conv_stride=2", "--use_initial_max_pool", "--projection_head_layers=64,32",
-    "--projection_head_layers=64,32 --projection_head_use_batch_norm",
-    "--projection_head_layers=64,32 --projection_head_use_batch_norm "
+    "--projection_head_layers=64,32 | --projection_head_use_batch_norm",
+    "--projection_head_layers=64,32 --projection_head_use_batch_norm | "
     "--noprojection_head_use_batch_norm_beta",
-    "--nonormalize_embedding", "--nouse_labels", "--temperature=0.2", "--contrast_mode=one_view",
+    "--projection_head_layers=64,32 | --nonormalize_embedding",  # One linear layer: no matter.
+    "--nouse_labels", "--temperature=0.2", "--contrast_mode=one_view",
     "--summation_location=inside", "--denominator_mode=one_positive", "--positives_cap=2",
-    "--noscale_by_temperature", "--microbatch_size=16 --nouse_global_batch_norm",
+    "--noscale_by_temperature", "--nouse_global_batch_norm | --microbatch_size=16",
     "--pretrain_epochs=1", "--pretrain_optimizer=momentum", "--pretrain_base_learning_rate=0.1",
     "--pretrain_weight_decay=0.1", "--pretrain_warmup_epochs=0.1",
     "--pretrain_learning_rate_decay=none",
     "--pretrain_learning_rate_decay=exponential --pretrain_epochs_per_decay=0.05",
-    "--pretrain_learning_rate_decay=exponential --pretrain_epochs_per_decay=0.05 "
+    "--pretrain_learning_rate_decay=exponential | --pretrain_epochs_per_decay=0.05",
+    "--pretrain_learning_rate_decay=exponential --pretrain_epochs_per_decay=0.05 | "
     "--pretrain_decay_rate=0.5",
-    "--pretrain_learning_rate_decay=piecewise --pretrain_decay_boundary_epochs=0.05",
+    "--pretrain_learning_rate_decay=piecewise | --pretrain_decay_boundary_epochs=0.05",
     "--label_noise_prob=0.5", "--num_images=500", "--class_balanced",
     "--whitening=given --whitening_mean=0,0,0 --whitening_std=0.5,0.5,0.5",
 ]  # fmt: skip
@@ -445,8 +448,12 @@ def losses_of_a_few_steps(model_dir, *arguments):
 def test_every_flag_changes_the_run(arguments, default_losses, tmp_path):
     if "{data}" in arguments:
         arguments = arguments.format(data=write_folder(tmp_path / "data"))
-    changed = losses_of_a_few_steps(tmp_path / "run", *arguments.split())
-    assert not np.allclose(changed[-1], default_losses[-1], rtol=1e-6)
+    before, _, change = arguments.rpartition("|")
+    base = default_losses
+    if before:
+        base = losses_of_a_few_steps(tmp_path / "base", *before.split())
+    changed = losses_of_a_few_steps(tmp_path / "run", *before.split(), *change.split())
+    assert not np.allclose(changed[-1], base[-1], rtol=1e-6)
 
 
 @pytest.mark.slow
