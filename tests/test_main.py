@@ -425,7 +425,7 @@ OTHER_VALUES = [
     "--pretrain_decay_rate=0.5",
     "--pretrain_learning_rate_decay=piecewise | --pretrain_decay_boundary_epochs=0.05",
     "--label_noise_prob=0.5", "--num_images=500", "--class_balanced",
-    "--whitening=given --whitening_mean=0,0,0 --whitening_std=0.5,0.5,0.5",
+    "--whitening=given --whitening_mean=0.3,0.1,0 --whitening_std=0.5,0.4,0.6",
 ]  # fmt: skip
 
 
