@@ -247,6 +247,7 @@ def test_a_stride_pads_explicitly_and_not_as_same_does(kernel_size, before, afte
         architecture="tiny",
         image_size=16,
         first_conv_kernel_size=kernel_size,
+        first_conv_stride=2,
         use_initial_max_pool=False,
     )
     conv = layers_of(model, layers.Conv2D)[0]
