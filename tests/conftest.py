@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(config, items):
         return
     for item in items:
         if "slow" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="runs with pytest --slow"))
+            item.add_marker(pytest.mark.skip(reason="slow; pytest --slow runs it, as CI does"))
 
 
 @pytest.fixture(scope="session")
