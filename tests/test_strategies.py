@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -520,6 +521,15 @@ def test_only_the_chief_talks_and_writes(three_ways):
     assert len(two) == len(one)
 
 
+def assert_same_weights(one, other):
+    weights = (
+        keras.models.load_model(path / "pretrain/encoder.keras").get_weights()
+        for path in (one, other)
+    )
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_worker_stops_the_others_and_the_job_goes_on_afterwards(
@@ -542,12 +552,29 @@ def test_a_killed_worker_stops_the_others_and_the_job_goes_on_afterwards(
     codes, logs = finish(start_workers(model_dir, *arguments), model_dir)
     assert codes == [0, 0], logs
     assert "continuing at step" in logs[0]
-    weights = [
-        keras.models.load_model(path / "pretrain/encoder.keras").get_weights()
-        for path in (model_dir, folder / "two")
-    ]
-    for a, b in zip(*weights, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert_same_weights(model_dir, folder / "two")
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_workers_saves_and_stops_both_at_the_same_step(three_ways, tmp_path):
+    folder, _ = three_ways
+    model_dir = tmp_path / "run"
+    arguments = ("--mode=pretrain",)
+    log = model_dir / "pretrain/metrics.jsonl"
+    processes = start_workers(model_dir, *arguments)
+    while not (log.exists() or any(process.poll() is not None for process in processes)):
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)  # The chief, which writes, hears of it by the other.
+    codes, logs = finish(processes, model_dir)
+    assert codes == [75, 75], logs
+    (saved,) = set(re.findall(r"saved at step (\d+)", logs[0] + logs[1]))
+    assert 1 <= int(saved) < 8
+    assert (model_dir / f"pretrain/checkpoints/step_{int(saved):08d}").is_dir()
+
+    codes, logs = finish(start_workers(model_dir, *arguments), model_dir)
+    assert codes == [0, 0], logs
+    assert f"continuing at step {saved}" in logs[0]
+    assert_same_weights(model_dir, folder / "two")
 
 
 @pytest.mark.slow
