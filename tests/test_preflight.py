@@ -122,13 +122,13 @@ def figures(**changes):
 
 
 def test_the_report_tells_what_the_compiler_said(capsys):
-    options = SimpleNamespace(use_global_batch_norm=True, dataset="d")
+    options = SimpleNamespace(use_global_batch_norm=True, dataset="d", loss="supcon")
     preflight.print_report(options, figures())
     text = capsys.readouterr().out
     for part in (
         "r on v5e:8x16: 128 cores of TPU v5 lite, mixed_bfloat16, 23.0 M parameters",
         "48 examples x 2 views of 224 px; global batch 6,144",
-        "global batch norm, gathered embeddings and gradients",
+        "global batch norm, gathered embeddings, gradients: real all-reduces over 128 cores",
         "4.50 of 16 GiB",
         "2.50 TFLOP, 40.0 GB of memory traffic, 120 MB all-reduced in 90 exchanges",
         "0.500 s by the compiler's own estimate",
@@ -138,6 +138,9 @@ def test_the_report_tells_what_the_compiler_said(capsys):
     preflight.print_report(options, figures(fits=False, hbm_bytes=20 * GIB, microbatch=8))
     text = capsys.readouterr().out
     assert "does not fit: HBM per core 20.00 of 16 GiB" in text and "in pieces of 8" in text
+    options = SimpleNamespace(use_global_batch_norm=False, dataset="d", loss="cross_entropy")
+    preflight.print_report(options, figures())
+    assert "exchanged      gradients: real" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -578,6 +578,18 @@ def test_a_signal_to_one_of_two_workers_saves_and_stops_both_at_the_same_step(th
 
 
 @pytest.mark.slow
+def test_what_the_chief_refuses_ends_all_workers(three_ways):
+    folder, _ = three_ways
+    codes, logs = finish(
+        start_workers(folder / "two", "--pretrain_base_learning_rate=5"), folder / "two"
+    )
+    assert codes == [1, 1], logs
+    assert "pretrain_base_learning_rate" in logs[0]
+    assert "Another worker ended or does not answer" in logs[1]
+    assert not any("Traceback" in text for text in logs)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_an_encoder_of_lower_precision_loads_with_keras_alone(precision, tmp_path):
     process = start_command(

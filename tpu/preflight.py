@@ -239,7 +239,8 @@ def summarise(preflight: Preflight, compiled: Compiled, device_kind: str) -> dic
 def print_report(flag_values, f: dict) -> None:
     """One line for each figure."""
     pieces = f" in pieces of {f['microbatch']}" if f["microbatch"] else ""
-    batch_norm = "global batch norm, " if flag_values.use_global_batch_norm else ""
+    exchanged = ["global batch norm"] if flag_values.use_global_batch_norm else []
+    exchanged += ["gathered embeddings"] if flag_values.loss != "cross_entropy" else []
     say(
         f"\n{f['recipe'] or flag_values.dataset} on {f['topology']}: {f['num_cores']} cores of "
         f"{f['device_kind']}, {f['precision']}, {f['num_parameters'] / 1e6:.1f} M parameters"
@@ -249,7 +250,7 @@ def print_report(flag_values, f: dict) -> None:
         f"{f['image_size']} px{pieces}; global batch {f['batch_per_core'] * f['num_cores']:,}"
     )
     say(
-        f"  exchanged      {batch_norm}gathered embeddings and gradients are real all-reduces over "
+        f"  exchanged      {', '.join([*exchanged, 'gradients'])}: real all-reduces over "
         f"{f['num_cores']} cores, lowered as TPUStrategy lowers them"
     )
     needed = f"{f['hbm_bytes'] / GIB:.2f} of {f['hbm_limit'] / GIB:.0f} GiB"
