@@ -31,6 +31,7 @@ setup(
             "build",
             "hypothesis",
             "pytest",
+            "pytest-xdist",
             "pyyaml",
             "ruff",
             "setuptools",

@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -35,8 +36,8 @@ OVERHEAD_FLAGS = (
     "--mode=pretrain", "--dataset=digits", "--image_size=32", "--encoder=resnet_v1",
     "--resnet_depth=18", "--first_conv_kernel_size=3", "--first_conv_stride=1",
     "--nouse_initial_max_pool", "--pretrain_optimizer=momentum", "--batch_size=64",
-    "--noonline_probe", "--knn_interval_epochs=0", "--steps_per_loop=10",
-    "--summary_interval_steps=10", "--save_interval_steps=1000",
+    "--pretrain_weight_decay=0", "--noonline_probe", "--knn_interval_epochs=0",
+    "--pretrain_epochs=1000", "--summary_interval_steps=5", "--save_interval_steps=1000",
 )  # fmt: skip
 
 
@@ -184,32 +185,66 @@ def overhead(rounds):
     """Prints the rate of the command against that of the bare step, in turns."""
     command_rates, bare_rates = [], []
     bare = PausedWorker([sys.executable, __file__, "--worker=ours,18,128,float32"])
-    for _ in range(rounds):
-        bare_rates.append(bare.ask(20)[0])
-        command_rates.append(command_rate())
-    bare.kill()
-    bare_rate, rate = statistics.median(bare_rates), statistics.median(command_rates)
-    print("| | images/s |\n|---|---:|")
-    print(f"| bare step, ResNet-18, 128 images | {bare_rate:.1f} |")
-    print(f"| command, same step | {rate:.1f} |")
-    print(f"| overhead | {1 - rate / bare_rate:.1%} |")
-
-
-def command_rate(steps=40, skipped=10):
-    """Images per second from the log of a run, between its first and its last lines."""
     with tempfile.TemporaryDirectory() as folder:
-        epochs = (steps + 0.5) * 64 / 1437  # Of the digits' training examples.
+        command = RunningCommand(folder)
+        for _ in range(rounds):
+            bare_rates.append(bare.ask(20))
+            command_rates += command.rates(3)
+        command.kill()
+    bare.kill()
+    bare_rate = statistics.median(rate for rate, _ in bare_rates)
+    rate = statistics.median(command_rates)
+    print("| | images/s, median | least to most |\n|---|---:|---:|")
+    for name, median, found in (
+        ("bare step, ResNet-18, 128 images", bare_rate, [rate for rate, _ in bare_rates]),
+        ("command, same step", rate, command_rates),
+    ):
+        print(f"| {name} | {median:.1f} | {min(found):.1f} to {max(found):.1f} |")
+    print(f"| overhead | {1 - rate / bare_rate:.1%} | |")
+
+
+class RunningCommand:
+    """The real command, stopped but while its rates are read from its log.
+
+    Args:
+        folder: for its files.
+    """
+
+    def __init__(self, folder):
+        self._log = pathlib.Path(folder) / "pretrain" / "metrics.jsonl"
         command = [sys.executable, "-m", "supcon_tf.main", *OVERHEAD_FLAGS]
-        command += [f"--pretrain_epochs={epochs}", "--pretrain_warmup_epochs=0"]
         environment = dict(os.environ, PYTHONPATH=str(REPOSITORY))
-        subprocess.run(
-            [*command, f"--model_dir={folder}"], env=environment, check=True, capture_output=True
+        self._process = subprocess.Popen(
+            [*command, f"--model_dir={folder}"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-        path = pathlib.Path(folder) / "pretrain" / "metrics.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-    # The first lines hold the tracing of the graph, the last the evaluation.
-    rates = [line["images_per_second"] for line in lines if skipped < line["step"] < steps]
-    return 2 * statistics.median(rates)
+        self._wait_for_lines(2)  # The first holds the tracing of the graph.
+        self._process.send_signal(signal.SIGSTOP)
+
+    def rates(self, count):
+        """The images per second of that many log lines; the first after a pause is left out."""
+        before = len(self._lines())
+        self._process.send_signal(signal.SIGCONT)
+        self._wait_for_lines(before + count + 1)
+        self._process.send_signal(signal.SIGSTOP)
+        # The command counts examples, of two views each.
+        return [2 * line["images_per_second"] for line in self._lines()[before + 1 :]]
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait()
+
+    def _lines(self):
+        text = self._log.read_text() if self._log.exists() else ""
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+
+    def _wait_for_lines(self, count):
+        while len(self._lines()) < count:
+            if self._process.poll() is not None:
+                raise RuntimeError("The command ended early. Run it alone to see why.")
+            time.sleep(0.1)
 
 
 def install_torch(folder):
