@@ -6,6 +6,8 @@ import contextlib
 import functools
 import json
 import os
+import signal
+import threading
 
 import tensorflow as tf
 
@@ -43,7 +45,8 @@ def create_strategy(
             "for the others.",
             flush=True,
         )
-        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+        with _keeping_sigterm():
+            return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     if name == "multi_worker":
         raise ValueError(
             "strategy=multi_worker found no cluster: neither does TF_CONFIG name several workers "
@@ -58,6 +61,15 @@ def create_strategy(
     if name == "one_device":
         return tf.distribute.OneDeviceStrategy((gpus or cpus)[0])
     return tf.distribute.MirroredStrategy(gpus or cpus)
+
+
+@contextlib.contextmanager
+def _keeping_sigterm():
+    """Puts Python's handler back: TensorFlow's coordination service takes SIGTERM for itself."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _create_tpu_strategy(tpu_name, tpu_zone, gcp_project):
