@@ -10,6 +10,11 @@ import tensorflow as tf
 
 from supcon_tf import files
 
+# Recorded in every checkpoint and raised whenever the meaning of what it holds changes, so that
+# an older one is refused instead of being restored as something else.
+#   1  no version recorded; momentum and Nesterov buffers contain the learning rate
+#   2  momentum and Nesterov buffers hold gradients alone
+FORMAT_VERSION = 2
 _STEP_FOLDER = re.compile(r"step_(\d{8,})/?$")
 _LEFTOVER = re.compile(r"(writing|deleting)_\d{8,}/?$")
 ADVICE = "Try a lower learning rate, a longer warm-up, or a higher temperature."
@@ -93,8 +98,8 @@ class CheckpointFolder:
         `damaged_<step>`. What a killed save left is removed.
 
         Raises:
-            ValueError: if checkpoints exist but none can be read, or if one is of another
-                architecture.
+            ValueError: if checkpoints exist but none can be read, or if one has another
+                architecture or format version.
         """
         self._remove_leftovers()
         damaged = []
@@ -121,7 +126,7 @@ class CheckpointFolder:
         return sorted(int(match.group(1)) for match in names if match)
 
     def _write(self, step, temporary):
-        record = {"step": step, **self._record}
+        record = {"step": step, "format_version": FORMAT_VERSION, **self._record}
         files.remove(temporary)
         self._checkpoint.write(os.path.join(temporary, "state"))
         if not self._is_remote:
@@ -138,8 +143,10 @@ class CheckpointFolder:
             if record is None:
                 return "complete.json is missing"
             environment = record.get("environment", {})
+            version = record.get("format_version", 1)
         except (ValueError, AttributeError, tf.errors.OpError) as error:
             return _first_line(error)
+        self._refuse_other_version(step, version)
         try:
             status = self._checkpoint.read(os.path.join(self._path(step), "state"))
             status.assert_existing_objects_matched()
@@ -152,6 +159,15 @@ class CheckpointFolder:
             ) from error
         self._compare(environment)
         return None
+
+    def _refuse_other_version(self, step, version):
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{self._path(step)} has checkpoint format version {version}; this release reads "
+                f"version {FORMAT_VERSION}, whose optimizer state has another meaning. Use the "
+                "release of supcon_tf that wrote the checkpoint, train in another --model_dir, "
+                f"or delete {self.folder} to train the stage again from the start."
+            )
 
     def _compare(self, old):
         """Says where the machine or the versions differ: rounding does then, the run goes on."""

@@ -37,6 +37,8 @@ def create_optimizer(
 ) -> keras.optimizers.Optimizer:
     """An optimizer, with momentum 0.9 where it has one, that does its own weight decay.
 
+    momentum and nesterov multiply their whole buffer by the current learning rate, as TensorFlow 1
+    and PyTorch do (`keras.optimizers.SGD` does not).
     The decay of the reference's optimizers (momentum, nesterov, rmsprop, adam) is that of a loss
     weight_decay / 2 |w|^2, so it goes through their moments. LARS adds it to the gradient before
     the trust ratio. In adamw and lamb, which the reference has not, it is learning_rate *
@@ -104,21 +106,75 @@ class _WithL2:
         super().__init__(learning_rate, **kwargs)
         self.l2 = l2
 
-    def update_step(self, gradient, variable, learning_rate):
+    def add_decay(self, gradient, variable):
         if self.l2 and self._use_weight_decay(variable):
             gradient = tf.cast(gradient, variable.dtype) + self.l2 * tf.convert_to_tensor(variable)
-        super().update_step(gradient, variable, learning_rate)
+        return gradient
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(self.add_decay(gradient, variable), variable, learning_rate)
 
     def get_config(self):
         return {**super().get_config(), "l2": self.l2}
 
 
 @keras.saving.register_keras_serializable(package="supcon_tf")
-class Momentum(_WithL2, keras.optimizers.SGD):
-    """Keras' SGD with momentum 0.9, Nesterov's or not, and weight decay in the loss."""
+class Momentum(_WithL2, keras.optimizers.Optimizer):
+    """SGD with momentum or Nesterov momentum as in TensorFlow 1 and PyTorch, and L2 weight decay.
 
-    def __init__(self, learning_rate=0.01, *, momentum: float = MOMENTUM, **kwargs):
-        super().__init__(learning_rate, momentum=momentum, **kwargs)
+    For each variable, with g the gradient plus l2 * w:
+
+        v <- momentum v + g;   w <- w - learning_rate v
+        Nesterov:              w <- w - learning_rate (g + momentum v)
+
+    The current learning rate multiplies the whole buffer v. `keras.optimizers.SGD` keeps each
+    gradient in its buffer multiplied by the learning rate of its own step, which gives other
+    weights as soon as the learning rate changes.
+    https://github.com/tensorflow/tensorflow/blob/v1.15.5/tensorflow/python/training/momentum.py
+    https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html
+
+    Args:
+        learning_rate: A number or a schedule over steps.
+        momentum: Factor of the buffer, at least 0 and below 1.
+        nesterov: Whether to look one step ahead.
+        l2: Strength of the weight decay.
+
+    Raises:
+        ValueError: If `momentum` is out of range.
+    """
+
+    def __init__(
+        self,
+        learning_rate=0.01,
+        *,
+        momentum: float = MOMENTUM,
+        nesterov: bool = False,
+        name: str = "momentum",
+        **kwargs,
+    ):
+        super().__init__(learning_rate, name=name, **kwargs)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum} must be at least 0 and below 1; usual is 0.9.")
+        self.momentum = momentum
+        self.nesterov = nesterov
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.velocities = self.add_optimizer_variables(variables, "velocity")
+
+    def update_step(self, gradient, variable, learning_rate):
+        velocity = self.velocities[self._get_variable_index(variable)]
+        learning_rate = tf.cast(learning_rate, variable.dtype)
+        gradient = self.add_decay(tf.cast(gradient, variable.dtype), variable)
+        average = self.momentum * tf.convert_to_tensor(velocity) + gradient
+        update = gradient + self.momentum * average if self.nesterov else average
+        self.assign(velocity, average)
+        self.assign_sub(variable, learning_rate * update)
+
+    def get_config(self):
+        return {**super().get_config(), "momentum": self.momentum, "nesterov": self.nesterov}
 
 
 @keras.saving.register_keras_serializable(package="supcon_tf")

@@ -17,7 +17,7 @@ from absl import flags
 from test_main import ROOT, read_lines, run_command, run_inside
 from test_train import create_step, folder_of, one_device, pipeline_batches, read_log, run, state
 
-from supcon_tf import metrics_log, stopping, train
+from supcon_tf import checkpoint, metrics_log, stopping, train
 
 # A run of 32 steps, then 16 of the linear stage.
 TINY = (
@@ -253,6 +253,7 @@ def test_the_checkpoint_notes_step_seed_and_flags(tmp_path):
                "--seed=3")  # fmt: skip
     record = json.loads((tmp_path / "pretrain/checkpoints/step_00000008/complete.json").read_text())
     assert record["step"] == 8 and record["seed"] == 3
+    assert record["format_version"] == checkpoint.FORMAT_VERSION
     assert {"--seed=3", "--pretrain_epochs=1.0", "--temperature=0.1"} <= set(record["flags"])
     assert record["environment"]["tensorflow"] == tf.__version__
     assert record["environment"]["cpu_threads"] >= 1

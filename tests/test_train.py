@@ -400,6 +400,23 @@ def test_only_damaged_checkpoints_are_an_error(what, tmp_path):
         folder.restore_latest()
 
 
+@pytest.mark.parametrize("version", [None, 1, 99])
+def test_a_checkpoint_of_another_format_version_is_refused_with_a_remedy(version, tmp_path):
+    """The first versions recorded none; their momentum buffers have another meaning."""
+    variable = tf.Variable([1.0])
+    folder = folder_of(tmp_path, variable)
+    marker = os.path.join(folder.save(1), "complete.json")
+    with open(marker) as file:
+        record = json.load(file)
+    del record["format_version"]
+    with open(marker, "w") as file:
+        json.dump(record if version is None else {**record, "format_version": version}, file)
+    variable.assign([2.0])
+    with pytest.raises(ValueError, match=f"version {version or 1}; .*delete {folder.folder} to"):
+        folder.restore_latest()
+    assert variable.numpy() == [2.0] and folder.steps() == [1]
+
+
 @pytest.mark.parametrize("change", ["width", "more variables", "optimizer"])
 def test_a_checkpoint_of_another_architecture_is_refused(change, five_steps):
     step = create_step(
