@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from absl import flags
 
+from supcon_tf.flag_types import Integer, Text, define
+
 
 def define_output_flags():
-    flags.DEFINE_integer(
+    define(
         "eval_train_examples",
+        Integer(at_least=0),
         10_000,
         "For --mode=eval: how many training examples, spread over the split, k-NN and logistic "
         "regression on the frozen embeddings learn from. 0: leave the two out.",
-        lower_bound=0,
     )
     flags.DEFINE_enum(
         "embed_split",
@@ -19,8 +21,9 @@ def define_output_flags():
         ["train", "test"],
         "For --mode=embed: which split of --dataset. Default: test.",
     )
-    flags.DEFINE_string(
+    define(
         "embed_dir",
+        Text(),
         None,
         "For --mode=embed: a folder of JPEG and PNG files without labels, at any depth, instead "
         "of --dataset.",

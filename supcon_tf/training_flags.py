@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from absl import flags
 
+from supcon_tf.flag_types import EPOCHS_MOST, Integer, Number, NumberList, OneOf, Text, define
+
+INTERVAL = Integer(at_least=1)
+PROBABILITY = Number(at_least=0, at_most=1)
+EPOCHS = Number(at_least=0, at_most=EPOCHS_MOST)
+
 
 def define_run_flags(stages: tuple[str, ...]):
     flags.DEFINE_list(
@@ -12,15 +18,19 @@ def define_run_flags(stages: tuple[str, ...]):
         f"Stages to run, in this order: a comma-separated list of {', '.join(stages)}. SIGTERM "
         "and SIGINT finish the step, save and exit with 75 or 130; the same command goes on.",
     )
-    flags.DEFINE_string(
-        "recipe", None, "Name of a recipe that comes with the package; other flags override it."
+    define(
+        "recipe",
+        Text(),
+        None,
+        "Name of a recipe that comes with the package; other flags override it.",
     )
-    flags.DEFINE_string(
+    define(
         "model_dir",
+        Text(),
         None,
         "Where every stage writes its folder. Default: runs/<recipe>, else runs/<dataset>.",
     )
-    flags.DEFINE_integer("seed", 0, "All random numbers follow from it.", lower_bound=0)
+    define("seed", Integer(at_least=0), 0, "All random numbers follow from it.")
     flags.DEFINE_enum(
         "strategy",
         "auto",
@@ -30,13 +40,19 @@ def define_run_flags(stages: tuple[str, ...]):
         "--tpu_name, multi_worker if there are several processes, mirrored for several GPUs, "
         "else one_device.",
     )
-    flags.DEFINE_string(
-        "tpu_name", None, "Cloud TPU to use, or local on the TPU's own machine, or its grpc://."
+    define(
+        "tpu_name",
+        Text(),
+        None,
+        "Cloud TPU to use, or local on the TPU's own machine, or its grpc://.",
     )
-    flags.DEFINE_string("tpu_zone", None, "Its zone, if it is not that of this machine.")
-    flags.DEFINE_string("gcp_project", None, "Its project, if it is not that of this machine.")
-    flags.DEFINE_integer(
-        "logical_cpus", 1, "Split the CPU into this many devices, to try mirrored.", lower_bound=1
+    define("tpu_zone", Text(), None, "Its zone, if it is not that of this machine.")
+    define("gcp_project", Text(), None, "Its project, if it is not that of this machine.")
+    define(
+        "logical_cpus",
+        Integer(at_least=1, at_most=128),
+        1,
+        "Split the CPU into this many devices, to try mirrored.",
     )
     flags.DEFINE_enum(
         "precision",
@@ -54,10 +70,10 @@ def define_run_flags(stages: tuple[str, ...]):
     flags.DEFINE_bool(
         "use_global_batch_norm", True, "Batch norm statistics over all replicas, not each its own."
     )
-    flags.DEFINE_integer("steps_per_loop", 20, "Steps per call of the loop.", lower_bound=1)
-    flags.DEFINE_integer("summary_interval_steps", 20, "Steps between log lines.", lower_bound=1)
-    flags.DEFINE_integer("save_interval_steps", 200, "Steps between checkpoints.", lower_bound=1)
-    flags.DEFINE_integer("max_checkpoints_to_keep", 5, "Older ones are deleted.", lower_bound=1)
+    define("steps_per_loop", INTERVAL, 20, "Steps per call of the loop.")
+    define("summary_interval_steps", INTERVAL, 20, "Steps between log lines.")
+    define("save_interval_steps", INTERVAL, 200, "Steps between checkpoints.")
+    define("max_checkpoints_to_keep", INTERVAL, 5, "Older ones are deleted.")
     flags.DEFINE_bool(
         "override_flags", False, "Go on with a stage although its flags differ from the saved ones."
     )
@@ -71,26 +87,39 @@ def define_model_flags():
         "Subtract the mean and divide by the deviation of the images. auto: the known constants "
         "of CIFAR, for folder measured on training images, else none.",
     )
-    for name in ("mean", "std"):
-        flags.DEFINE_list(
+    means, deviations = Number(at_least=-1, at_most=1), Number(at_least=1e-4, at_most=1)
+    for name, each in (("mean", means), ("std", deviations)):
+        define(
             f"whitening_{name}",
+            NumberList(each, length=3),
             None,
             f"For --whitening=given: {name} of red, green and blue, of images in [-1, 1].",
         )
-    flags.DEFINE_string(
+    define(
         "encoder",
+        Text(),
         "tiny",
         "tiny: a 7-layer ResNet for images of 8 to 32 pixels; resnet_v1 or resnext as in the "
         "paper; or a network of Keras, untrained, such as keras.applications.EfficientNetV2B0. "
         "That prepares images in its own way: the resnet, stem and whitening flags are not for it.",
     )
-    flags.DEFINE_integer("resnet_depth", 50, "18, 34, 50, 101, 152 or 200; ResNeXt from 50.")
-    flags.DEFINE_integer("resnet_width", 1, "Multiplies the channels.", lower_bound=1)
-    flags.DEFINE_integer("first_conv_kernel_size", 3, "7 for ImageNet, 3 for CIFAR.", lower_bound=1)
-    flags.DEFINE_integer("first_conv_stride", 1, "2 for ImageNet, 1 for CIFAR.", lower_bound=1)
+    define(
+        "resnet_depth",
+        OneOf((18, 34, 50, 101, 152, 200)),
+        50,
+        "18, 34, 50, 101, 152 or 200; ResNeXt from 50.",
+    )
+    define("resnet_width", Integer(at_least=1, at_most=64), 1, "Multiplies the channels.")
+    define(
+        "first_conv_kernel_size", Integer(at_least=1, at_most=64), 3, "7 for ImageNet, 3 for CIFAR."
+    )
+    define("first_conv_stride", Integer(at_least=1, at_most=64), 1, "2 for ImageNet, 1 for CIFAR.")
     flags.DEFINE_bool("use_initial_max_pool", False, "true for ImageNet, false for CIFAR.")
-    flags.DEFINE_list(
-        "projection_head_layers", ["128"], "Sizes of the projection head's layers, as 2048,128."
+    define(
+        "projection_head_layers",
+        NumberList(Integer(at_least=1, at_most=65_536)),
+        "128",
+        "Sizes of the projection head's layers, as 2048,128.",
     )
     flags.DEFINE_bool("projection_head_use_batch_norm", False, "Batch norm between the layers.")
     flags.DEFINE_bool("projection_head_use_batch_norm_beta", True, "... with a learned offset.")
@@ -99,17 +128,18 @@ def define_model_flags():
     )
     flags.DEFINE_bool("zero_initialize_classifier", False, "Zeros instead of Glorot uniform.")
     flags.DEFINE_bool("online_probe", True, "Watch a linear classifier during pretraining.")
-    flags.DEFINE_float(
+    define(
         "knn_interval_epochs",
+        EPOCHS,
         10.0,
         "Epochs between k-NN accuracies of the embeddings; 0: only at the end.",
-        lower_bound=0.0,
     )
 
 
 def define_warm_start_flags():
-    flags.DEFINE_string(
+    define(
         "reference_ckpt",
+        Text(),
         None,
         "Weights to start from: the model directory of a finished run, or an encoder's .keras "
         "file, or SupContrast's .pth. linear and finetune take its encoder when --model_dir holds "
@@ -137,27 +167,31 @@ def define_loss_flags():
         "What pretraining minimises. cross_entropy trains the encoder with a linear classifier "
         "and takes --num_views=1; --linear_epochs=0 then keeps that classifier.",
     )
-    flags.DEFINE_float(
+    define(
         "cross_entropy_weight",
+        Number(at_least=0, at_most=1e6),
         0.0,
         "Joint training: adds this times the cross-entropy of a linear classifier on view 0 to the "
         "loss of pretraining. --linear_epochs=0 then keeps that classifier.",
-        lower_bound=0.0,
     )
     flags.DEFINE_bool(
         "stop_gradient_before_classifier",
         False,
         "In joint training the classifier learns and leaves the encoder alone.",
     )
-    flags.DEFINE_float(
+    define(
         "pretrain_label_smoothing",
+        PROBABILITY,
         0.0,
         "Of the cross-entropy in pretraining.",
-        lower_bound=0.0,
-        upper_bound=1.0,
     )
     flags.DEFINE_bool("use_labels", True, "false: self-supervised, SimCLR.")
-    flags.DEFINE_float("temperature", 0.1, "Temperature of the contrastive loss, above 0.")
+    define(
+        "temperature",
+        Number(at_least=1e-4, at_most=1e4, advice="the paper uses 0.1"),
+        0.1,
+        "Temperature of the contrastive loss, above 0.",
+    )
     flags.DEFINE_enum(
         "contrast_mode", "all_views", ["all_views", "one_view"], "Which views are anchors."
     )
@@ -173,27 +207,28 @@ def define_loss_flags():
         ["all", "one_positive", "only_negatives"],
         "What the positive is compared with.",
     )
-    flags.DEFINE_integer(
-        "positives_cap", -1, "Positives beside an example's own views; a multiple of --num_views."
+    define(
+        "positives_cap",
+        Integer(at_least=-1),
+        -1,
+        "Positives beside an example's own views; a multiple of --num_views.",
     )
     flags.DEFINE_bool("scale_by_temperature", True, "Multiply the loss by the temperature.")
-    flags.DEFINE_integer(
+    define(
         "queue_size",
+        Integer(at_least=0, at_most=2**24),
         0,
         "Contrast with so many keys of past batches too, made by a network that follows the "
         "encoder; for small batches. 0: with the batch alone. With --contrast_mode=one_view view "
         "0 is compared with keys of the other views, at half the cost.",
-        lower_bound=0,
     )
-    flags.DEFINE_float(
+    define(
         "encoder_momentum",
+        Number(at_least=0, below=1, advice="0.999 is usual"),
         0.999,
         "With --queue_size: the share that the following network keeps of itself in each step.",
-        lower_bound=0.0,
     )
-    flags.DEFINE_float(
-        "label_smoothing", 0.0, "Of the cross-entropy of linear and finetune.", 0.0, upper_bound=1.0
-    )
+    define("label_smoothing", PROBABILITY, 0.0, "Of the cross-entropy of linear and finetune.")
     flags.DEFINE_bool("use_bias_weight_decay", True, "Whether biases decay too.")
     for part in ("encoder", "projection_head"):
         name = part.replace("_", " ")
@@ -203,44 +238,53 @@ def define_loss_flags():
 
 
 def define_stage_flags(stage, *, optimizer, learning_rate, epochs, warmup, rmsprop_epsilon):
-    flags.DEFINE_float(f"{stage}_epochs", epochs, f"Length of the {stage} stage.", lower_bound=0.0)
+    define(f"{stage}_epochs", EPOCHS, epochs, f"Length of the {stage} stage.")
     flags.DEFINE_enum(
         f"{stage}_optimizer",
         optimizer,
         ["momentum", "nesterov", "lars", "rmsprop", "adam", "adamw", "lamb"],
         "Momentum is 0.9 where there is one.",
     )
-    flags.DEFINE_float(
+    define(
         f"{stage}_base_learning_rate",
+        Number(at_least=0, at_most=1e6),
         learning_rate,
         "Per 256 examples: the learning rate is this times batch_size / 256.",
-        lower_bound=0.0,
     )
-    flags.DEFINE_float(
+    define(
         f"{stage}_weight_decay",
+        Number(at_least=0, at_most=1e3),
         0.0,
         "L2 (adamw and lamb: decoupled from the gradient); never on batch norm.",
-        lower_bound=0.0,
     )
-    flags.DEFINE_float(
+    define(
         f"{stage}_rmsprop_epsilon",
+        Number(at_least=1e-12, at_most=1e6),
         rmsprop_epsilon,
         "Inside rmsprop's square root.",
-        lower_bound=0.0,
     )
-    flags.DEFINE_float(f"{stage}_warmup_epochs", warmup, "Linear from 0.", lower_bound=0.0)
+    define(f"{stage}_warmup_epochs", EPOCHS, warmup, "Linear from 0.")
     flags.DEFINE_enum(
         f"{stage}_learning_rate_decay",
         "cosine",
         ["cosine", "exponential", "piecewise", "none"],
         "What follows the warm-up.",
     )
-    flags.DEFINE_float(f"{stage}_decay_rate", 0.1, "Factor of each exponential or piecewise drop.")
-    flags.DEFINE_float(
-        f"{stage}_epochs_per_decay", 2.4, "Length of an exponential stair.", lower_bound=0.0
+    define(
+        f"{stage}_decay_rate",
+        Number(above=0, at_most=1),
+        0.1,
+        "Factor of each exponential or piecewise drop.",
     )
-    flags.DEFINE_list(
+    define(
+        f"{stage}_epochs_per_decay",
+        Number(above=0, at_most=EPOCHS_MOST),
+        2.4,
+        "Length of an exponential stair.",
+    )
+    define(
         f"{stage}_decay_boundary_epochs",
-        ["30", "60", "80", "90"],
+        NumberList(Number(above=0, at_most=EPOCHS_MOST), increasing="strictly"),
+        "30,60,80,90",
         "Where piecewise drops, in epochs after the warm-up.",
     )

@@ -9,9 +9,10 @@ PACKAGE = Path(__file__).parent.parent / "supcon_tf"
 # What each module may import; a name stands for itself and all its parts.
 ALLOWED = {
     "command_line": {"flag_rules", "input_flags", "output_flags", "training_flags"},
-    "input_flags": set(),
-    "training_flags": set(),
-    "output_flags": set(),
+    "input_flags": {"flag_types"},
+    "training_flags": {"flag_types"},
+    "output_flags": {"flag_types"},
+    "flag_types": set(),
     "flag_rules": set(),
     "main": {"command_line", "distribute", "stages", "stopping"},
     "stages": {
@@ -57,8 +58,8 @@ ALLOWED = {
     "optimizers": set(),
 }  # fmt: skip
 FLAG_ROOMS = (
-    "main", "command_line", "flag_rules", "input_flags", "output_flags", "training_flags",
-    "stages", "studies",
+    "main", "command_line", "flag_rules", "flag_types", "input_flags", "output_flags",
+    "training_flags", "stages", "studies",
 )  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

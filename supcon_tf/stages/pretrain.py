@@ -189,7 +189,7 @@ def create_step(
             train_encoder=True,
         )
     head = models.ProjectionHead(
-        [int(size) for size in flags.projection_head_layers],
+        flags.projection_head_layers,
         use_batch_norm=flags.projection_head_use_batch_norm,
         use_batch_norm_beta=flags.projection_head_use_batch_norm_beta,
         use_global_batch_norm=flags.use_global_batch_norm,

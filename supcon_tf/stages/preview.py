@@ -8,7 +8,7 @@ import textwrap
 import numpy as np
 import tensorflow as tf
 
-from supcon_tf import distribute, flag_rules, pipeline, policies, steps
+from supcon_tf import distribute, pipeline, policies, steps
 from supcon_tf.stages import setup
 from supcon_tf.stages.stage_folder import StageFolder
 
@@ -63,7 +63,7 @@ def _first_batch(flags, source, size):
         source,
         policy=policy,
         num_views=flags.num_views,
-        crop_area_range=flag_rules.numbers(flags.crop_area_range),
+        crop_area_range=flags.crop_area_range,
         horizontal_flip=setup.is_flipped(flags),
         class_balanced=flags.class_balanced,
         blur_probability=setup.blur_probability(flags, policy),

@@ -211,7 +211,7 @@ def create_train_batches(
         seed=flags.seed,
         num_views=num_views,
         start_step=start_step,
-        crop_area_range=flag_rules.numbers(crop_area_range),
+        crop_area_range=crop_area_range,
         horizontal_flip=is_flipped(flags),
         class_balanced=flags.class_balanced,
         blur_probability=blur_probability(flags, policy),
@@ -228,7 +228,7 @@ def whitening_constants(flags, source, folder, image_size):
     What is measured stays in the stage's folder, so that a run that goes on uses the same.
     """
     if flags.whitening == "given":
-        return flag_rules.numbers(flags.whitening_mean), flag_rules.numbers(flags.whitening_std)
+        return flags.whitening_mean, flags.whitening_std
     if flags.whitening == "none" or flag_rules.is_application(flags.encoder):
         return None, None
     if flags.dataset != "folder":
@@ -277,7 +277,7 @@ def create_schedule(flags, stage: str, num_examples: int) -> optimizers.WarmUpTh
         steps_per_epoch=steps_per_epoch,
         decay_rate=flags[f"{stage}_decay_rate"].value,
         epochs_per_decay=flags[f"{stage}_epochs_per_decay"].value,
-        boundary_epochs=flag_rules.numbers(flags[f"{stage}_decay_boundary_epochs"].value),
+        boundary_epochs=flags[f"{stage}_decay_boundary_epochs"].value,
     )
 
 

@@ -1,0 +1,127 @@
+"""What no run can use is refused by the flag itself, whatever the flag."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from supcon_tf import command_line, flag_types
+
+if "mode" not in flags.FLAGS:
+    command_line.define_flags()
+
+# For every flag: not a number, no end, none, less than none, more than any run can use.
+ODD_VALUES = ("nan", "inf", "-inf", "0", "-1", "1e300", "1" + 30 * "0")
+NUMBER_TYPES = (flag_types.Number, flag_types.NumberList, flag_types.OneOf)
+
+
+def own_flags():
+    modules = flags.FLAGS.flags_by_module_dict()
+    return [flag for module in command_line.FLAG_MODULES for flag in modules[module.__name__]]
+
+
+def message_of(*arguments):
+    """What parsing says to the arguments: None if it accepts them."""
+    with flagsaver.flagsaver():
+        try:
+            flags.FLAGS(command_line.expand_recipe(["supcon_tf", *arguments]))
+        except flags.Error as error:
+            return str(error)
+    return None
+
+
+def test_every_flag_refuses_odd_values_by_name_or_accepts_them(capsys):
+    tried, accepted = 0, []
+    for flag in own_flags():
+        for value in ODD_VALUES:
+            message = message_of(f"--{flag.name}={value}")
+            tried += 1
+            if message is None:
+                accepted.append((flag, value))
+            else:
+                assert flag.name in message and len(message) < 700, (flag.name, value, message)
+    for flag, value in accepted:
+        if isinstance(flag.parser, NUMBER_TYPES):
+            assert value in ("0", "-1"), f"--{flag.name}={value}"
+    with capsys.disabled():
+        print(f"\n{tried} values of {len(own_flags())} flags: {tried - len(accepted)} refused by "
+              f"name, {len(accepted)} accepted")  # fmt: skip
+    assert tried >= 132
+
+
+def test_every_number_among_the_flags_has_a_type_with_a_range():
+    """absl's own numbers accept NaN and infinity."""
+    plain = [
+        flag.name
+        for flag in own_flags()
+        if isinstance(flag.parser, (flags.FloatParser, flags.IntegerParser))
+    ]
+    assert plain == []
+    folder = Path(command_line.__file__).parent
+    for module in command_line.FLAG_MODULES:
+        assert "DEFINE_string" not in (folder / Path(module.__file__).name).read_text()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "NaN", "1e400", "0.4", "2.1", "", "one"])
+def test_a_number_refuses_what_is_outside_of_its_range(value):
+    number = flag_types.Number(at_least=0.5, at_most=2)
+    assert number.parse("0.5") == 0.5 and number.parse(2) == 2.0
+    with pytest.raises(ValueError, match="expected a number from 0.5 to 2"):
+        number.parse(value)
+
+
+@pytest.mark.parametrize("value", ["1.5", "nan", "inf", "0", "2147483648", "1e3", ""])
+def test_an_integer_refuses_what_is_not_whole_or_too_large(value):
+    assert flag_types.Integer(at_least=1).parse("2147483647") == 2**31 - 1
+    with pytest.raises(ValueError, match="a whole number from 1 to 2,147,483,647"):
+        flag_types.Integer(at_least=1).parse(value)
+
+
+@pytest.mark.parametrize("value", ["", "1,", "2,1", "1,1", "1,nan", "1,inf", "0,1", "a"])
+def test_a_list_refuses_a_bad_number_and_a_wrong_order(value):
+    boundaries = flag_types.NumberList(flag_types.Number(above=0), increasing="strictly")
+    assert boundaries.parse("1, 2.5") == (1.0, 2.5)
+    with pytest.raises(ValueError, match="each larger than the one before; each a number above 0"):
+        boundaries.parse(value)
+
+
+def test_a_list_is_saved_as_it_was_given():
+    """So that the flags of a saved run equal those of the same command line."""
+    with flagsaver.flagsaver():
+        flags.FLAGS(["supcon_tf", "--crop_area_range=0.50,1"])
+        assert flags.FLAGS["crop_area_range"].serialize() == "--crop_area_range=0.50,1"
+        assert math.isclose(flags.FLAGS.crop_area_range[0], 0.5)
+
+
+@pytest.mark.parametrize("name", ["data_dir", "model_dir", "dataset", "embed_dir", "tpu_name"])
+@pytest.mark.parametrize("value", ["a\nb", "a\r", "\x00", "a\udce9", "a ", "a\u2028b"])
+def test_a_text_is_one_line_of_characters(name, value):
+    message = message_of(f"--{name}={value}")
+    assert name in message and "expected one line of text" in message
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--batch_size=1"], "no negatives .* --batch_size=2 or more"),
+        (["--batch_size=1", "--loss=triplet"], "no negatives .* --batch_size=2 or more"),
+        (["--pretrain_decay_rate=-1"], "pretrain_decay_rate=-1: expected a number above 0"),
+        (["--linear_decay_boundary_epochs=30,20"], "each larger than the one before"),
+        (["--linear_decay_boundary_epochs=-1,20"], "each a number above 0"),
+        (["--linear_decay_boundary_epochs=nan"], "each a number above 0"),
+        (["--label_noise_prob=nan"], "label_noise_prob=nan: expected a number from 0 to 1"),
+        (["--blur_probability=nan"], "blur_probability=nan: expected a number from 0 to 1"),
+        (["--data_dir=a\n--batch_size=2"], "expected one line of text"),
+    ],
+)
+def test_what_was_accepted_silently_is_refused_with_the_reason(arguments, message):
+    assert re.search(message, message_of(*arguments))
+
+
+def test_one_example_is_enough_where_nothing_is_contrasted_within_the_batch():
+    assert message_of("--batch_size=1", "--mode=linear") is None
+    assert message_of("--batch_size=1", "--loss=cross_entropy", "--num_views=1") is None
+    assert message_of("--batch_size=1", "--queue_size=64") is None
