@@ -1,6 +1,10 @@
+import contextlib
+import io
 import json
+import re
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -11,7 +15,9 @@ from trained_folder import NUM_CLASSES, SIDE, run_inside, write_trained
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     trained = write_trained(tmp_path_factory.mktemp("trained"))
-    run_inside("--mode=export", f"--model_dir={trained.model_dir}")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run_inside("--mode=export", f"--model_dir={trained.model_dir}")
+    (trained.model_dir / "printed.txt").write_text(printed.getvalue())
     return trained
 
 
@@ -54,7 +60,7 @@ def test_the_loaded_model_gives_the_same_numbers_without_supcon_tf(exported, ima
     code = (
         "import sys, numpy as np, tensorflow as tf\n"
         "model = tf.saved_model.load(sys.argv[1])\n"
-        "outputs = model.signatures['serving_default'](images=tf.constant(np.load('images.npy')))\n"
+        "outputs = model(np.load('images.npy'))\n"
         "np.savez('outputs.npz', **{name: x.numpy() for name, x in outputs.items()})\n"
         "print('ALONE', not {'supcon_tf', 'keras'} & set(sys.modules))\n"
     )
@@ -72,6 +78,29 @@ def test_the_loaded_model_gives_the_same_numbers_without_supcon_tf(exported, ima
     for name in ("embeddings", "projection"):
         np.testing.assert_allclose(np.linalg.norm(outputs[name], axis=1), 1.0, rtol=1e-5)
     assert np.ptp(outputs["unnormalized_embeddings"], axis=0).max() > 1e-3
+
+
+@pytest.mark.parametrize("as_array", [tf.constant, np.asarray])
+def test_the_loaded_model_can_be_called_like_a_function(exported, images, as_array):
+    model = tf.saved_model.load(str(exported.model_dir / "export/saved_model"))
+    called = model(as_array(images))
+    served = model.signatures["serving_default"](images=tf.constant(images))
+    assert set(called) == set(served) == set(expected_outputs(exported, images))
+    for name, value in served.items():
+        np.testing.assert_array_equal(called[name], value, err_msg=name)
+
+
+def test_the_closing_lines_show_code_that_runs(exported, images):
+    printed = (exported.model_dir / "printed.txt").read_text()
+    (call,) = re.findall(r"^ +model = tf.saved_model.load.*\n.*", printed, re.M)
+    names = {"tf": tf, "images": images}
+    exec(textwrap.dedent(call), names)
+    np.testing.assert_allclose(
+        names["outputs"]["logits"],
+        expected_outputs(exported, images)["logits"],
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_the_export_serves_one_image_or_many(exported, images):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -28,35 +30,48 @@ def run(flags, strategy) -> dict:
             f"export: {path} takes uint8 images [None, {model.image_size}, {model.image_size}, 3] "
             "and gives\n        " + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         )
-        return {"path": path, "outputs": shapes}
+        return {"path": path, "image_size": model.image_size, "outputs": shapes}
+
+
+class ServedModel(tf.Module):
+    """The exported model: `outputs = model(images)`, also after `tf.saved_model.load`.
+
+    Takes uint8 images [B, S, S, 3] and returns, as the reference's export: embeddings [B, F] of
+    unit norm, unnormalized_embeddings [B, F], projection [B, D] of unit norm if there is a
+    projection head, and logits [B, C] if there is a classifier.
+    """
+
+    def __init__(self, model: trained.Trained):
+        super().__init__(name="supcon_tf")
+        self._model = model
+        self._normalize = keras.layers.UnitNormalization(dtype="float32")
+        # Variables, not Keras layers: loading layers again would take Keras.
+        parts = (model.encoder, model.projector, model.linear_head)
+        self.saved_variables = [
+            variable.value for part in parts if part is not None for variable in part.variables
+        ]
+
+    @tf.function(autograph=False)
+    def __call__(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = self._model.outputs(tf.cast(images, tf.float32))
+        embeddings = outputs["unnormalized_embeddings"]
+        outputs["embeddings"] = self._normalize(embeddings)
+        if self._model.projector is not None:
+            outputs["projection"] = self._model.projector(embeddings, training=False)
+        return outputs
+
+    def signatures(self) -> dict[str, Callable]:
+        """The functions that servers call, by the names of the reference's export."""
+        side = self._model.image_size
+        images = tf.TensorSpec([None, side, side, 3], tf.uint8, name="images")
+        return {"serving_default": self.__call__.get_concrete_function(images)}
 
 
 def write_saved_model(model: trained.Trained, path: str) -> None:
-    """Writes a SavedModel whole or not at all.
-
-    Its default signature takes `images`, uint8 [B, S, S, 3], and gives, as the reference's
-    export: embeddings [B, F] of unit norm, unnormalized_embeddings [B, F], projection [B, D] of
-    unit norm if there is a projection head, and logits [B, C] if there is a classifier.
-    """
-    normalize = keras.layers.UnitNormalization(dtype="float32")
-
-    def serve(images):
-        outputs = model.outputs(tf.cast(images, tf.float32))
-        embeddings = outputs["unnormalized_embeddings"]
-        outputs["embeddings"] = normalize(embeddings)
-        if model.projector is not None:
-            outputs["projection"] = model.projector(embeddings, training=False)
-        return outputs
-
-    archive = keras.export.ExportArchive()
-    for part in (model.encoder, model.projector, model.linear_head):
-        if part is not None:
-            archive.track(part)
-    side = model.image_size
-    signature = [tf.TensorSpec([None, side, side, 3], tf.uint8, name="images")]
-    archive.add_endpoint("serve", serve, input_signature=signature)
+    """Writes the model as a SavedModel, whole or not at all; see `ServedModel`."""
+    served = ServedModel(model)
     temporary = path + ".writing"
-    archive.write_out(temporary, verbose=False)
+    tf.saved_model.save(served, temporary, signatures=served.signatures())
     if tf.io.gfile.exists(path):
         tf.io.gfile.rmtree(path)
     tf.io.gfile.rename(temporary, path)

@@ -17,6 +17,11 @@ from PIL import Image
 encoder = keras.models.load_model("{encoder}")
 image = Image.open("your_image.png").convert("RGB").resize(({side}, {side}))
 embedding = encoder.predict(np.array(image, np.float32)[None])  # [1, {features}]"""
+EXPORT_SNIPPET = """\
+import tensorflow as tf
+
+model = tf.saved_model.load("{path}")
+outputs = model(images)  # uint8 [N, {side}, {side}, 3], values 0..255 -> {names}"""
 
 
 def create(flags, results: dict[str, dict], arguments: list[str]) -> str:
@@ -45,6 +50,12 @@ def create(flags, results: dict[str, dict], arguments: list[str]) -> str:
             features=results["pretrain"]["num_features"],
         )
         parts += ["", "Use the encoder:", "", textwrap.indent(snippet, "    ")]
+    if "export" in results:
+        export = results["export"]
+        snippet = EXPORT_SNIPPET.format(
+            path=export["path"], side=export["image_size"], names=", ".join(export["outputs"])
+        )
+        parts += ["", "Use the exported model:", "", textwrap.indent(snippet, "    ")]
     parts += ["", "Next:", "", f"    {_next_command(flags, results, arguments)}"]
     return "\n".join(parts)
 
