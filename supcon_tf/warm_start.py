@@ -2,49 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import keras
 import tensorflow as tf
 
 from supcon_tf import torch_weights
-
-# Where each part of a run's model directory stands, the later stage first.
-PART_FILES = {
-    "encoder": ("finetune/encoder.keras", "pretrain/encoder.keras"),
-    "projection_head": ("pretrain/projection_head.keras",),
-    "classifier": ("finetune/classifier.keras", "linear/classifier.keras"),
-}
-
-
-def find_part(reference: str, part: str) -> str:
-    """The file that holds a part of a finished run.
-
-    Args:
-        reference: the model directory of a run, or a file, which is the part itself: `.keras`,
-            or for the encoder SupContrast's `.pth`.
-        part: one of PART_FILES.
-
-    Raises:
-        ValueError: there is no such file.
-    """
-    if reference.endswith(".pth") and part != "encoder":
-        raise ValueError(
-            f"reference_ckpt={reference} gives an encoder only: SupContrast's heads have biases "
-            "that ours lack; `supcon_tf.load_supcontrast_head` reads one in Python."
-        )
-    if reference.endswith((".keras", ".pth")):
-        candidates = [reference]
-    else:
-        candidates = [os.path.join(reference, name) for name in PART_FILES[part]]
-    for path in candidates:
-        if tf.io.gfile.exists(path):
-            return path
-    raise ValueError(
-        f"reference_ckpt={reference} holds no {part.replace('_', ' ')}: expected "
-        f"{' or '.join(candidates)}. Give the model directory of a finished run"
-        + (" or an encoder's .keras file." if part == "encoder" else ".")
-    )
 
 
 def copy_weights(path: str, target: keras.Model, *, ignore_missing: bool = False) -> list[str]:

@@ -162,16 +162,16 @@ def test_a_second_run_in_the_same_folder_is_refused(digits):
 
 def test_a_remote_folder_works_and_is_locked_while_its_owner_is_alive():
     """TensorFlow's in-memory file system stands for gs://."""
-    from supcon_tf.stages import stage_folder
+    from supcon_tf import files
 
     run_inside(*SHORT, "--model_dir=ram://run")
-    evaluation = stage_folder.read_json("ram://run/eval/eval.json")
+    evaluation = files.read_json("ram://run/eval/eval.json")
     assert evaluation["num_examples"] == 360
     lock, owner = "ram://run/eval/lock", {"host": "other", "process": 7}
-    stage_folder.write_json(lock, {**owner, "time": time.time()})
+    files.write_json(lock, {**owner, "time": time.time()})
     with pytest.raises(ValueError, match="other, process 7"):
         run_inside(*SHORT, "--mode=eval", "--model_dir=ram://run")
-    stage_folder.write_json(lock, {**owner, "time": time.time() - 601})  # Died long ago.
+    files.write_json(lock, {**owner, "time": time.time() - 601})  # Died long ago.
     run_inside(*SHORT, "--mode=eval", "--model_dir=ram://run")
 
 

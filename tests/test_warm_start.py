@@ -10,6 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from supcon_tf import command_line, main, models, warm_start
+from supcon_tf.stages import run_directory
 
 if "mode" not in flags.FLAGS:
     command_line.define_flags()
@@ -84,19 +85,19 @@ def test_another_architecture_is_refused_even_when_missing_weights_are_ignored(t
 
 def test_a_reference_without_the_part_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no projection head: expected .*model directory"):
-        warm_start.find_part(str(tmp_path), "projection_head")
+        run_directory.find_part(str(tmp_path), "projection_head")
 
 
 def test_a_pth_file_gives_an_encoder_and_nothing_else(tmp_path):
     with pytest.raises(ValueError, match="gives an encoder only"):
-        warm_start.find_part("there.pth", "projection_head")
+        run_directory.find_part("there.pth", "projection_head")
     encoder = models.create_encoder("resnet_v1", depth=18, image_size=8)
     before = [weight.copy() for weight in encoder.get_weights()]
     state = test_torch_weights.torch_state(encoder)
     path = test_torch_weights.write_checkpoint(tmp_path / "there.pth", state)
     for variable in encoder.variables:
         variable.assign(variable + 1)
-    assert warm_start.find_part(path, "encoder") == path
+    assert run_directory.find_part(path, "encoder") == path
     assert warm_start.copy_weights(path, encoder) == []
     stem = encoder.get_layer("stem_conv").get_weights()[0]
     np.testing.assert_array_equal(stem, before[0])

@@ -9,7 +9,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from supcon_tf import command_line, main, models, sources
-from supcon_tf.stages.stage_folder import fingerprint
+from supcon_tf.stages.run_directory import fingerprint
 
 SIDE, NUM_CLASSES = 20, 10
 

@@ -6,8 +6,9 @@ import csv
 import io
 
 from supcon_tf import evaluation, metrics
+from supcon_tf.files import write_json, write_whole
 from supcon_tf.stages import setup, trained
-from supcon_tf.stages.stage_folder import fingerprint, write_json, write_whole
+from supcon_tf.stages.run_directory import fingerprint
 
 
 def run(flags, strategy) -> dict:

@@ -8,8 +8,9 @@ import keras
 import tensorflow as tf
 
 from supcon_tf import distribute
+from supcon_tf.files import write_json
 from supcon_tf.stages import trained
-from supcon_tf.stages.stage_folder import StageFolder, write_json
+from supcon_tf.stages.run_directory import StageFolder
 
 
 def run(flags, strategy) -> dict:

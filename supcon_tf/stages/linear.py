@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import keras
 import tensorflow as tf
 
-from supcon_tf import command_line, evaluation, metrics, models, steps, warm_start
-from supcon_tf.stages import pretrain, setup
-from supcon_tf.stages.stage_folder import fingerprint, save_model, write_json
+from supcon_tf import evaluation, metrics, models, steps
+from supcon_tf.files import write_json
+from supcon_tf.stages import setup
+from supcon_tf.stages.run_directory import RunDirectory, find_part, fingerprint, save_model
 
 
 def run(flags, strategy) -> dict:
@@ -36,7 +36,7 @@ def train_classifier(
     """
     encoder_path = find_encoder(flags)
     inputs = {"encoder": fingerprint(encoder_path)}
-    head_path = pretrain.linear_head_path(flags)
+    head_path = RunDirectory.of(flags).linear_head
     keeps_head = stage == "linear" and flags.linear_epochs == 0 and tf.io.gfile.exists(head_path)
     if keeps_head:
         inputs["linear_head"] = fingerprint(head_path)
@@ -120,7 +120,7 @@ def train_classifier(
 
 def find_encoder(flags) -> str:
     """The encoder that this model directory's pretraining left, else that of --reference_ckpt."""
-    path = pretrain.encoder_path(flags)
+    path = RunDirectory.of(flags).encoder
     if tf.io.gfile.exists(path):
         return path
     if flags.reference_ckpt and flags.reference_ckpt.endswith(".pth"):
@@ -130,17 +130,8 @@ def find_encoder(flags) -> str:
             "first."
         )
     if flags.reference_ckpt:
-        return warm_start.find_part(flags.reference_ckpt, "encoder")
+        return find_part(flags.reference_ckpt, "encoder")
     raise ValueError(
         f"There is no pretrained encoder at {path}: run --mode=pretrain with this --model_dir "
         "first, or name another run's model directory or encoder.keras with --reference_ckpt."
     )
-
-
-def classifier_path(flags) -> str:
-    """The classifier of the latest stage that made one: finetune, else linear."""
-    model_dir = command_line.model_dir(flags)
-    finetuned = os.path.join(model_dir, "finetune", "classifier.keras")
-    if tf.io.gfile.exists(finetuned):
-        return finetuned
-    return os.path.join(model_dir, "linear", "classifier.keras")

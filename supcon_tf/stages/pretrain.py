@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import tensorflow as tf
 
 from supcon_tf import (
-    command_line,
     evaluation,
     flag_rules,
     losses,
@@ -19,7 +17,7 @@ from supcon_tf import (
 )
 from supcon_tf.momentum_queue import MomentumQueue
 from supcon_tf.stages import setup
-from supcon_tf.stages.stage_folder import save_model
+from supcon_tf.stages.run_directory import save_model
 
 # The values of --loss beside supcon and cross_entropy.
 OTHER_LOSSES = {
@@ -109,11 +107,6 @@ def run(flags, strategy) -> dict:
         return result
 
 
-def encoder_path(flags) -> str:
-    """Where this stage leaves the encoder."""
-    return os.path.join(command_line.model_dir(flags), "pretrain", "encoder.keras")
-
-
 def _warm_start(flags, step):
     if flags.warm_start_encoder:
         setup.warm_start_part(flags, "encoder", step.encoder)
@@ -121,11 +114,6 @@ def _warm_start(flags, step):
         setup.warm_start_part(flags, "projection_head", step.model.projection_head)
     if flags.queue_size:
         step.queue.copy_weights(step.model)
-
-
-def linear_head_path(flags) -> str:
-    """Where this stage leaves the classifier, if it trained one: embeddings to logits."""
-    return os.path.join(command_line.model_dir(flags), "pretrain", "linear_head.keras")
 
 
 def _save(step, folder):

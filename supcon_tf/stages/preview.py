@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from supcon_tf import distribute, pipeline, policies, steps
 from supcon_tf.stages import setup
-from supcon_tf.stages.stage_folder import StageFolder
+from supcon_tf.stages.run_directory import StageFolder
 
 # Small images are shown with each pixel as a square, so that a tile has about this side.
 TILE_PX = 160

@@ -24,7 +24,8 @@ from supcon_tf import (
     whitening,
 )
 from supcon_tf import train as training
-from supcon_tf.stages.stage_folder import StageFolder, read_json, write_json
+from supcon_tf.files import read_json, write_json
+from supcon_tf.stages.run_directory import StageFolder, find_part
 
 # Spread evenly over the training images.
 WHITENING_EXAMPLES = 2_000
@@ -309,7 +310,7 @@ def create_optimizer(flags, stage: str, schedule, *, parts) -> keras.optimizers.
 
 def warm_start_part(flags, part: str, model: keras.Model) -> None:
     """Copies a part of --reference_ckpt into the model and says what it lacked."""
-    path = warm_start.find_part(flags.reference_ckpt, part)
+    path = find_part(flags.reference_ckpt, part)
     missing = warm_start.copy_weights(
         path, model, ignore_missing=flags.ignore_missing_checkpoint_vars
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import textwrap
 
 import tensorflow as tf
 
-from supcon_tf import command_line
+from supcon_tf.stages.run_directory import RunDirectory
 
 SNIPPET = """\
 import keras, numpy as np
@@ -26,7 +25,8 @@ outputs = model(images)  # uint8 [N, {side}, {side}, 3], values 0..255 -> {names
 
 def create(flags, results: dict[str, dict], arguments: list[str]) -> str:
     """The closing text, from what each stage returned and the command line that was given."""
-    model_dir = command_line.model_dir(flags)
+    run = RunDirectory.of(flags)
+    model_dir = run.path
     parts = ["", *_figures(results), f"Everything is in {model_dir}/"]
     for name, what in (
         ("pretrain/encoder.keras", "the encoder: images 0..255 to features"),
@@ -40,12 +40,12 @@ def create(flags, results: dict[str, dict], arguments: list[str]) -> str:
         ("preview/preview.png", "images and their views"),
         ("pretrain/tensorboard", "tensorboard --logdir=" + model_dir),
     ):
-        path = os.path.join(model_dir, name)
+        path = run.file(name)
         if tf.io.gfile.exists(path):
             parts.append(f"  {path:<{len(model_dir) + 26}} {what}")
     if "pretrain" in results:
         snippet = SNIPPET.format(
-            encoder=os.path.join(model_dir, "pretrain", "encoder.keras"),
+            encoder=run.encoder,
             side=results["pretrain"]["image_size"],
             features=results["pretrain"]["num_features"],
         )
@@ -108,4 +108,4 @@ def _next_command(flags, results, arguments):
             "python -m supcon_tf.main --dataset=folder --data_dir=YOUR_IMAGES  "
             "# train/<class>/*.jpg and test/<class>/*.jpg"
         )
-    return f"tensorboard --logdir={command_line.model_dir(flags)}"
+    return f"tensorboard --logdir={RunDirectory.of(flags).path}"

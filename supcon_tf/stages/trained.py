@@ -8,9 +8,9 @@ import os
 import keras
 import tensorflow as tf
 
-from supcon_tf import command_line, models
-from supcon_tf.stages import linear, pretrain
-from supcon_tf.stages.stage_folder import fingerprint, read_json
+from supcon_tf import models
+from supcon_tf.files import read_json
+from supcon_tf.stages.run_directory import RunDirectory, fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +51,12 @@ def load(flags, *, needs_classifier: bool = False) -> Trained:
         ValueError: nothing was trained, a classifier is needed and missing, or the encoder was
             trained again after the classifier.
     """
-    classifier_path, encoder_path = linear.classifier_path(flags), pretrain.encoder_path(flags)
+    run = RunDirectory.of(flags)
+    classifier_path, encoder_path = run.classifier, run.encoder
     has_encoder = tf.io.gfile.exists(encoder_path)
     projector = None
-    projector_path = os.path.join(os.path.dirname(encoder_path), "projection_head.keras")
-    if has_encoder and tf.io.gfile.exists(projector_path):
-        projector = keras.models.load_model(projector_path)
+    if has_encoder and tf.io.gfile.exists(run.projection_head):
+        projector = keras.models.load_model(run.projection_head)
     if tf.io.gfile.exists(classifier_path):
         folder = os.path.dirname(classifier_path)
         inputs = read_json(os.path.join(folder, "inputs.json")) or {}
@@ -77,7 +77,7 @@ def load(flags, *, needs_classifier: bool = False) -> Trained:
         )
     if not has_encoder:
         raise ValueError(
-            f"There is no trained encoder in {command_line.model_dir(flags)}: run "
+            f"There is no trained encoder in {run.path}: run "
             "--mode=pretrain,linear with this --model_dir first."
         )
     return Trained(keras.models.load_model(encoder_path), encoder_path, projector, None, None)

@@ -1,24 +1,94 @@
-"""The folder of one stage in the model directory: its lock, its flags, its result."""
+"""The directory of a run: its paths, the folder of each stage, its flags and its result."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import fcntl
 import hashlib
 import os
-import socket
 import tempfile
-import threading
-import time
 
 import keras
 import tensorflow as tf
 
 from supcon_tf import command_line, files
 from supcon_tf.files import read_json, write_json, write_whole
+from supcon_tf.stages import run_lock
 
-STALE_LOCK_SECONDS = 600
+# Where each part of a finished run is, the later stage first.
+PART_FILES = {
+    "encoder": ("finetune/encoder.keras", "pretrain/encoder.keras"),
+    "projection_head": ("pretrain/projection_head.keras",),
+    "classifier": ("finetune/classifier.keras", "linear/classifier.keras"),
+}
+
+
+class RunDirectory:
+    """Every path of one run: `<model_dir>/<stage>/<file>`, local or remote."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    @classmethod
+    def of(cls, flags) -> RunDirectory:
+        """The directory that --model_dir names, or its default."""
+        return cls(command_line.model_dir(flags))
+
+    def file(self, *names: str) -> str:
+        return os.path.join(self.path, *names)
+
+    def folder(self, stage: str) -> str:
+        return self.file(stage)
+
+    @property
+    def encoder(self) -> str:
+        """The encoder that pretraining saves."""
+        return self.file("pretrain", "encoder.keras")
+
+    @property
+    def projection_head(self) -> str:
+        return self.file("pretrain", "projection_head.keras")
+
+    @property
+    def linear_head(self) -> str:
+        """The classifier that pretraining saves if it trains one: embeddings to logits."""
+        return self.file("pretrain", "linear_head.keras")
+
+    @property
+    def classifier(self) -> str:
+        """The classifier of the latest stage that saved one: finetune, else linear."""
+        files_of_part = [self.file(name) for name in PART_FILES["classifier"]]
+        return next(filter(tf.io.gfile.exists, files_of_part), files_of_part[-1])
+
+
+def find_part(reference: str, part: str) -> str:
+    """The file that holds a part of a finished run.
+
+    Args:
+        reference: the model directory of a run, or a file, which is the part itself: `.keras`,
+            or for the encoder SupContrast's `.pth`.
+        part: one of PART_FILES.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if reference.endswith(".pth") and part != "encoder":
+        raise ValueError(
+            f"reference_ckpt={reference} gives an encoder only: SupContrast's heads have biases "
+            "that ours lack; `supcon_tf.load_supcontrast_head` reads one in Python."
+        )
+    if reference.endswith((".keras", ".pth")):
+        candidates = [reference]
+    else:
+        candidates = [os.path.join(reference, name) for name in PART_FILES[part]]
+    for path in candidates:
+        if tf.io.gfile.exists(path):
+            return path
+    raise ValueError(
+        f"reference_ckpt={reference} holds no {part.replace('_', ' ')}: expected "
+        f"{' or '.join(candidates)}. Give the model directory of a finished run"
+        + (" or an encoder's .keras file." if part == "encoder" else ".")
+    )
 
 
 class StageFolder:
@@ -50,7 +120,8 @@ class StageFolder:
         is_chief: bool = True,
     ):
         self.stage = stage
-        self.path = os.path.join(command_line.model_dir(flags), stage)
+        self.run = RunDirectory.of(flags)
+        self.path = self.run.folder(stage)
         self._flags, self._inputs = flags, inputs or {}
         self._always_anew = always_anew
         self.is_chief = is_chief
@@ -70,7 +141,7 @@ class StageFolder:
             keras.utils.set_random_seed(self._flags.seed)
             return self
         tf.io.gfile.makedirs(self.path)
-        self._lock.enter_context(_lock(self.file("lock")))
+        self._lock.enter_context(run_lock.hold(self.file("lock")))
         try:
             self._refuse_other_inputs()
             changed = [] if self._always_anew else self._changed_flags()
@@ -145,7 +216,7 @@ class StageFolder:
     def _write_flags(self):
         lines = [
             f"--mode={self.stage}",
-            f"--model_dir={command_line.model_dir(self._flags)}",
+            f"--model_dir={self.run.path}",
             *command_line.stage_flags(self._flags, self.stage).values(),
         ]
         write_whole(self.file("stage.flags"), "\n".join(lines) + "\n")
@@ -174,57 +245,3 @@ def fingerprint(path: str) -> str:
     """SHA-256 of a file."""
     with tf.io.gfile.GFile(path, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
-
-
-def _lock(path):
-    """Refuses a second run while the context lasts."""
-    return _remote_lock(path) if "://" in path else _local_lock(path)
-
-
-@contextlib.contextmanager
-def _local_lock(path):
-    """The system's file lock, which ends with its process."""
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(_held_message(path, f"process {file.read().strip()}")) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-@contextlib.contextmanager
-def _remote_lock(path):
-    """A file that a thread keeps fresh, because remote systems lock nothing."""
-    held = read_json(path)
-    if held and time.time() - held["time"] < STALE_LOCK_SECONDS:
-        raise ValueError(_held_message(path, f"{held['host']}, process {held['process']}"))
-    done = threading.Event()
-
-    def refresh():
-        owner = {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
-        write_json(path, owner)
-
-    def keep_fresh():
-        while not done.wait(STALE_LOCK_SECONDS / 5):
-            refresh()
-
-    refresh()
-    thread = threading.Thread(target=keep_fresh, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        tf.io.gfile.remove(path)
-
-
-def _held_message(path, owner):
-    return (
-        f"Another run ({owner}) is at work in {os.path.dirname(path)}: wait for it, or take "
-        "another --model_dir."
-    )
