@@ -68,6 +68,9 @@ def define_rules(stages: tuple[str, ...]) -> None:
     flags.register_validator("encoder", _check_encoder)
     flags.register_multi_flags_validator(["resnet_depth", "encoder"], _check_depth)
     flags.register_multi_flags_validator(
+        ["initial_max_pool_padding", "use_initial_max_pool", "encoder"], _check_max_pool_padding
+    )
+    flags.register_multi_flags_validator(
         ["whitening", "whitening_mean", "whitening_std", "encoder"], _check_whitening
     )
     flags.register_multi_flags_validator(["reference_ckpt", *WARM_STARTS], _check_warm_start)
@@ -218,6 +221,17 @@ def _check_depth(values):
     if encoder in depths and depth not in depths[encoder]:
         raise flags.ValidationError(
             f"resnet_depth={depth} is not a valid {encoder} depth: choose from {depths[encoder]}."
+        )
+    return True
+
+
+def _check_max_pool_padding(values):
+    if values["initial_max_pool_padding"] != "same" and (
+        values["use_initial_max_pool"] is False or is_application(values["encoder"])
+    ):
+        raise flags.ValidationError(
+            "initial_max_pool_padding=symmetric needs a ResNet with an initial max pool: add "
+            "--encoder=resnet_v1 --use_initial_max_pool."
         )
     return True
 

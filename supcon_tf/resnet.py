@@ -22,6 +22,7 @@ GROUP_SIZES = {
     200: (3, 24, 36, 3),
 }
 RESNEXT_DEPTHS = (50, 101, 152, 200)
+MAX_POOL_PADDINGS = ("same", "symmetric")
 ARCHITECTURES = ("resnet_v1", "resnext", "tiny")
 RESNEXT_GROUPS = 64
 BATCH_NORM_MOMENTUM = 0.9
@@ -37,6 +38,7 @@ def create_resnet(
     first_conv_kernel_size: int | None = None,
     first_conv_stride: int | None = None,
     use_initial_max_pool: bool | None = None,
+    initial_max_pool_padding: str = "same",
     use_global_batch_norm: bool = True,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
@@ -55,6 +57,9 @@ def create_resnet(
         image_size: S in pixels.
         first_conv_kernel_size, first_conv_stride, use_initial_max_pool: the stem; None for 7, 2
             and a pool as for ImageNet, with "tiny" for 3, 1 and no pool as for CIFAR.
+        initial_max_pool_padding: "same" pads the initial max pool as TensorFlow does, for an even
+            side with one pixel at the bottom and on the right; "symmetric" pads one pixel on
+            every side as PyTorch does, which weights of torchvision's ResNets need.
         use_global_batch_norm: batch statistics over all replicas instead of each its own.
         mean, std: whitening constants of the images scaled to [-1, 1], per channel.
 
@@ -62,8 +67,13 @@ def create_resnet(
         A model float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
 
     Raises:
-        ValueError: unknown architecture or depth.
+        ValueError: Unknown architecture, depth or padding, or padding without a max pool.
     """
+    if initial_max_pool_padding not in MAX_POOL_PADDINGS:
+        raise ValueError(
+            f"Unknown initial_max_pool_padding {initial_max_pool_padding!r}: choose one of "
+            f"{', '.join(MAX_POOL_PADDINGS)}."
+        )
     if architecture == "tiny":
         group_sizes, block, base_filters = (1, 1, 1), _basic_block, 16
     elif architecture in ARCHITECTURES:
@@ -84,6 +94,11 @@ def create_resnet(
         first_conv_stride = 1 if is_small else 2
     if use_initial_max_pool is None:
         use_initial_max_pool = not is_small
+    if initial_max_pool_padding != "same" and not use_initial_max_pool:
+        raise ValueError(
+            f"initial_max_pool_padding={initial_max_pool_padding!r} does nothing without a "
+            "max pool: add use_initial_max_pool=True."
+        )
     norm = functools.partial(_batch_norm, synchronized=use_global_batch_norm)
 
     images = keras.Input([image_size, image_size, 3], dtype="float32", name="image")
@@ -91,7 +106,7 @@ def create_resnet(
     x = _conv(x, base_filters * width, first_conv_kernel_size, first_conv_stride, name="stem_conv")
     x = layers.ReLU()(norm(x, name="stem_batch_normalization"))
     if use_initial_max_pool:
-        x = layers.MaxPooling2D(3, strides=2, padding="same")(x)
+        x = _max_pool(x, initial_max_pool_padding)
     for group, num_blocks in enumerate(group_sizes):
         for index in range(num_blocks):
             stride = 2 if group > 0 and index == 0 else 1
@@ -120,6 +135,14 @@ def _batch_norm(x, *, synchronized, name, gamma_initializer="ones"):
         synchronized=synchronized,
         name=name,
     )(x)
+
+
+def _max_pool(x, padding):
+    if padding == "symmetric":
+        # Zeros never win over the outputs of a ReLU, so they stand for the -inf of PyTorch.
+        x = layers.ZeroPadding2D(1)(x)
+        padding = "valid"
+    return layers.MaxPooling2D(3, strides=2, padding=padding, name="stem_max_pool")(x)
 
 
 def _conv(x, filters, kernel_size, stride=1, groups=1, *, name):

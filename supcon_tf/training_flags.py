@@ -115,6 +115,14 @@ def define_model_flags():
     )
     define("first_conv_stride", Integer(at_least=1, at_most=64), 1, "2 for ImageNet, 1 for CIFAR.")
     flags.DEFINE_bool("use_initial_max_pool", False, "true for ImageNet, false for CIFAR.")
+    flags.DEFINE_enum(
+        "initial_max_pool_padding",
+        "same",
+        ["same", "symmetric"],
+        "Padding of the initial max pool. same pads as TensorFlow and the paper's code do; "
+        "symmetric pads one pixel on every side as PyTorch does. Use symmetric to load weights of "
+        "a torchvision ResNet, such as SupContrast's ImageNet checkpoint.",
+    )
     define(
         "projection_head_layers",
         NumberList(Integer(at_least=1, at_most=65_536)),

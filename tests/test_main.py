@@ -392,7 +392,9 @@ OTHER_VALUES = [
     "--augmentation_type=randaugment --augmentation_magnitude=9 | --randaugment_num_layers=3",
     "--use_pytorch_color_jitter", "--warp_probability=1.0", "--blur_probability=1.0",
     "--encoder=resnet_v1 --resnet_depth=18", "--resnet_width=2", "--first_conv_kernel_size=5",
-    "--first_conv_stride=2", "--use_initial_max_pool", "--projection_head_layers=64,32",
+    "--first_conv_stride=2", "--use_initial_max_pool",
+    "--use_initial_max_pool | --initial_max_pool_padding=symmetric",
+    "--projection_head_layers=64,32",
     "--projection_head_layers=64,32 | --projection_head_use_batch_norm",
     "--projection_head_layers=64,32 --projection_head_use_batch_norm | "
     "--noprojection_head_use_batch_norm_beta",

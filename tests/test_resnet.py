@@ -260,6 +260,35 @@ def test_a_stride_pads_explicitly_and_not_as_same_does(kernel_size, before, afte
     assert expected.shape == (2, 8, 8, 16)
 
 
+@pytest.mark.parametrize("side", [8, 9])
+@pytest.mark.parametrize("padding", resnet.MAX_POOL_PADDINGS)
+def test_the_initial_max_pool_pads_as_tensorflow_or_as_pytorch(padding, side):
+    """PyTorch pads one pixel before; SAME does so for odd sides only."""
+    pool = {"use_initial_max_pool": True, "initial_max_pool_padding": padding}
+    model = resnet.create_resnet(architecture="tiny", image_size=side, **{**CIFAR_STEM, **pool})
+    (layer,) = layers_of(model, layers.MaxPooling2D)
+    before = keras.Model(model.input, layers_of(model, layers.ReLU)[0].output)
+    images = draw_images(2, side)
+    x = before(images).numpy()
+    first = 1 if padding == "symmetric" or side % 2 else 0
+    padded = np.pad(x, [(0, 0), (first, 2), (first, 2), (0, 0)], constant_values=-np.inf)
+    half = (side + 1) // 2
+    windows = [
+        padded[:, row : row + 2 * half : 2, column : column + 2 * half : 2]
+        for row in range(3)
+        for column in range(3)
+    ]
+    output = keras.Model(model.input, layer.output)(images)
+    np.testing.assert_array_equal(output, np.max(windows, axis=0)[:, :half, :half])
+
+
+def test_a_max_pool_padding_is_refused_where_it_does_nothing():
+    with pytest.raises(ValueError, match="add use_initial_max_pool=True"):
+        resnet.create_resnet(architecture="tiny", initial_max_pool_padding="symmetric")
+    with pytest.raises(ValueError, match="'torch': choose one of same, symmetric"):
+        resnet.create_resnet(architecture="tiny", initial_max_pool_padding="torch")
+
+
 def test_grouped_convolutions_have_64_groups_and_pad_as_same():
     grouped = [
         conv
@@ -342,7 +371,10 @@ print(json.dumps([name for name in sys.modules if name.startswith("supcon_tf")])
 
 def test_a_saved_encoder_loads_without_this_package(tmp_path):
     constants = {"mean": sources.CIFAR10_MEAN, "std": sources.CIFAR10_STD}
-    model = resnet.create_resnet(architecture="tiny", image_size=8, **CIFAR_STEM, **constants)
+    pool = {"use_initial_max_pool": True, "initial_max_pool_padding": "symmetric"}
+    model = resnet.create_resnet(
+        architecture="tiny", image_size=8, **{**CIFAR_STEM, **pool}, **constants
+    )
     images = draw_images(3, 8)
     model(images, training=True)  # moving statistics that are not those of a fresh model
     model.save(tmp_path / "encoder.keras")

@@ -149,6 +149,7 @@ def create_encoder(flags, image_size, whitening):
             "first_conv_kernel_size": flags.first_conv_kernel_size,
             "first_conv_stride": flags.first_conv_stride,
             "use_initial_max_pool": flags.use_initial_max_pool,
+            "initial_max_pool_padding": flags.initial_max_pool_padding,
             "mean": mean,
             "std": std,
         }
