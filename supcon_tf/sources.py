@@ -9,6 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from supcon_tf.decode import decode_image, find_other_files, find_undecodable
+from supcon_tf.streams import StreamSource as StreamSource
+from supcon_tf.streams import find_broken as find_broken
+from supcon_tf.streams import load_stream
 
 SPLITS = ("train", "test")
 # The 8x8 digits fill their frame; enlarged to 16 pixels they get a border of 2, so that random
@@ -52,96 +55,6 @@ class FileSource:
         return len(self.paths)
 
 
-@dataclasses.dataclass(frozen=True)
-class StreamSource:
-    """A split of a TFDS builder, read in order as (encoded bytes, label).
-
-    `label_noise` is the share of labels that `with_label_noise` replaces, and its seed.
-    """
-
-    builder: object
-    split: str
-    num_examples: int
-    class_names: tuple[str, ...]
-    shuffle_buffer: int = 10_000
-    label_noise: tuple[float, int] = (0.0, 0)
-
-    def examples(
-        self, *, seed: int | None, start: int = 0, host: int = 0, num_hosts: int = 1
-    ) -> tf.data.Dataset:
-        """Encoded examples of this host: once and in order without a seed, else endless.
-
-        With a seed, files are read in an order drawn from it and each epoch shuffles its
-        buffer with (seed, epoch), so that the stream is the same at every start. `start`
-        examples are passed over: whole epochs at no cost, the rest undecoded.
-        """
-        stream = self.named_examples(seed=seed, host=host, num_hosts=num_hosts)
-        stream = stream.map(lambda image, label, name: (image, self._label(label, name)))
-        if seed is None:
-            return stream
-        buffer = min(self.shuffle_buffer, self.num_examples)
-
-        def shuffle(epoch):
-            # Of this function's graph alone, in place of the global seed: that would change the
-            # order, and 0, its most common value, fails with a seed that is a tensor.
-            tf.random.set_seed(1)
-            return stream.shuffle(buffer, seed=seed * 1_000_003 + epoch)
-
-        first_epoch, passed = divmod(start, self.num_examples // num_hosts)
-        # A range and no counter, because workers of a data service share a range.
-        epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
-        return epochs.flat_map(shuffle).skip(passed)
-
-    def named_examples(
-        self, *, seed: int | None = None, host: int = 0, num_hosts: int = 1
-    ) -> tf.data.Dataset:
-        """One epoch of (encoded bytes, label as stored, name of the example)."""
-        import tensorflow_datasets as tfds
-
-        def order_files(files):
-            if seed is None:
-                return files
-            return [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
-
-        # TFDS's own shuffle of the files would depend on TensorFlow's global seed.
-        read_config = tfds.ReadConfig(
-            try_autocache=False,
-            interleave_cycle_length=1 if seed is None else 16,
-            add_tfds_id=True,
-            experimental_interleave_sort_fn=order_files,
-            enable_ordering_guard=False,
-        )
-        split = self.split
-        if num_hosts > 1:
-            split = tfds.split_for_jax_process(split, process_index=host, process_count=num_hosts)
-        stream = self.builder.as_dataset(
-            split=split,
-            decoders={"image": tfds.decode.SkipDecoding()},
-            read_config=read_config,
-        )
-        return stream.map(lambda example: (example["image"], example["label"], example["tfds_id"]))
-
-    def _label(self, label, name):
-        """The label as int32, checked, and replaced where this example's noise has it so."""
-        label, count = tf.cast(label, tf.int32), len(self.class_names)
-        text = tf.strings.format(
-            "the example {} has the label {}, but there are {} classes, numbered from 0.",
-            (name, label, count),
-        )
-        with tf.control_dependencies([tf.debugging.Assert((label >= 0) & (label < count), [text])]):
-            label = tf.identity(label)
-        probability, seed = self.label_noise
-        if not probability:
-            return label
-        # Any host, epoch or start meets an example under the same name.
-        buckets = 2**31
-        chosen, other = (
-            tf.strings.to_hash_bucket_strong(name, buckets, key=[seed, stream]) for stream in (0, 1)
-        )
-        is_noise = tf.cast(chosen, tf.float64) < probability * buckets
-        return tf.where(is_noise, tf.cast(other % count, tf.int32), label)
-
-
 Source = ArraySource | FileSource | StreamSource
 
 
@@ -167,7 +80,7 @@ def load_source(
         return _load_digits(split)
     if dataset == "folder":
         return _load_folder(split, data_dir, skip_broken_images)
-    return _load_tfds(dataset, split, data_dir)
+    return load_stream(dataset, split, data_dir)
 
 
 def load_unlabelled(folder: str, *, skip_broken_images: bool = False) -> FileSource:
@@ -355,16 +268,6 @@ def _class_folders(folder):
     return sorted(name for name in names if tf.io.gfile.isdir(os.path.join(folder, name)))
 
 
-def find_broken(source: StreamSource) -> str | None:
-    """The name of the first example that cannot be decoded; reads the source up to it."""
-    for encoded, _, name in source.named_examples():
-        try:
-            decode_image(encoded)
-        except tf.errors.InvalidArgumentError:
-            return name.numpy().decode()
-    return None
-
-
 def _without_broken(source, skip_broken_images):
     """Refuses files that are no images, or leaves out all that cannot be decoded."""
     complaints = find_other_files(source.paths)
@@ -403,39 +306,4 @@ def _without(source, complaints):
         paths=tuple(np.array(source.paths)[kept].tolist()),
         labels=source.labels[kept],
         skipped=complaints,
-    )
-
-
-def _load_tfds(dataset, split, data_dir):
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(dataset, data_dir=data_dir, try_gcs=False)
-    except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
-        # The last two come from a version or configuration that the dataset does not have.
-        raise ValueError(
-            f"Unknown dataset {dataset!r}: it is neither 'digits' nor 'folder' nor a TensorFlow "
-            f"Datasets name (https://www.tensorflow.org/datasets/catalog), nor prepared in "
-            f"--data_dir={data_dir}. ({str(error).strip().splitlines()[0]})"
-        ) from error
-    features = builder.info.features
-    if not features or not {"image", "label"} <= set(features):
-        raise ValueError(
-            f"The dataset {dataset!r} has the features {sorted(features or ())}; image "
-            "classification needs 'image' and 'label'."
-        )
-    try:
-        builder.download_and_prepare()
-    except Exception as error:  # Whatever the download or a manual step raises.
-        raise ValueError(f"The dataset {dataset!r} could not be prepared: {error}") from error
-    available = list(builder.info.splits)
-    wanted = ("train",) if split == "train" else ("test", "validation")
-    name = next((name for name in wanted if name in available), None)
-    if name is None:
-        raise ValueError(
-            f"The dataset {dataset!r} has the splits {available}, but {' or '.join(wanted)} is "
-            "needed."
-        )
-    return StreamSource(
-        builder, name, builder.info.splits[name].num_examples, tuple(features["label"].names)
     )
