@@ -8,6 +8,13 @@ import keras
 import tensorflow as tf
 
 from supcon_tf import distribute
+from supcon_tf.class_labels import (
+    are_numbers,
+    as_class_labels,
+    class_index,
+    nan_where_label_is_nan,
+    relations,
+)
 from supcon_tf.logsumexp import (
     LARGEST_SAFE_LOGIT,
     cross_logsumexp,
@@ -66,7 +73,8 @@ def supcon_loss(
     Args:
         labels: integers [B] or [B, 1] (floats that hold integers will do), one-hot or multi-hot
             [B, C] (any non-zero entry is a class; positives share at least one), or None: an
-            example's only positives are its own other views (SimCLR).
+            example's only positives are its own other views (SimCLR). A NaN label makes the loss of
+            its example NaN; for the others that example is one of a class of its own.
         features: [B, V, D], or [B, D] for one view; further axes are flattened into D. Any
             float type; the maths is float32.
         temperature: > 0.
@@ -90,8 +98,8 @@ def supcon_loss(
         ValueError: for a shape or an option that does not fit.
     """
     _check_options(temperature, contrast_mode, summation_location, denominator_mode, block_size)
-    features = as_views(features)
-    labels = as_class_labels(labels, features)
+    features, given_labels = as_views(features), labels
+    labels = as_class_labels(given_labels, features)
     num_views = features.shape[1]
     if positives_cap < -1 or (positives_cap >= 0 and positives_cap % num_views):
         raise ValueError(
@@ -107,9 +115,13 @@ def supcon_loss(
     first = distribute.replica_offset(length(features))
     num_anchors = 1 if contrast_mode == "one_view" else num_views
 
+    is_plain = (summation_location, denominator_mode, positives_cap) == ("outside", "all", -1)
+    # Outside of the condition below, in which tf.vectorized_map cannot sort.
+    classes = class_index(all_labels) if is_plain and are_numbers(all_labels) else all_labels
+
     def compare_without_masks(features, all_features):
         anchors = features[:, :num_anchors]  # [B, A, D]
-        sums, counts = _positive_sums(all_labels, all_features, first, features, block_size)
+        sums, counts = _positive_sums(classes, all_features, first, features, block_size)
         denominator = log_denominator(anchors, all_features, first, block_size)
         return _losses_from_sums(anchors, sums, counts, denominator)
 
@@ -126,7 +138,6 @@ def supcon_loss(
             block_size=block_size,
         )
 
-    is_plain = (summation_location, denominator_mode, positives_cap) == ("outside", "all", -1)
     if not is_plain or (normalize and temperature * LARGEST_SAFE_LOGIT <= 1):
         losses = compare_with_masks(features, all_features)
     elif normalize:
@@ -136,7 +147,7 @@ def supcon_loss(
         losses = recomputing_cond(
             safe, compare_without_masks, compare_with_masks, features, all_features
         )
-    losses = tf.reduce_mean(losses, axis=1)  # [B, A] -> [B]
+    losses = nan_where_label_is_nan(tf.reduce_mean(losses, axis=1), given_labels)  # [B]
     return losses * temperature if scale_by_temperature else losses
 
 
@@ -274,29 +285,6 @@ def as_views(features) -> tf.Tensor:
     return features
 
 
-def as_class_labels(labels, features) -> tf.Tensor | None:
-    """Class numbers [B], or memberships bool [B, C], or None."""
-    if labels is None:
-        return None
-    labels = tf.convert_to_tensor(labels)
-    rank = labels.shape.rank
-    if rank not in (1, 2):
-        raise ValueError(
-            f"Invalid labels shape {labels.shape}: expected class numbers [batch] or [batch, 1], "
-            "or one-hot or multi-hot [batch, classes]."
-        )
-    batch, num_labels = features.shape[0], labels.shape[0]
-    if batch is not None and num_labels is not None and batch != num_labels:
-        raise ValueError(
-            f"Invalid labels shape {labels.shape}: features {features.shape} hold {batch} "
-            f"examples, the labels {num_labels}."
-        )
-    if rank == 2 and labels.shape[1] != 1:
-        return tf.cast(labels, tf.bool)
-    labels = tf.reshape(labels, [-1])
-    return tf.cast(labels, tf.int32) if labels.dtype == tf.bool else labels
-
-
 def log_denominator(anchors, all_features, first, block_size):
     """log sum_{a in A(i)} exp(s_ia) of each anchor. [B, A, D], [N, V, D] -> [B, A]."""
     batch, num_anchors, size = length(anchors), anchors.shape[1], anchors.shape[2]
@@ -313,44 +301,34 @@ def log_denominator(anchors, all_features, first, block_size):
     return tf.reshape(denominator, [batch, num_anchors])
 
 
-def _positive_sums(all_labels, all_features, first, features, block_size):
+def _positive_sums(classes, all_features, first, features, block_size):
     """Of each example's class, its own views included: the sum of the rows, and how many.
 
+    `classes` are those of all examples as `class_index` numbers them, or bool [N, C], or None.
     Returns float32 [B, D] and [B].
     """
     batch, num_views = length(features), features.shape[1]
-    if all_labels is None:
+    if classes is None:
         return tf.reduce_sum(features, axis=1), tf.fill([batch], float(num_views))
     totals = tf.reduce_sum(all_features, axis=1)  # [N, D]
-    totals = tf.pad(totals, [[0, 0], [0, 1]], constant_values=float(num_views))  # last: how many
-    if all_labels.shape.rank == 1:
-        index = class_index(all_labels)
-        class_totals = tf.math.unsorted_segment_sum(totals, index, length(all_labels))
-        sums = tf.gather(class_totals, _local(index, first, batch))
+    # The last column counts. Not by tf.pad, whose constant tf.vectorized_map takes for 0.
+    totals = tf.concat([totals, tf.fill([length(all_features), 1], float(num_views))], axis=1)
+    if are_numbers(classes):
+        class_totals = tf.math.unsorted_segment_sum(totals, classes, length(classes))
+        sums = tf.gather(class_totals, _local(classes, first, batch))
     else:
 
         def sum_related(local_labels, totals, example):
-            own, same_class = _relations(
-                local_labels, all_labels, first + example, length(all_labels)
-            )
+            own, same_class = relations(local_labels, classes, first + example, length(classes))
             return tf.matmul(tf.cast(own | same_class, tf.float32), totals)
 
         sums = map_row_blocks(
             sum_related,
-            tf.cast(_local(all_labels, first, batch), tf.float32),
+            tf.cast(_local(classes, first, batch), tf.float32),
             totals,
-            block_size=_examples_per_block(block_size, 1, length(all_labels)),
+            block_size=_examples_per_block(block_size, 1, length(classes)),
         )
     return sums[:, :-1], sums[:, -1]
-
-
-def class_index(labels: tf.Tensor) -> tf.Tensor:
-    """Numbers the classes from 0, in linear memory and with static shapes. [N] -> int32 [N]."""
-    order = tf.argsort(labels)
-    in_order = tf.gather(labels, order)
-    is_new = tf.cast(in_order[1:] != in_order[:-1], tf.int32)
-    index_in_order = tf.concat([tf.zeros_like(order[:1]), tf.cumsum(is_new)], axis=0)
-    return tf.scatter_nd(order[:, None], index_in_order, tf.shape(labels))
 
 
 def _local(tensor, first, batch):
@@ -377,7 +355,7 @@ def losses_with_masks(
 
     def block_losses(anchors, all_features, example):
         labels = None if all_labels is None else tf.gather(all_labels, first + example)
-        own, same_class = _relations(labels, all_labels, first + example, length(all_features))
+        own, same_class = relations(labels, all_labels, first + example, length(all_features))
         related = same_class & ~own
         kept = related
         if max_related is not None:
@@ -399,22 +377,6 @@ def _examples_per_block(block_size, num_anchors, num_contrasts):
         block_size = _MASKED_ELEMENTS // num_contrasts
     examples = block_size // num_anchors
     return max(examples, 1) if isinstance(examples, int) else tf.maximum(examples, 1)
-
-
-def _relations(labels, all_labels, example, num_examples) -> tuple[tf.Tensor, tf.Tensor]:
-    """For examples b and n: are they the same one, do they share a class? Both bool [B, N].
-
-    `labels` are those of the examples with the global numbers `example` [B].
-    """
-    own = example[:, None] == tf.range(num_examples)
-    if labels is None:
-        return own, own
-    if labels.shape.rank == 1:
-        return own, labels[:, None] == all_labels[None, :]
-    shared = tf.matmul(
-        tf.cast(labels, tf.float32), tf.cast(all_labels, tf.float32), transpose_b=True
-    )
-    return own, shared > 0.0
 
 
 def _flatten_contrasts(tensor):

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from supcon_tf import distribute
+from supcon_tf.class_labels import class_index
 from supcon_tf.logsumexp import (
     LARGEST_SAFE_LOGIT,
     cross_logsumexp,
@@ -19,7 +20,7 @@ from supcon_tf.logsumexp import (
     map_row_blocks,
     masked_logsumexp,
 )
-from supcon_tf.losses import SupConLoss, class_index
+from supcon_tf.losses import SupConLoss
 from supcon_tf.models import ContrastiveModel
 
 

@@ -11,15 +11,9 @@ import keras
 import tensorflow as tf
 
 from supcon_tf import distribute
+from supcon_tf.class_labels import as_class_labels, class_index, nan_where_label_is_nan
 from supcon_tf.logsumexp import length
-from supcon_tf.losses import (
-    as_class_labels,
-    as_views,
-    class_index,
-    l2_normalize,
-    log_denominator,
-    losses_with_masks,
-)
+from supcon_tf.losses import as_views, l2_normalize, log_denominator, losses_with_masks
 
 
 def npairs_loss(
@@ -47,13 +41,15 @@ def npairs_loss(
     """
     features, all_features, all_labels, first = _gather(labels, features)
     if all_labels.shape.rank == 2:
-        all_labels = tf.argmax(all_labels, axis=1, output_type=tf.int32)
+        number = tf.cast(tf.argmax(tf.cast(all_labels, tf.float32), axis=1), tf.float32)
+        all_labels = tf.where(tf.reduce_any(all_labels, axis=1), number, float("nan"))
     following = _next_of_class(all_labels)
     examples = first + tf.range(length(features))
     positive = tf.gather(following, examples)  # [B]
     similarity = tf.reduce_sum(features * tf.gather(all_features, positive), axis=-1)  # [B, V]
     losses = log_denominator(features, all_features, first, block_size) - similarity
-    return tf.reduce_mean(tf.where((positive != examples)[:, None], losses, 0.0), axis=1)
+    losses = tf.reduce_mean(tf.where((positive != examples)[:, None], losses, 0.0), axis=1)
+    return nan_where_label_is_nan(losses, labels)
 
 
 def triplet_loss(
@@ -213,14 +209,15 @@ def _compare(labels, features, anchor_losses, margin, block_size):
         block_size=block_size,
         margin=margin,
     )
-    return tf.reduce_mean(losses, axis=1)
+    return nan_where_label_is_nan(tf.reduce_mean(losses, axis=1), labels)
 
 
 def _next_of_class(labels):
     """The next example of the same class, the first after the last. [N] -> int32 [N]."""
     num_examples = length(labels)
-    order = tf.argsort(labels, stable=True)
-    index = tf.gather(class_index(labels), order)  # Class numbers from 0, rising.
+    index = class_index(labels)
+    order = tf.argsort(index, stable=True)
+    index = tf.gather(index, order)  # Class numbers from 0, rising.
     position = tf.range(num_examples)
     start = tf.math.unsorted_segment_min(position, index, num_examples)
     end = tf.math.unsorted_segment_max(position, index, num_examples)
