@@ -89,7 +89,7 @@ BAD_FLAGS = [
     (["--batchsize=64"], "Unknown command line flag 'batchsize'"),
     (["--batch_size=0"], "batch_size"),
     (["--recipe=nothing"], "no recipe 'nothing'; there are .*digits"),
-    (["--encoder=resnet_v1", "--resnet_depth=51"], "51 is not a valid resnet_v1 depth"),
+    (["--encoder=resnet_v1", "--resnet_depth=51"], "resnet_depth=51: expected one of 18, 34"),
     (["--encoder=resnet50"], "'resnet50' must be tiny, resnet_v1, resnext or keras.applications"),
     (
         [
