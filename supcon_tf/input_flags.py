@@ -22,9 +22,8 @@ def define_data_flags():
         "data_dir",
         Text(),
         None,
-        "For --dataset=folder, which it implies if it looks like one: the directory that holds "
-        "train/ and test/ (or validation/ or val/), each with one folder of images per class. For "
-        "a TensorFlow Datasets name: the directory with the prepared datasets.",
+        "For folder: the directory that holds train/ and test/ or validation/, with one folder "
+        "per class. Otherwise the directory of TensorFlow Datasets.",
     )
     define(
         "data_service",

@@ -1,55 +1,50 @@
 """Weights of SupContrast's PyTorch ResNets (https://github.com/HobbitLong/SupContrast).
 
-Needs no PyTorch. A file of `torch.save` is a zip archive: a pickle that describes the tensors, and
-beside it one file of plain numbers for each. A pickle can name any function to be called, so
-this one is read by an unpickler that knows the names in `_KNOWN` and refuses all others.
+Its CIFAR networks have names of their own; its released ImageNet checkpoint has the network and the
+names of torchvision's ResNets (https://github.com/pytorch/vision). Needs no PyTorch.
 """
 
 from __future__ import annotations
 
-import collections
-import dataclasses
-import pickle
 import re
-import zipfile
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import layers
 
-from supcon_tf import resnet
+from supcon_tf import resnet, torch_file
 
 
 def load_supcontrast(path: str, encoder: keras.Model) -> keras.Model:
-    """Fills an encoder with the weights of a SupContrast checkpoint.
+    """Fills an encoder with the weights of a SupContrast or torchvision ResNet checkpoint.
 
-    The encoder is that of the checkpoint, with its input normalisation as whitening constants:
+    Build the encoder like the network of the checkpoint, with its input normalisation as whitening
+    constants. For SupContrast's CIFAR checkpoints:
 
         create_resnet(depth=50, image_size=32, first_conv_kernel_size=3, first_conv_stride=1,
                       use_initial_max_pool=False, mean=CIFAR10_MEAN, std=CIFAR10_STD)
 
-    where mean and std are 2 m - 1 and 2 s of the checkpoint's m and s (`sources` has those of
-    CIFAR). The first group of their ResNet-18 and -34 has no convolution in its shortcut; ours
-    becomes the identity there, up to rounding, in inference. Trained further, its batch norm
-    takes part.
+    For its ImageNet checkpoint `supcon.pth` and other torchvision ResNets:
+
+        create_resnet(depth=50, image_size=224, use_initial_max_pool=True,
+                      initial_max_pool_padding="symmetric", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+    where mean and std are 2 m - 1 and 2 s of the m and s that normalise images in [0, 1]; `sources`
+    has them. The first group of ResNet-18 and -34 has no convolution in its shortcut in PyTorch;
+    ours becomes the identity there, up to rounding, in inference. In further training its batch
+    norm takes part.
 
     Args:
-        path: a `.pth` file.
-        encoder: from `resnet.create_resnet`; changed in place.
+        path: A `.pth` file.
+        encoder: From `resnet.create_resnet`; changed in place.
 
     Returns:
         The encoder.
 
     Raises:
-        ValueError: the file is something else, or holds another architecture.
+        ValueError: The file cannot be read, or the encoder is not the network of the file.
     """
-    arrays = read_checkpoint(path)
-    arrays = {
-        name.removeprefix("encoder."): array
-        for name, array in arrays.items()
-        if name.startswith("encoder.") and not name.endswith("num_batches_tracked")
-    }
+    arrays = _encoder_arrays(torch_file.read_state_dict(path))
     unused = set(arrays)
     values = []
     for layer in encoder.layers:
@@ -59,10 +54,13 @@ def load_supcontrast(path: str, encoder: keras.Model) -> keras.Model:
         unused -= set(names)
         shapes = [tuple(weight.shape) for weight in layer.weights]
         if weights is None or [weight.shape for weight in weights] != shapes:
-            raise ValueError(_mismatch(path, arrays, encoder, layer.name))
+            raise ValueError(_mismatch(path, arrays, encoder, f"layer {layer.name}"))
         values.append((layer, weights))
     if unused:
-        raise ValueError(_mismatch(path, arrays, encoder, sorted(unused)[0]))
+        raise ValueError(_mismatch(path, arrays, encoder, _shorten(sorted(unused)[:1])))
+    difference = _stem_difference(arrays, encoder)
+    if difference:
+        raise ValueError(_mismatch(path, arrays, encoder, difference))
     for layer, weights in values:  # All or nothing.
         layer.set_weights(weights)
     return encoder
@@ -77,130 +75,82 @@ def load_supcontrast_head(path: str) -> keras.Model:
     Raises:
         ValueError: the file has no projection head.
     """
-    arrays = read_checkpoint(path)
-    names = sorted(name for name in arrays if re.fullmatch(r"head\.(\d+\.)?weight", name))
+    arrays = torch_file.read_state_dict(path)
+    names = sorted(name for name in arrays if re.fullmatch(r"head\.(\d\.)?weight", name))
     if not names:
         raise ValueError(f"{path} has no projection head; it holds {_shorten(arrays)}.")
-    embeddings = keras.Input([arrays[names[0]].shape[1]], dtype="float32")
+    kernels = [arrays[name] for name in names]
+    biases = [arrays.get(name.replace("weight", "bias"), np.zeros(0)) for name in names]
+    _check_head_shapes(path, [kernel.shape for kernel in kernels], [b.shape for b in biases])
+    embeddings = keras.Input([kernels[0].shape[1]], dtype="float32")
     x = embeddings
     dense_layers = []
-    for index, name in enumerate(names):
-        dense_layers.append(layers.Dense(arrays[name].shape[0]))
+    for index, kernel in enumerate(kernels):
+        dense_layers.append(layers.Dense(kernel.shape[0]))
         x = dense_layers[-1](layers.ReLU()(x) if index else x)
     x = layers.UnitNormalization(dtype="float32")(x)
-    for layer, name in zip(dense_layers, names, strict=True):
-        layer.set_weights([arrays[name].T, arrays[name.replace("weight", "bias")]])
+    for layer, kernel, bias in zip(dense_layers, kernels, biases, strict=True):
+        layer.set_weights([kernel.T, bias])
     return keras.Model(embeddings, x, name="projection_head")
 
 
-def read_checkpoint(path: str) -> dict[str, np.ndarray]:
-    """The model's tensors in a file of `torch.save`, by name, without running what is in it.
-
-    Args:
-        path: holds {"model": state dict, ...}, as SupContrast writes it, or a state dict. What
-            DataParallel adds to names, "module.", is taken out.
-
-    Raises:
-        ValueError: the file is no zip archive of `torch.save`, or names anything but tensors,
-            plain values and an argparse.Namespace.
-    """
-    with tf.io.gfile.GFile(path, "rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError(
-                f"{path} is not what torch.save writes since PyTorch 1.6, a zip archive. An older "
-                "file can be written anew: torch.save(torch.load(path, weights_only=True, "
-                "map_location='cpu'), new_path)."
-            )
-        with zipfile.ZipFile(file) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            if len(pickles) != 1:
-                raise ValueError(f"{path} is a zip archive, but not one that torch.save wrote.")
-            folder = pickles[0].removesuffix("/data.pkl")
-            if f"{folder}/byteorder" in archive.namelist():
-                order = archive.read(f"{folder}/byteorder").decode()
-                if order != "little":
-                    raise ValueError(f"{path} has the byte order {order!r}; expected 'little'.")
-            with archive.open(pickles[0]) as stream:
-                content = _read_pickle(stream, path)
-            state = content.get("model", content) if isinstance(content, dict) else content
-            if not isinstance(state, dict):
-                raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict.")
-            return {
-                name.replace("module.", ""): tensor.read(archive, folder)
-                for name, tensor in state.items()
-                if isinstance(tensor, _Tensor)
-            }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """Where the numbers of a tensor are; read when they are wanted."""
-
-    dtype: str
-    key: str
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def read(self, archive, folder):
-        numbers = np.frombuffer(archive.read(f"{folder}/data/{self.key}"), np.dtype(self.dtype))
-        last = self.offset + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
-        if min((self.offset, *self.size, *self.stride)) < 0 or last >= len(numbers):
-            raise ValueError(
-                f"A tensor of shape {self.size} reaches beyond its {len(numbers)} numbers."
-            )
-        strides = [step * numbers.itemsize for step in self.stride]
-        view = np.lib.stride_tricks.as_strided(numbers[self.offset :], self.size, strides)
-        return view.copy()
-
-
-def _rebuild_tensor(storage, offset, size, stride, *_):
-    """Stands for torch._utils._rebuild_tensor_v2."""
-    dtype, key = storage
-    return _Tensor(dtype, key, int(offset), tuple(map(int, size)), tuple(map(int, stride)))
-
-
-class _Options:
-    """Stands for the argparse.Namespace of the training's options, which nobody reads."""
-
-
-# Everything that a checkpoint may name, and what stands for it. Storages are plain strings: all
-# that can be made of these names is data.
-_KNOWN = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("argparse", "Namespace"): _Options,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch", "FloatStorage"): "<f4",
-    ("torch", "DoubleStorage"): "<f8",
-    ("torch", "HalfStorage"): "<f2",
-    ("torch", "LongStorage"): "<i8",
-    ("torch", "IntStorage"): "<i4",
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Restricts globals as https://docs.python.org/3/library/pickle.html#restricting-globals."""
-
-    def find_class(self, module, name):
-        if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return _KNOWN[module, name]
-
-    def persistent_load(self, saved_id):
-        kind, dtype, key, *_ = saved_id
-        if kind != "storage" or not isinstance(dtype, str) or not str(key).isdigit():
-            raise pickle.UnpicklingError(f"it refers to {saved_id!r}")
-        return dtype, key
-
-
-def _read_pickle(stream, path):
-    try:
-        return _Unpickler(stream).load()
-    except Exception as error:  # A damaged or hostile pickle raises whatever it likes.
+def _check_head_shapes(path, kernels, biases):
+    """Before anything is allocated: the sizes come from a file."""
+    is_chain = (
+        all(len(kernel) == 2 and min(kernel) > 0 for kernel in kernels)
+        and all(len(bias) == 1 for bias in biases)
+        and [kernel[0] for kernel in kernels] == [bias[0] for bias in biases]
+        and [kernel[1] for kernel in kernels[1:]] == [kernel[0] for kernel in kernels[:-1]]
+    )
+    if not is_chain:
         raise ValueError(
-            f"{path} is refused, because {error}: only tensors, plain values and an "
-            "argparse.Namespace are read from a checkpoint."
-        ) from error
+            f"{path} has a projection head whose layers do not fit together: weights {kernels}, "
+            f"biases {biases}. Expected [out, in] and [out], each layer taking what the one before "
+            "it gives."
+        )
+
+
+def _encoder_arrays(arrays):
+    """The encoder's tensors under SupContrast's names without a prefix.
+
+    A state dict of torchvision has no prefix; its classifier is `fc`.
+    """
+    prefix = "encoder." if any(name.startswith("encoder.") for name in arrays) else ""
+    return {
+        name.removeprefix(prefix).replace(".downsample.", ".shortcut."): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+        and not name.endswith("num_batches_tracked")
+        and (prefix or not name.startswith(("fc.", "head.")))
+    }
+
+
+def _stem_difference(arrays, encoder):
+    """What the encoder's stem does differently from the file's network, or None.
+
+    The weights do not show it: stride, max pool and its padding have none.
+    """
+    kernel_size = arrays["conv1.weight"].shape[-1]
+    stride = encoder.get_layer("stem_conv").strides[0]
+    pools = [layer for layer in encoder.layers if isinstance(layer, layers.MaxPooling2D)]
+    if any(pool.padding == "same" for pool in pools):
+        return "the padding of its max pool (PyTorch pads every side)"
+    if stride != _stem_of(kernel_size)["first_conv_stride"]:
+        return f"the stride {stride} of its first convolution"
+    if bool(pools) != _stem_of(kernel_size)["use_initial_max_pool"]:
+        return "its max pool" if pools else "the max pool that it lacks"
+    return None
+
+
+def _stem_of(kernel_size):
+    """The options of `create_resnet` for torchvision's stem, or for SupContrast's on CIFAR."""
+    is_large = kernel_size > 3
+    options = {
+        "first_conv_kernel_size": kernel_size,
+        "first_conv_stride": 2 if is_large else 1,
+        "use_initial_max_pool": is_large,
+    }
+    return options | ({"initial_max_pool_padding": "symmetric"} if is_large else {})
 
 
 def _torch_weights(layer, arrays):
@@ -260,14 +210,29 @@ def _mismatch(path, arrays, encoder, where):
         for depth, sizes in resnet.GROUP_SIZES.items()
         if list(sizes) == blocks and (depth >= 50) == is_bottleneck
     ]
-    what = f"a ResNet-{depths[0]}" if depths else f"{_shorten(arrays) or 'no encoder'}"
+    nothing = np.zeros([0])
+    stem = arrays.get("conv1.weight", nothing).shape
+    width = arrays.get("layer1.0.conv2.weight", nothing).shape[:2]
+    if not depths or len(stem) != 4 or width != (64, 64):
+        return (
+            f"{path} does not fit the encoder {encoder.name}: it holds "
+            f"{_shorten(arrays) or 'no encoder'}, expected a ResNet of SupContrast or torchvision, "
+            "of width 1."
+        )
+    options = {"depth": int(depths[0]), **_stem_of(stem[-1])}
+    keywords = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    flags = " ".join(
+        f"--{'resnet_' if name == 'depth' else ''}{name}={str(value).lower()}"
+        for name, value in options.items()
+    )
     return (
-        f"{path} does not fit the encoder {encoder.name}, at {where}: the file holds {what}. "
-        "Build the encoder with create_resnet of that depth, width 1, and for CIFAR with "
-        "first_conv_kernel_size=3, first_conv_stride=1, use_initial_max_pool=False."
+        f"{path} does not fit the encoder {encoder.name}, which differs in {where}: the file holds "
+        f"a ResNet-{depths[0]} with a {stem[-1]}x{stem[-1]} stem. Build the encoder with "
+        f"--encoder=resnet_v1 {flags}, in Python with create_resnet({keywords})."
     )
 
 
 def _shorten(names):
-    names = list(names)
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    """The first names of a file that may contain anything."""
+    printable = (ascii(name[:60])[1:-1] for name in list(names)[:5])
+    return ", ".join(printable) + (", ..." if len(names) > 5 else "")

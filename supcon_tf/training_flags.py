@@ -28,9 +28,7 @@ def define_run_flags(stages: tuple[str, ...]):
         "model_dir",
         Text(),
         None,
-        "Directory of the run, where every stage writes its folder. Default: runs/<recipe>, else "
-        "runs/<dataset>. Stages without pretrain in --mode take the dataset and the flags of the "
-        "run that is there, unless the command line sets them.",
+        "Where every stage writes its folder. Default: runs/<recipe>, else runs/<dataset>.",
     )
     define("seed", Integer(at_least=0), 0, "All random numbers follow from it.")
     flags.DEFINE_enum(
@@ -152,8 +150,8 @@ def define_warm_start_flags():
         Text(),
         None,
         "Weights to start from: the model directory of a finished run, or an encoder's .keras "
-        "file, or SupContrast's .pth. linear and finetune take its encoder when --model_dir holds "
-        "no pretrained one.",
+        "file, or the .pth of a SupContrast or torchvision ResNet. linear and finetune take its "
+        "encoder when --model_dir holds no pretrained one.",
     )
     flags.DEFINE_bool("warm_start_encoder", True, "pretrain starts with its encoder.")
     flags.DEFINE_bool(

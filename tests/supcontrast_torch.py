@@ -7,8 +7,10 @@ the encoder's embeddings and the head's unit vectors. The modules have the names
 https://github.com/HobbitLong/SupContrast/blob/master/networks/resnet_big.py.
 
     PYTHON_WITH_TORCH tests/supcontrast_torch.py --tiny=tests/torch_checkpoint.pth
+    PYTHON_WITH_TORCH tests/supcontrast_torch.py --tiny=tests/torch_checkpoint_legacy.pth --legacy
 
-writes the few tensors that tests/test_torch_weights.py reads where there is no PyTorch.
+writes the few tensors that tests/test_torch_file.py reads where there is no PyTorch, in today's
+format and in that from before PyTorch 1.6.
 """
 
 import argparse
@@ -112,13 +114,13 @@ def write_checkpoint(depth, folder):
     save(model.state_dict(), optimizer.state_dict(), folder / "checkpoint.pth")
 
 
-def save(state, optimizer, path):
+def save(state, optimizer, path, *, legacy=False):
     options = argparse.Namespace(model="resnet", lr_decay_epochs=[700, 800], cosine=True, temp=0.1)
     content = {"opt": options, "model": state, "optimizer": optimizer, "epoch": 1000}
-    torch.save(content, path)
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
 
 
-def write_tiny(path):
+def write_tiny(path, legacy):
     numbers = torch.arange(24, dtype=torch.float32)
     state = {
         "encoder.module.plain": numbers.reshape(2, 3, 4),
@@ -128,7 +130,7 @@ def write_tiny(path):
         "head.scalar": torch.tensor(7),
         "head.parameter": nn.Linear(2, 1, bias=False).state_dict()["weight"] * 0 + 3,
     }
-    save(state, {"state": {}, "param_groups": [{"lr": 0.05}]}, path)
+    save(state, {"state": {}, "param_groups": [{"lr": 0.05}]}, path, legacy=legacy)
 
 
 if __name__ == "__main__":
@@ -136,8 +138,9 @@ if __name__ == "__main__":
     parser.add_argument("--depth", type=int)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--tiny", type=Path)
+    parser.add_argument("--legacy", action="store_true")
     arguments = parser.parse_args()
     if arguments.tiny:
-        write_tiny(arguments.tiny)
+        write_tiny(arguments.tiny, arguments.legacy)
     else:
         write_checkpoint(arguments.depth, arguments.folder)
