@@ -6,6 +6,7 @@ repeat those of a function are literals, and a test compares each pair.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 from absl import flags
@@ -149,16 +150,41 @@ def recipe_path(name: str) -> Path:
     return path
 
 
+def peek(argv: list[str]) -> flags.FlagValues:
+    """What the arguments say so far, with their flagfiles, without checking any rule.
+
+    `peek(argv)[name].present` is above 0 where the arguments give the flag. Unknown flags are
+    left to the real parsing.
+
+    Raises:
+        flags.Error: a value of the wrong type, or a flagfile that cannot be read.
+    """
+    values = flags.FlagValues()
+    for name in own_flags():
+        flag = copy.deepcopy(flags.FLAGS[name])
+        flag.unparse()
+        flag.validators = []
+        values[name] = flag
+    values(argv, known_only=True)
+    return values
+
+
+def own_flags() -> list[str]:
+    """The names of all flags that this program defines."""
+    modules = flags.FLAGS.flags_by_module_dict()
+    return [flag.name for module in FLAG_MODULES for flag in modules[module.__name__]]
+
+
 def expand_recipe(argv: list[str]) -> list[str]:
-    """Puts the flags of --recipe before all others, so that others override it."""
-    for index, argument in enumerate(argv[1:], start=1):
-        name, separator, value = argument.partition("=")
-        if name not in ("--recipe", "-recipe"):
-            continue
-        if not separator:
-            value = argv[index + 1] if index + 1 < len(argv) else ""
-        return [argv[0], f"--flagfile={recipe_path(value)}", *argv[1:]]
-    return argv
+    """Puts the flags of --recipe, also of one in a flagfile, before all others, which override it.
+
+    Raises:
+        flags.Error: see `peek`; or no such recipe.
+    """
+    recipe = peek(argv).recipe
+    if recipe is None:
+        return argv
+    return [argv[0], f"--flagfile={recipe_path(recipe)}", *argv[1:]]
 
 
 def model_dir(flag_values: flags.FlagValues) -> str:

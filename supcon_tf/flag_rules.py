@@ -74,6 +74,7 @@ def define_rules(stages: tuple[str, ...]) -> None:
         ["whitening", "whitening_mean", "whitening_std", "encoder"], _check_whitening
     )
     flags.register_multi_flags_validator(["reference_ckpt", *WARM_STARTS], _check_warm_start)
+    flags.register_multi_flags_validator(["dataset", "data_dir"], _check_data_dir)
     flags.register_multi_flags_validator(
         ["skip_broken_images", "dataset", "embed_dir"], _check_skipping
     )
@@ -262,6 +263,17 @@ def _check_warm_start(values):
     unused = [name for name, value in values.items() if value != WARM_STARTS[name]]
     if unused and path is None:
         raise flags.ValidationError(f"{', '.join(unused)}: does nothing without --reference_ckpt.")
+    return True
+
+
+def _check_data_dir(values):
+    if values["dataset"] == "digits" and values["data_dir"]:
+        raise flags.ValidationError(
+            f"data_dir={values['data_dir']} does nothing with --dataset=digits, which is part of "
+            "scikit-learn. For your own images add --dataset=folder (data_dir then holds train/ "
+            "and test/, each with one folder per class); for a TensorFlow Datasets name add "
+            "--dataset=NAME; for the digits leave --data_dir out."
+        )
     return True
 
 

@@ -171,13 +171,16 @@ class NumberList(flags.ArgumentParser):
 class Text(flags.ArgumentParser):
     """One line of text, such as a path or a name.
 
-    Refuses line breaks and other control characters, which would become lines of their own in
-    a saved flagfile, spaces at the ends, which a flagfile loses, and bytes that are not UTF-8.
+    Refuses the empty text, line breaks and other control characters, which would become lines of
+    their own in a saved flagfile, spaces at the ends, which a flagfile loses, and bytes that are
+    not UTF-8.
     """
 
     syntactic_help = "one line of text"
 
     def parse(self, argument):
+        if not argument:
+            raise ValueError("it is empty: give it a value or leave the flag out.")
         is_line = all(character.isprintable() for character in argument)
         if not is_line or argument != argument.strip():
             shown = ascii(argument)

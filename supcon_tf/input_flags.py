@@ -22,8 +22,9 @@ def define_data_flags():
         "data_dir",
         Text(),
         None,
-        "For folder: the directory that holds train/ and test/ or validation/, with one folder "
-        "per class. Otherwise the directory of TensorFlow Datasets.",
+        "For --dataset=folder, which it implies if it looks like one: the directory that holds "
+        "train/ and test/ (or validation/ or val/), each with one folder of images per class. For "
+        "a TensorFlow Datasets name: the directory with the prepared datasets.",
     )
     define(
         "data_service",

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
-import tempfile
 
 from absl import app, flags, logging
 
-from supcon_tf import command_line, stopping
+from supcon_tf import command_line, implied_flags, stopping, tensorflow_start
 
 STAGE_MODULES = {
     "pretrain": "pretrain",
@@ -31,7 +29,7 @@ def main(argv: list[str]) -> None:
     try:
         if flags.FLAGS.verbosity <= 0:
             logging.set_verbosity(logging.WARNING)
-            _import_tensorflow_quietly()
+            tensorflow_start.import_quietly()
         run_stages(flags.FLAGS, sys.argv[1:])
     except stopping.Stopped as stop:
         sys.stdout.flush()
@@ -46,30 +44,6 @@ def main(argv: list[str]) -> None:
         sys.stdout.flush()
         print(f"\nERROR: {error}\n(--verbosity=1 shows where it happened.)", file=sys.stderr)
         sys.exit(1)
-
-
-def _import_tensorflow_quietly():
-    """Keeps TensorFlow's start-up lines about CPU features and missing GPUs off the screen.
-
-    They come from C++ before its log level counts. Which device is used is printed by the run;
-    --verbosity=1 shows everything.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    sys.stderr.flush()
-    screen = os.dup(2)
-    with tempfile.TemporaryFile() as hidden:
-        os.dup2(hidden.fileno(), 2)
-        try:
-            import tensorflow as tf
-
-            tf.config.list_physical_devices()
-        except BaseException:
-            hidden.seek(0)
-            os.write(screen, hidden.read())
-            raise
-        finally:
-            os.dup2(screen, 2)
-            os.close(screen)
 
 
 def run_stages(flag_values: flags.FlagValues, arguments: list[str]) -> None:
@@ -96,7 +70,7 @@ def run_stages(flag_values: flags.FlagValues, arguments: list[str]) -> None:
 
 
 def run() -> None:
-    """The entry point: defines the flags, expands the recipe, parses, runs."""
+    """The entry point: defines the flags, completes and parses the command line, runs it."""
     command_line.define_flags()
     for module in command_line.FLAG_MODULES:
         flags.adopt_module_key_flags(module)
@@ -105,7 +79,7 @@ def run() -> None:
 
 def _parse(argv):
     try:
-        return flags.FLAGS(command_line.expand_recipe(argv))
+        return flags.FLAGS(implied_flags.complete(argv))
     except flags.Error as error:
         print(f"ERROR: {error}\n(--help lists every flag.)", file=sys.stderr)
         sys.exit(2)

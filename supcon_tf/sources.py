@@ -8,6 +8,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from supcon_tf import folder_layout
 from supcon_tf.decode import decode_image, find_other_files, find_undecodable
 from supcon_tf.streams import StreamSource as StreamSource
 from supcon_tf.streams import find_broken as find_broken
@@ -68,8 +69,8 @@ def load_source(
     Args:
         dataset: "digits", "folder", or the name of a TFDS image classification dataset.
         split: "train" or "test"; a dataset without "test" gives its "validation".
-        data_dir: the folder that holds train/ and test/ (or validation/) with one folder per
-            class, or TFDS's data directory.
+        data_dir: the folder that holds train/ and test/ (or validation/ or val/) with one folder
+            per class, or TFDS's data directory.
         skip_broken_images: of a folder, leave out what cannot be decoded instead of refusing
             what is no image; decodes every image once.
 
@@ -222,52 +223,16 @@ def _load_digits(split):
 
 
 def _load_folder(split, data_dir, skip_broken_images):
-    if not data_dir:
-        raise ValueError(
-            "--dataset=folder needs --data_dir: a folder with train/ and test/ (or validation/), "
-            "each with one folder of JPEG or PNG files per class."
-        )
-    if not tf.io.gfile.isdir(data_dir):
-        raise ValueError(f"--data_dir={data_dir} is not a folder.")
-    names = ("train",) if split == "train" else ("test", "validation")
-    folders = [os.path.join(data_dir, name) for name in names]
-    folder = next((path for path in folders if tf.io.gfile.isdir(path)), None)
-    if folder is None:
-        found = ", ".join(sorted(_visible(data_dir))) or "nothing"
-        raise ValueError(f"{' or '.join(folders)} is missing; {data_dir} holds {found}.")
-    train_folder = os.path.join(data_dir, "train")
-    class_names = _class_folders(train_folder)
-    if len(class_names) < 2:
-        raise ValueError(
-            f"{train_folder} holds {len(class_names)} class folder(s); contrast needs at least two."
-        )
-    unknown = sorted(set(_class_folders(folder)) - set(class_names))
-    if unknown:
-        raise ValueError(f"{folder} holds classes that {train_folder} lacks: {', '.join(unknown)}.")
+    folder, class_names = folder_layout.find_classes(data_dir, split, tf.io.gfile)
     paths, labels = [], []
     for label, name in enumerate(class_names):
-        class_folder = os.path.join(folder, name)
-        files = sorted(_visible(class_folder)) if tf.io.gfile.isdir(class_folder) else []
-        if not files and split == "train":
-            raise ValueError(f"The class folder {class_folder} is empty.")
-        paths += [os.path.join(class_folder, file) for file in files]
+        files = folder_layout.class_files(folder, name, tf.io.gfile)
+        paths += files
         labels += [label] * len(files)
     if not paths:
         raise ValueError(f"{folder} holds no images.")
     source = FileSource(tuple(paths), np.array(labels, np.int32), tuple(class_names))
     return _without_broken(source, skip_broken_images)
-
-
-def _visible(folder):
-    names = (name.rstrip("/") for name in tf.io.gfile.listdir(folder))
-    return [name for name in names if not name.startswith(".")]
-
-
-def _class_folders(folder):
-    if not tf.io.gfile.isdir(folder):
-        raise ValueError(f"{folder} is missing: it names the classes.")
-    names = _visible(folder)
-    return sorted(name for name in names if tf.io.gfile.isdir(os.path.join(folder, name)))
 
 
 def _without_broken(source, skip_broken_images):

@@ -28,7 +28,9 @@ def define_run_flags(stages: tuple[str, ...]):
         "model_dir",
         Text(),
         None,
-        "Where every stage writes its folder. Default: runs/<recipe>, else runs/<dataset>.",
+        "Directory of the run, where every stage writes its folder. Default: runs/<recipe>, else "
+        "runs/<dataset>. Stages without pretrain in --mode take the dataset and the flags of the "
+        "run that is there, unless the command line sets them.",
     )
     define("seed", Integer(at_least=0), 0, "All random numbers follow from it.")
     flags.DEFINE_enum(

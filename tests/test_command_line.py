@@ -36,12 +36,7 @@ def parse(*arguments):
     """The value of every flag after parsing, by name."""
     with flagsaver.flagsaver():
         flags.FLAGS(command_line.expand_recipe(["supcon_tf", *arguments]))
-        return {name: flags.FLAGS[name].value for name in own_flags()}
-
-
-def own_flags():
-    modules = flags.FLAGS.flags_by_module_dict()
-    return [flag.name for module in command_line.FLAG_MODULES for flag in modules[module.__name__]]
+        return {name: flags.FLAGS[name].value for name in command_line.own_flags()}
 
 
 def run_command(*arguments, **options):
@@ -63,7 +58,7 @@ def test_help_names_every_flag_and_imports_no_tensorflow():
     )
     assert "HEAVY []" in done.stdout
     by_hand = run_command("--help")
-    for name in own_flags():
+    for name in command_line.own_flags():
         assert re.search(rf"--(\[no\])?{name}\b", by_hand.stdout), name
 
 
@@ -94,7 +89,7 @@ BAD_FLAGS = [
     (["--batchsize=64"], "Unknown command line flag 'batchsize'"),
     (["--batch_size=0"], "batch_size"),
     (["--recipe=nothing"], "no recipe 'nothing'; there are .*digits"),
-    (["--encoder=resnet_v1", "--resnet_depth=51"], "51 is not a valid resnet_v1 depth"),
+    (["--encoder=resnet_v1", "--resnet_depth=51"], "resnet_depth=51: expected one of 18, 34"),
     (["--encoder=resnet50"], "'resnet50' must be tiny, resnet_v1, resnext or keras.applications"),
     (
         [
@@ -127,6 +122,10 @@ BAD_FLAGS = [
     ),
     (["--whitening_mean=0,0,0"], "do nothing without --whitening=given"),
     (["--skip_broken_images"], "with --dataset=digits it does nothing"),
+    (["--data_dir="], "data_dir=.*is empty"),
+    (["--dataset=digits", "--data_dir=mine"], "does nothing with --dataset=digits.*--dataset=fol"),
+    (["--data_dir=gs://bucket/mine"], "does nothing with --dataset=digits.*add --dataset=folder"),
+    (["--model_dir="], "model_dir=.*is empty"),
     (["--data_service=localhost:5000"], "must look like grpc://host:port"),
     (["--microbatch_size=16"], "add --nouse_global_batch_norm"),
     (["--nouse_labels", "--num_views=1"], "leaves no positives"),
@@ -248,7 +247,7 @@ def test_every_flag_is_used_and_belongs_to_a_stage():
     source += (ROOT / "supcon_tf" / "main.py").read_text()
     run_flags = {"mode", "recipe", "model_dir", "override_flags"}
     staged = set().union(*command_line.STAGE_FLAGS.values())
-    assert set(own_flags()) == staged | run_flags
+    assert set(command_line.own_flags()) == staged | run_flags
     for name in staged:
         used = name.removeprefix("pretrain").removeprefix("linear").removeprefix("finetune")
         assert f"flags.{name}" in source or f'{{stage}}{used}"' in source, name

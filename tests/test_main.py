@@ -18,7 +18,7 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from supcon_tf import command_line, main
+from supcon_tf import command_line, implied_flags, main
 
 ROOT = Path(__file__).parent.parent
 SHORT = (
@@ -38,7 +38,7 @@ if "mode" not in flags.FLAGS:
 def run_inside(*arguments):
     """The command in this process, which has TensorFlow loaded already."""
     with flagsaver.flagsaver():
-        flags.FLAGS(command_line.expand_recipe(["supcon_tf", *map(str, arguments)]))
+        flags.FLAGS(implied_flags.complete(["supcon_tf", *map(str, arguments)]))
         main.run_stages(flags.FLAGS, list(map(str, arguments)))
 
 

@@ -8,13 +8,17 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "supcon_tf"
 # What each module may import; a name stands for itself and all its parts.
 ALLOWED = {
+    "implied_flags": {"command_line", "folder_layout", "tensorflow_start"},
+    "tensorflow_start": set(),
     "command_line": {"flag_rules", "input_flags", "output_flags", "training_flags"},
     "input_flags": {"flag_types"},
     "training_flags": {"flag_types"},
     "output_flags": {"flag_types"},
     "flag_types": set(),
     "flag_rules": set(),
-    "main": {"command_line", "distribute", "stages", "stopping"},
+    "main": {
+        "command_line", "implied_flags", "distribute", "stages", "stopping", "tensorflow_start",
+    },
     "stages": {
         "command_line", "flag_rules", "stages", "train", "steps", "checkpoint", "metrics",
         "evaluation", "pipeline", "sources", "decode", "warm_start", "whitening", "policies",
@@ -37,8 +41,9 @@ ALLOWED = {
     "warm_start": {"torch_weights"},
     "fused_norm": set(),
     "whitening": set(),
-    "sources": {"decode", "streams"},
+    "sources": {"decode", "streams", "folder_layout"},
     "streams": {"decode"},
+    "folder_layout": set(),
     "decode": set(),
     "order": set(),
     "crops": {"augment"},
@@ -62,8 +67,8 @@ ALLOWED = {
     "optimizers": set(),
 }  # fmt: skip
 FLAG_ROOMS = (
-    "main", "command_line", "flag_rules", "flag_types", "input_flags", "output_flags",
-    "training_flags", "stages", "studies",
+    "main", "command_line", "implied_flags", "flag_rules", "flag_types", "input_flags",
+    "output_flags", "training_flags", "stages", "studies",
 )  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

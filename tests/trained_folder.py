@@ -8,7 +8,7 @@ import keras
 from absl import flags
 from absl.testing import flagsaver
 
-from supcon_tf import command_line, main, models, sources
+from supcon_tf import command_line, implied_flags, main, models, sources
 from supcon_tf.stages.run_directory import fingerprint
 
 SIDE, NUM_CLASSES = 20, 10
@@ -20,7 +20,7 @@ if "mode" not in flags.FLAGS:
 def run_inside(*arguments):
     """The command in this process, which has TensorFlow loaded already."""
     with flagsaver.flagsaver():
-        flags.FLAGS(command_line.expand_recipe(["supcon_tf", *map(str, arguments)]))
+        flags.FLAGS(implied_flags.complete(["supcon_tf", *map(str, arguments)]))
         main.run_stages(flags.FLAGS, list(map(str, arguments)))
 
 

@@ -217,6 +217,8 @@ class StageFolder:
         lines = [
             f"--mode={self.stage}",
             f"--model_dir={self.run.path}",
+            # First, so that the flags below override it: for the stages that follow.
+            *([self._flags["recipe"].serialize()] if self._flags.recipe else []),
             *command_line.stage_flags(self._flags, self.stage).values(),
         ]
         write_whole(self.file("stage.flags"), "\n".join(lines) + "\n")

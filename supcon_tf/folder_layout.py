@@ -1,0 +1,91 @@
+"""The layout of a folder dataset: train/ and test/, each with one folder of images per class."""
+
+from __future__ import annotations
+
+import os
+import types
+
+SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "validation", "val")}
+# The two functions that this module needs. `tf.io.gfile` has them too, for remote folders.
+LOCAL_FILES = types.SimpleNamespace(isdir=os.path.isdir, listdir=os.listdir)
+NEEDED = (
+    "a folder with train/ and test/ (or validation/ or val/), each with one folder of JPEG or PNG "
+    "files per class"
+)
+
+
+def looks_like_dataset(data_dir: str, files=LOCAL_FILES) -> bool:
+    """Whether a folder has the layout at first sight: a train/ that holds folders."""
+    train_folder = os.path.join(data_dir, "train")
+    return files.isdir(train_folder) and bool(_class_folders(train_folder, files))
+
+
+def find_classes(data_dir: str | None, split: str, files=LOCAL_FILES) -> tuple[str, list[str]]:
+    """The folder of a split and the sorted class names, which are those of train/.
+
+    Args:
+        data_dir: the folder that holds the splits.
+        split: "train" or "test".
+        files: has `isdir` and `listdir`, such as `tf.io.gfile`.
+
+    Raises:
+        ValueError: the layout is another one.
+    """
+    if not data_dir:
+        raise ValueError(f"--dataset=folder needs --data_dir: {NEEDED}.")
+    if not files.isdir(data_dir):
+        raise ValueError(f"--data_dir={data_dir} is not a folder. Expected {NEEDED}.")
+    folder, train_folder = (_find_split(data_dir, name, files) for name in (split, "train"))
+    class_names = _class_folders(train_folder, files)
+    if len(class_names) < 2:
+        raise ValueError(
+            f"{train_folder} holds {len(class_names)} class folder(s); contrast needs at least two."
+        )
+    unknown = sorted(set(_class_folders(folder, files)) - set(class_names))
+    if unknown:
+        raise ValueError(f"{folder} holds classes that {train_folder} lacks: {', '.join(unknown)}.")
+    return folder, class_names
+
+
+def check(data_dir: str | None, files=LOCAL_FILES) -> None:
+    """Raises ValueError unless both splits have the layout and every class has training files."""
+    for split in SPLIT_FOLDERS:
+        folder, class_names = find_classes(data_dir, split, files)
+        if split == "train":
+            for name in class_names:
+                class_files(folder, name, files)
+
+
+def class_files(folder: str, class_name: str, files=LOCAL_FILES) -> list[str]:
+    """The sorted paths of the files of a class in a split's folder; none if it has no such folder.
+
+    Raises:
+        ValueError: a class of the training split is empty.
+    """
+    class_folder = os.path.join(folder, class_name)
+    names = visible(class_folder, files) if files.isdir(class_folder) else []
+    if not names and os.path.basename(folder) == "train":
+        raise ValueError(f"The class folder {class_folder} is empty. Add images or delete it.")
+    return [os.path.join(class_folder, name) for name in sorted(names)]
+
+
+def visible(folder: str, files=LOCAL_FILES) -> list[str]:
+    """The names in a folder that do not start with a dot."""
+    names = (name.rstrip("/") for name in files.listdir(folder))
+    return [name for name in names if not name.startswith(".")]
+
+
+def _find_split(data_dir, split, files):
+    folders = [os.path.join(data_dir, name) for name in SPLIT_FOLDERS[split]]
+    for folder in folders:
+        if files.isdir(folder):
+            return folder
+    found = ", ".join(sorted(visible(data_dir, files))) or "nothing"
+    raise ValueError(
+        f"{' or '.join(folders)} is missing; {data_dir} holds {found}. Expected {NEEDED}."
+    )
+
+
+def _class_folders(folder, files):
+    names = visible(folder, files)
+    return sorted(name for name in names if files.isdir(os.path.join(folder, name)))
