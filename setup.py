@@ -17,10 +17,13 @@ setup(
     package_data={"supcon_tf.flags": ["*.flags"]},
     install_requires=[
         "absl-py",
+        "importlib_resources",  # tensorflow-datasets 4.9.10 imports it without declaring it.
         "keras>=3.11",
         "matplotlib",
+        "numpy",
         "pillow",
         "scikit-learn",
+        "scipy",
         "tensorboard",
         "tensorflow>=2.18",
         "tensorflow-datasets",

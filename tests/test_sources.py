@@ -5,6 +5,7 @@ import io
 import json
 
 import numpy as np
+import prepared_tfds
 import pytest
 import tensorflow as tf
 from PIL import Image
@@ -333,29 +334,7 @@ def test_tfds_streams_start_anywhere_and_ignore_the_seed_of_the_process(prepared
 
 
 def test_a_prepared_tfds_dataset_runs_through_the_command(tmp_path, capsys):
-    import tensorflow_datasets as tfds
-
-    class TwoGreys(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = {
-                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-                "label": tfds.features.ClassLabel(names=["dark", "bright"]),
-            }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(16), "validation": self._generate_examples(6)}
-
-        def _generate_examples(self, count):
-            for index in range(count):
-                image = np.full((20 + index, 24, 3), 200 * (index % 2), np.uint8)
-                yield index, {"image": image, "label": index % 2}
-
-    TwoGreys(data_dir=str(tmp_path / "tfds")).download_and_prepare()
+    prepared_tfds.write_two_greys(tmp_path / "tfds")
     run_inside(
         "--dataset=two_greys", f"--data_dir={tmp_path / 'tfds'}", f"--model_dir={tmp_path}",
         "--image_size=16", "--batch_size=8", "--eval_batch_size=4", "--pretrain_epochs=2",
