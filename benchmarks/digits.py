@@ -1,6 +1,6 @@
 """The main job on the embedded digits for several seeds, beside baselines on the raw pixels.
 
-python benchmarks/digits.py
+.venv/bin/python benchmarks/digits.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Two-view input pipelines, views per second: ours, tf-models-official's, Pillow's.
 
-    python benchmarks/input_pipeline.py --peer_env=FOLDER
+    .venv/bin/python benchmarks/input_pipeline.py --peer_env=FOLDER
 
 Crop, resize, flip and policy, two views per image, from images in memory or from JPEG files of
 500 x 375 pixels. "tf-models" is

@@ -1,6 +1,6 @@
 """One run killed with SIGKILL 20 times, beside the same run never killed.
 
-    python benchmarks/kill_and_continue.py
+    .venv/bin/python benchmarks/kill_and_continue.py
 
 Both train on the digits through the real command, on one device. The moments follow from a seed:
 during start-up, during steps, while a checkpoint is written, at the end of a stage and between

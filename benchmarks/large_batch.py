@@ -1,6 +1,6 @@
 """One training step of ResNet-50 at batch 6,144 on one machine, by gradient caching.
 
-    python benchmarks/large_batch.py
+    .venv/bin/python benchmarks/large_batch.py
 
 Two parts, each in processes of their own:
 

@@ -1,6 +1,6 @@
 """Time and memory of the loss, forward and backward, against dense implementations.
 
-    python benchmarks/loss.py --torch_python=/path/to/python/with/torch
+    .venv/bin/python benchmarks/loss.py --torch_python=/path/to/python/with/torch
 
 Each case runs in a process of its own, so that its peak memory is its own: 2 views of 128
 features, labels of 1,000 classes. Memory is the peak above the same process before its first

@@ -1,6 +1,6 @@
 """A long run of the real command: does its memory, its open files or its threads grow?
 
-    python benchmarks/soak.py --minutes=30
+    .venv/bin/python benchmarks/soak.py --minutes=30
 
 Pretraining on the digits with a small model, with a checkpoint every 50 steps, a log line every
 10 and a k-NN evaluation every 2 epochs, until the time is over; then SIGTERM, which must end it

@@ -1,7 +1,7 @@
 """Images per second of the whole pretraining step on the CPU, beside plain PyTorch.
 
-    python benchmarks/train_step.py --torch_env=FOLDER
-    python benchmarks/train_step.py --overhead
+    .venv/bin/python benchmarks/train_step.py --torch_env=FOLDER
+    .venv/bin/python benchmarks/train_step.py --overhead
 
 The first form compares steps: ResNet with the CIFAR stem at 32 px, two views, contrastive loss,
 momentum; forward, backward and update on a batch that is in memory. The other side is the same

@@ -1,6 +1,6 @@
 """Your own data: any tf.data dataset of (image, label), here with several labels per image.
 
-    python examples/own_data.py
+    .venv/bin/python examples/own_data.py
 
 puts two of scikit-learn's digits into one picture, labels it with both, pretrains with images
 as positives that share at least one digit, trains a linear classifier on the frozen encoder with

@@ -1,6 +1,6 @@
 """Your own Keras model as encoder: any float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
 
-    python examples/own_encoder.py
+    .venv/bin/python examples/own_encoder.py
 
 trains two encoders with the supervised contrastive loss on scikit-learn's digits, a network of
 keras.applications and one written here, and prints what a logistic regression on their

@@ -1,4 +1,4 @@
-"""Gaussian blur on the device, inside the training step: float images, one sigma per image."""
+"""Gaussian blur of float images, one sigma per image: the training step runs it on the device."""
 
 from __future__ import annotations
 
@@ -47,3 +47,22 @@ def gaussian_blur(images: tf.Tensor, sigmas: tf.Tensor) -> tf.Tensor:
     band = tf.where(tf.abs(distance) <= radius, tf.exp(-squares) / total, 0.0)  # [n, S, S]
     rows = tf.einsum("nij,njwc->niwc", band, images)
     return tf.einsum("nij,nhjc->nhic", band, rows)
+
+
+def blurred_images(batch) -> tf.Tensor:
+    """The views of a batch as float32 [B, V, S, S, 3] in 0..255, with the blur that was drawn.
+
+    Args:
+        batch: {"image": [B, V, S, S, 3]}, with "blur_sigma" [B, V] in pixels if some views are to
+            be blurred; 0 leaves a view as it is.
+
+    Outside the image lies grey, which is 0 in [-1, 1], where the reference blurs.
+    """
+    images = tf.cast(batch["image"], tf.float32)
+    if "blur_sigma" not in batch:
+        return images
+    flat = tf.reshape(images, [-1, *images.shape[2:]])  # [B * V, S, S, 3]
+    sigmas = tf.reshape(batch["blur_sigma"], [-1])
+    blurred = gaussian_blur(flat - 127.5, tf.maximum(sigmas, SIGMA_RANGE[0])) + 127.5
+    chosen = tf.where((sigmas > 0)[:, None, None, None], blurred, flat)
+    return tf.reshape(chosen, tf.shape(images))

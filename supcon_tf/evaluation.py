@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from supcon_tf import distribute, metrics
+from supcon_tf import distribute, metrics, pixel_values
 
 
 def evaluate_classifier(
@@ -103,7 +103,7 @@ def eval_batches(dataset: tf.data.Dataset, *, batch_size: int) -> tf.data.Datase
         index = pad(tf.cast(index, tf.int32), value=-1)
         return {"image": pad(image), "label": pad(label), "index": index}
 
-    batches = examples.enumerate().batch(batch_size).map(fill)
+    batches = pixel_values.check_input(examples.enumerate().batch(batch_size).map(fill))
     return batches.prefetch(tf.data.AUTOTUNE)
 
 

@@ -95,12 +95,18 @@ def supcon_loss(
         float32 [B]: per example, the mean over its anchor views.
 
     Raises:
-        ValueError: for a shape or an option that does not fit.
+        ValueError: for a shape or an option that does not fit, and for one view without labels.
     """
     _check_options(temperature, contrast_mode, summation_location, denominator_mode, block_size)
     features, given_labels = as_views(features), labels
     labels = as_class_labels(given_labels, features)
     num_views = features.shape[1]
+    if labels is None and num_views == 1:
+        raise ValueError(
+            "Without labels the positives of an example are its other views, and there is only "
+            "one view. Give features [batch, views, features] with two or more views, as "
+            "create_view_batches makes them, or give labels (with SupConLoss: use_labels=True)."
+        )
     if positives_cap < -1 or (positives_cap >= 0 and positives_cap % num_views):
         raise ValueError(
             f"positives_cap={positives_cap} must be -1 (no cap) or a multiple of the number of "

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from supcon_tf import applications, resnet
+from supcon_tf import applications, pixel_values, resnet
 
 
 def create_encoder(architecture: str = "tiny", **options) -> keras.Model:
@@ -19,6 +19,9 @@ def create_encoder(architecture: str = "tiny", **options) -> keras.Model:
             "keras.applications.EfficientNetV2B0".
         **options: the keyword arguments of `resnet.create_resnet`, or of
             `applications.create_application`.
+
+    The encoder scales the images itself and, as a plain Keras model, does not check them: to it
+    images in 0..1 are almost black, and their embeddings say little.
     """
     if architecture.startswith(applications.PREFIX):
         return applications.create_application(architecture, **options)
@@ -157,7 +160,8 @@ class ContrastiveModel(keras.Model):
         normalize_embedding: L2-normalise the encoder's output before the head.
 
     Input [B, V, S, S, 3] (uint8 or float, 0..255) or [B, S, S, 3] for one view; output float32
-    [B, V, D] of unit norm, ready for `SupConLoss`. Raises ValueError for another encoder.
+    [B, V, D] of unit norm, ready for `SupConLoss`. Images in 0..1 give a warning. Raises
+    ValueError for another encoder.
     """
 
     def __init__(
@@ -181,6 +185,15 @@ class ContrastiveModel(keras.Model):
             self.projection_head.build((None, encoder.output_shape[-1]))
         self.built = True  # Every variable is there: nothing waits for the first batch.
 
+    def fit(self, x=None, *args, **kwargs):
+        return super().fit(pixel_values.check_input(x), *args, **kwargs)
+
+    def evaluate(self, x=None, *args, **kwargs):
+        return super().evaluate(pixel_values.check_input(x), *args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        return super().predict(pixel_values.check_input(x), *args, **kwargs)
+
     def call(self, images, training=None, return_embeddings=False):
         embeddings = self.embed(images, training=training)
         projections = self.project(embeddings, training=training)
@@ -188,6 +201,8 @@ class ContrastiveModel(keras.Model):
 
     def embed(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """The encoder's own output, not normalised. [B, V, S, S, 3] -> float32 [B, V, F]."""
+        if tf.executing_eagerly():
+            pixel_values.warn_if_scaled(images)
         images = tf.cast(images, tf.float32)
         if images.shape.rank == 4:
             images = images[:, None]

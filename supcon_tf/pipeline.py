@@ -16,8 +16,9 @@ from supcon_tf.crops import central_box as central_box
 from supcon_tf.crops import check_eval_crop, crop_and_resize, eval_crop, flip_if
 from supcon_tf.decode import decode_crops, decode_image
 from supcon_tf.order import BatchPlan
-from supcon_tf.policies import Policy
-from supcon_tf.sources import ArraySource, FileSource, Source, StreamSource
+from supcon_tf.pixel_values import check_examples
+from supcon_tf.policies import Policy, create_policy
+from supcon_tf.sources import ArraySource, FileSource, Source, StreamSource, source_of_arrays
 
 
 def create_train_batches(
@@ -111,45 +112,76 @@ def create_train_batches(
 
 
 def create_view_batches(
-    examples: tf.data.Dataset,
+    examples: tf.data.Dataset | tuple,
+    policy: Policy | str = "simclr",
     *,
-    policy: Policy,
-    batch_size: int,
-    image_size: int,
+    batch_size: int = 64,
+    image_size: int | None = None,
     seed: int = 0,
     num_views: int = 2,
     start_step: int = 0,
-    crop_area_range: tuple[float, float] = (0.08, 1.0),
+    crop_area_range: tuple[float, float] = (0.5, 1.0),
     horizontal_flip: bool = True,
+    blur_probability: float = 0.0,
 ) -> tf.data.Dataset:
-    """Endless batches of augmented views of one's own examples, ready for `model.fit`.
+    """Endless batches of augmented views of your own examples, ready for `model.fit`.
 
-    The examples come as often and in the order that their dataset gives them, again and again:
-    shuffle it. What happens to the row r of the step t depends on (seed, t, r) alone.
+    The defaults are those of the command. Views depend on the seed, the step and the row alone.
 
     Args:
-        examples: (image, label), the images uint8 [H, W, 3] of any height and width, the
-            labels of one shape, such as class numbers [] or multi-hot [C].
-        policy: a `policies.Policy`, applied to each view after crop and flip.
+        examples: arrays (images, labels), which are shuffled in every epoch: images uint8
+            [M, H, W, 3], or grey [M, H, W], and labels [M] or multi-hot [M, C]. Or a dataset of
+            (image, label), which is repeated in its own order, so shuffle it: images uint8
+            [H, W, 3] of any height and width, labels of one shape, such as [] or [C].
+        policy: applied to each view after the random crop and flip: one of
+            `policies.AUGMENTATION_TYPES`, or what `create_policy` returns.
         batch_size: B.
-        image_size: S.
-        start_step: the step of the first batch; the examples themselves start anew.
-        seed, num_views, crop_area_range, horizontal_flip: see `create_train_batches`.
+        image_size: S; None takes the height of arrays. A dataset needs it.
+        horizontal_flip: mirror views with probability 0.5; False for digits and letters.
+        blur_probability: share of the views that "simclr" and "stacked_randaugment" blur at the
+            end: 0.5 for ImageNet, 0 for CIFAR in the published recipes.
+        start_step: the step of the first batch. A dataset itself starts again.
+        seed, num_views, crop_area_range: see `create_train_batches`.
 
     Returns:
-        (uint8 [B, V, S, S, 3], labels [B, ...]). Give `fit` its steps_per_epoch.
+        (views [B, V, S, S, 3] in 0..255, labels [B, ...]), the views uint8, or float32 with a
+        blur. Give `fit` its steps_per_epoch.
 
     Raises:
-        ValueError: the examples have another form.
+        ValueError: the examples have another form, or are fewer than a batch.
+
+    >>> views = create_view_batches((images, labels), "simclr", batch_size=256)
+    >>> model.fit(views, steps_per_epoch=len(images) // 256)
     """
-    spec = examples.element_spec
-    is_pair = isinstance(spec, tuple) and len(spec) == 2
-    if not is_pair or spec[0].dtype != tf.uint8 or spec[0].shape.rank not in (3, None):
-        raise ValueError(
-            "Expected a dataset of examples (image, label) with images uint8 [H, W, 3], not yet "
-            f"batched; got {spec}."
-        )
-    view_draws = _ViewDraws(policy, crop_area_range, horizontal_flip, 0.0)
+    policy = create_policy(policy) if isinstance(policy, str) else policy
+    options = {
+        "policy": policy,
+        "batch_size": batch_size,
+        "seed": seed,
+        "num_views": num_views,
+        "start_step": start_step,
+        "crop_area_range": crop_area_range,
+        "horizontal_flip": horizontal_flip,
+        "blur_probability": blur_probability if policy.ends_with_blur else 0.0,
+    }
+    if isinstance(examples, tf.data.Dataset):
+        if image_size is None:
+            raise ValueError("The images of a dataset have no one size: give image_size in pixels.")
+        batches = _batches_of_dataset(examples, image_size=image_size, **options)
+    else:
+        source = source_of_arrays(examples)
+        image_size = image_size or source.images.shape[1]
+        batches = create_train_batches(source, image_size=image_size, **options)
+    views = blur.blurred_images if options["blur_probability"] else lambda batch: batch["image"]
+    return _made_ahead(batches.map(lambda batch: (views(batch), batch["label"])))
+
+
+def _batches_of_dataset(
+    examples, *, policy, batch_size, image_size, seed, num_views, start_step, **draws_options
+):
+    """Batches of views of a dataset of (image, label), in its order, again and again."""
+    check_examples(examples)
+    view_draws = _ViewDraws(policy, **draws_options)
     plan = BatchPlan(
         num_examples=batch_size,  # Their order is not the plan's.
         batch_size=batch_size,
@@ -159,11 +191,8 @@ def create_view_batches(
     )
     draws = tf.data.Dataset.range(start_step, tf.int64.max).map(plan.draws).unbatch()
     triples = tf.data.Dataset.zip(examples.repeat(), draws)
-    batches = _batches_of_examples(
-        triples.map(lambda example, draw: (*example, draw)), plan, view_draws, image_size
-    )
-    pairs = batches.map(lambda batch: (batch["image"], batch["label"]))
-    return _made_ahead(pairs)
+    triples = triples.map(lambda example, draw: (*example, draw))
+    return _batches_of_examples(triples, plan, view_draws, image_size)
 
 
 def _made_ahead(batches):

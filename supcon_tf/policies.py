@@ -174,6 +174,11 @@ class Policy:
         self.stages = stages
         self.num_draws = sum(stage.num_draws for stage in stages)
 
+    @property
+    def ends_with_blur(self) -> bool:
+        """Whether the published policy blurs some views at the end; see `blur.py`."""
+        return self.name in ("simclr", "stacked_randaugment")
+
     def apply(self, images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
         """uint8 [n, S, S, 3], float32 [n, num_draws] in [0, 1) -> uint8 [n, S, S, 3].
 
@@ -219,8 +224,9 @@ def create_policy(
 ) -> Policy:
     """The policy of that name; a magnitude of 0 or less turns every policy into the identity.
 
-    Gaussian blur, which SimCLR and stacked RandAugment end with, is not part of it: it runs on
-    the device (`blur.random_blur`).
+    Gaussian blur, which SimCLR and stacked RandAugment end with, is not part of it: it works on
+    floats, and training runs it on the device. `create_view_batches(blur_probability=0.5)` and
+    `--blur_probability=0.5` turn it on.
 
     Args:
         augmentation_type: "autoaugment" (v0, as the recipes), "autoaugment_cifar10" or

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from supcon_tf import folder_layout
 from supcon_tf.decode import decode_image, find_other_files, find_undecodable
+from supcon_tf.pixel_values import as_uint8_images
 from supcon_tf.streams import StreamSource as StreamSource
 from supcon_tf.streams import find_broken as find_broken
 from supcon_tf.streams import load_stream
@@ -109,6 +110,29 @@ def load_unlabelled(folder: str, *, skip_broken_images: bool = False) -> FileSou
     paths = tuple(sorted(paths))
     source = FileSource(paths, np.full(len(paths), NO_LABEL, np.int32), ())
     return _without_broken(source, skip_broken_images)
+
+
+def source_of_arrays(examples) -> ArraySource:
+    """(images, labels) in memory as a source without class names.
+
+    Args:
+        examples: images, see `pixel_values.as_uint8_images`, and labels [M] or [M, C].
+
+    Raises:
+        ValueError: another form.
+    """
+    if not isinstance(examples, (tuple, list)) or len(examples) != 2:
+        raise ValueError(
+            "Expected arrays (images, labels) or a tf.data.Dataset of (image, label), got "
+            f"{type(examples).__name__}."
+        )
+    images, labels = as_uint8_images(examples[0]), np.asarray(examples[1])
+    if labels.ndim == 0 or len(labels) != len(images):
+        raise ValueError(
+            f"Expected one label for each of the {len(images):,} images, got labels of the shape "
+            f"{labels.shape}."
+        )
+    return ArraySource(images, labels, ())
 
 
 def example_names(source: Source) -> list[str]:

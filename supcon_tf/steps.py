@@ -7,7 +7,8 @@ import math
 import keras
 import tensorflow as tf
 
-from supcon_tf import blur, fused_norm, losses, microbatch
+from supcon_tf import fused_norm, losses, microbatch
+from supcon_tf.blur import blurred_images
 from supcon_tf.models import ContrastiveModel
 from supcon_tf.momentum_queue import MomentumQueue
 
@@ -246,21 +247,6 @@ def _random_states(model):
     holder = tf.Module(name="random_states")
     holder.states = states
     return {"random_states": holder}
-
-
-def blurred_images(batch) -> tf.Tensor:
-    """The views as float32 [B, V, S, S, 3] in 0..255, blurred where the batch says so.
-
-    Beyond the border of an image lies grey, which is 0 where the reference blurs: in [-1, 1].
-    """
-    images = tf.cast(batch["image"], tf.float32)
-    if "blur_sigma" not in batch:
-        return images
-    flat = tf.reshape(images, [-1, *images.shape[2:]])  # [B * V, S, S, 3]
-    sigmas = tf.reshape(batch["blur_sigma"], [-1])
-    blurred = blur.gaussian_blur(flat - 127.5, tf.maximum(sigmas, blur.SIGMA_RANGE[0])) + 127.5
-    chosen = tf.where((sigmas > 0)[:, None, None, None], blurred, flat)
-    return tf.reshape(chosen, tf.shape(images))
 
 
 def apply_gradients(gradients, optimizer, variables):

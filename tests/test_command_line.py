@@ -210,6 +210,25 @@ PAIRS = {
 }
 
 
+VIEW_FLAGS = (
+    "augmentation_type", "batch_size", "image_size", "seed", "num_views", "crop_area_range",
+    "horizontal_flip", "blur_probability",
+)  # fmt: skip
+
+
+def test_views_of_arrays_have_the_defaults_of_the_command():
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(pipeline.create_view_batches).parameters.items()
+    }
+    values = {name: value for name, value in parse().items() if name in VIEW_FLAGS}
+    assert defaults["policy"] == values.pop("augmentation_type")
+    low, high = map(float, values.pop("crop_area_range"))
+    assert defaults["crop_area_range"] == (low, high)
+    assert values.pop("horizontal_flip") == "auto" and defaults["horizontal_flip"]  # Not digits.
+    assert values == {name: defaults[name] for name in values}
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_flag_has_the_default_of_its_function(name):
     pair = PAIRS[name]

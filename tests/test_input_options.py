@@ -10,7 +10,7 @@ import test_main
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from supcon_tf import crops, decode, order, pipeline, policies, sources, steps, whitening
+from supcon_tf import blur, crops, decode, order, pipeline, policies, sources, whitening
 from supcon_tf.stages import setup
 
 IDENTITY = policies.create_policy("identity")
@@ -284,13 +284,13 @@ def test_only_views_with_a_sigma_are_blurred_and_a_plain_grey_stays():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 2, 30, 30, 3)).astype(np.uint8)
     sigma = np.array([[0.0, 1.5], [0.5, 0.0]], np.float32)
-    blurred = steps.blurred_images({"image": images, "blur_sigma": sigma}).numpy()
+    blurred = blur.blurred_images({"image": images, "blur_sigma": sigma}).numpy()
     for row, view in ((0, 0), (1, 1)):
         np.testing.assert_array_equal(blurred[row, view], images[row, view].astype(np.float32))
     deviation = [blurred[0, 1].std(), blurred[1, 0].std(), images[0, 1].std()]
     assert deviation == sorted(deviation) and deviation[0] < 0.5 * deviation[2]
     grey = np.full([1, 1, 30, 30, 3], 127, np.uint8)
-    blurred = steps.blurred_images({"image": grey, "blur_sigma": np.ones([1, 1], np.float32)})
+    blurred = blur.blurred_images({"image": grey, "blur_sigma": np.ones([1, 1], np.float32)})
     np.testing.assert_allclose(blurred, grey, atol=0.51)  # Also at the border.
 
 

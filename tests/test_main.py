@@ -19,6 +19,7 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from supcon_tf import command_line, implied_flags, main
+from supcon_tf.program import python_program
 
 ROOT = Path(__file__).parent.parent
 SHORT = (
@@ -92,7 +93,8 @@ def test_the_log_has_each_step_once_with_what_a_person_watches(digits):
 def test_the_screen_stays_clean_and_ends_with_the_next_command(digits):
     _, done = digits
     assert "Traceback" not in done.stderr and "cuda" not in done.stderr.lower()
-    assert "python -m supcon_tf.main" in done.stdout.strip().splitlines()[-1]
+    next_command = done.stdout.strip().splitlines()[-1]
+    assert f"{python_program()} -m supcon_tf.main" in next_command
 
 
 def test_the_printed_snippet_runs_with_keras_alone(digits, tmp_path):

@@ -1,11 +1,18 @@
 """One's own tf.data dataset of (image, label) as batches of views."""
 
+import warnings
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import trained_folder  # noqa: F401  (defines the flags)
+from absl import flags
+from absl.testing import flagsaver
 
-from supcon_tf import models, pipeline, policies, sources
+from supcon_tf import blur, evaluation, models, pipeline, policies, sources
 from supcon_tf.losses import SupConLoss
+from supcon_tf.stages import setup
 
 SIZE = 16
 
@@ -71,6 +78,7 @@ def test_own_data_meets_what_an_array_source_meets():
         "batch_size": 4,
         "image_size": SIZE,
         "seed": 3,
+        "crop_area_range": (0.5, 1.0),
     }
     batch = next(iter(pipeline.create_train_batches(source, **options)))
     from supcon_tf.order import BatchPlan
@@ -103,5 +111,94 @@ def test_examples_of_another_form_are_refused(kind):
         "batches": (images[None], labels[None]),
         "no label": images,
     }[kind]
-    with pytest.raises(ValueError, match=r"images uint8 \[H, W, 3\], not yet batched; got"):
+    with pytest.raises(ValueError, match=r"images uint8 \[H, W, 3\] in 0..255, not yet batched"):
         create(tf.data.Dataset.from_tensor_slices(dataset))
+
+
+def test_arrays_meet_what_the_command_gives_its_encoder_with_its_blur():
+    """Digits through the flags of the command, and as arrays with the same values."""
+    options = {"batch_size": 8, "blur_probability": 0.5, "crop_area_range": (0.6, 0.9)}
+    source = sources.load_source("digits", "train")
+    with flagsaver.flagsaver():
+        flags.FLAGS(["supcon_tf", "--batch_size=8", "--blur_probability=0.5"])
+        batch = next(iter(setup.create_train_batches(
+            flags.FLAGS, tf.distribute.get_strategy(), source, image_size=20,
+            policy=setup.create_policy(flags.FLAGS, flags.FLAGS.augmentation_type), num_views=2,
+            crop_area_range=(0.6, 0.9), start_step=0,
+        )))  # fmt: skip
+    batches = pipeline.create_view_batches(
+        (source.images, source.labels), "simclr", horizontal_flip=False, **options
+    )
+    views, labels = next(iter(batches))
+    np.testing.assert_array_equal(labels, batch["label"])
+    np.testing.assert_allclose(views, blur.blurred_images(batch), atol=1e-3)
+    is_blurred = np.abs(views - batch["image"].numpy()).max(axis=(2, 3, 4)) > 0.01
+    np.testing.assert_array_equal(is_blurred, batch["blur_sigma"] > 0)
+    assert 0 < is_blurred.sum() < is_blurred.size
+
+
+def test_grey_arrays_and_several_labels_are_taken():
+    images, _ = textured()
+    labels = np.eye(8)[:, :3]
+    batches = pipeline.create_view_batches((images[..., 0], labels), "identity", batch_size=4)
+    views, several = next(iter(batches))
+    assert views.shape == (4, 2, 20, 20, 3) and views.dtype == tf.uint8
+    assert several.shape == (4, 3) and np.ptp(views, axis=-1).max() == 0
+
+
+IMAGES, LABELS = textured()
+
+
+@pytest.mark.parametrize(
+    "arrays,message",
+    [
+        ((IMAGES / 255, LABELS), r"\(255 \* images\).round\(\).astype"),
+        ((IMAGES.astype(np.float32), LABELS), r"pass images.astype\('uint8'\)"),
+        ((IMAGES[..., :2], LABELS), r"\[M, H, W, 3\].*\(8, 20, 20, 2\)"),
+        ((IMAGES, LABELS[:3]), "one label for each of the 8 images"),
+        (IMAGES, "arrays \\(images, labels\\) or a tf.data.Dataset"),
+        (tf.data.Dataset.from_tensor_slices(textured()), "give image_size"),
+    ],
+)
+def test_arrays_of_another_form_are_refused(arrays, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline.create_view_batches(arrays, "identity", batch_size=4)
+
+
+def small_model():
+    pixels = keras.Input([SIZE, SIZE, 3], dtype="float32")
+    features = keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(pixels))
+    model = models.ContrastiveModel(keras.Model(pixels, features))
+    model.compile(optimizer="sgd", loss=SupConLoss())
+    return model
+
+
+def entry_points(views, labels):
+    """Every way in that takes images of the user's."""
+    model = small_model()
+    dataset = tf.data.Dataset.from_tensor_slices((views, labels)).batch(4)
+    examples = dataset.map(lambda views, labels: (views[:, 0], labels))
+    return {
+        "fit arrays": lambda: model.fit(views, labels, batch_size=4, verbose=0),
+        "fit a dataset": lambda: model.fit(dataset, verbose=0),
+        "evaluate": lambda: model.evaluate(views, labels, verbose=0),
+        "predict": lambda: model.predict(views, verbose=0),
+        "call": lambda: model(views),
+        "embed": lambda: model.embed(views),
+        "evaluate_embeddings": lambda: evaluation.evaluate_embeddings(
+            model.encoder, examples, examples
+        ),
+    }
+
+
+VIEWS = np.random.default_rng(0).uniform(0, 255, [8, 2, SIZE, SIZE, 3]).astype(np.float32)
+
+
+@pytest.mark.parametrize("way", entry_points(VIEWS, LABELS))
+def test_images_from_0_to_1_give_a_warning_and_others_none(way):
+    with pytest.warns(UserWarning, match=r"values from .* to .* multiply by 255"):
+        entry_points(VIEWS / 255, LABELS)[way]()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*multiply by 255")
+        entry_points(VIEWS, LABELS)[way]()
+        entry_points(np.zeros_like(VIEWS), LABELS)[way]()

@@ -8,7 +8,7 @@ import textwrap
 import numpy as np
 import tensorflow as tf
 
-from supcon_tf import distribute, pipeline, policies, steps
+from supcon_tf import blur, distribute, pipeline, policies
 from supcon_tf.stages import setup
 from supcon_tf.stages.run_directory import StageFolder
 
@@ -80,7 +80,7 @@ def _first_batch(flags, source, size):
     )
     with setup.naming_broken_images(source):
         views, originals = next(iter(views)), next(iter(originals))
-    shown = tf.cast(tf.clip_by_value(tf.round(steps.blurred_images(views)), 0, 255), tf.uint8)
+    shown = tf.cast(tf.clip_by_value(tf.round(blur.blurred_images(views)), 0, 255), tf.uint8)
     return shown.numpy(), originals["image"].numpy(), views["label"].numpy()
 
 

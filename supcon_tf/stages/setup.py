@@ -174,7 +174,7 @@ def create_policy(flags, augmentation_type: str) -> policies.Policy:
 
 def blur_probability(flags, policy: policies.Policy) -> float:
     """--blur_probability where the policy ends with a blur, else 0."""
-    return flags.blur_probability if policy.name in ("simclr", "stacked_randaugment") else 0.0
+    return flags.blur_probability if policy.ends_with_blur else 0.0
 
 
 def is_flipped(flags) -> bool:

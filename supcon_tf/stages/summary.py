@@ -7,6 +7,7 @@ import textwrap
 
 import tensorflow as tf
 
+from supcon_tf.program import python_program
 from supcon_tf.stages.run_directory import RunDirectory
 
 SNIPPET = """\
@@ -15,7 +16,8 @@ from PIL import Image
 
 encoder = keras.models.load_model("{encoder}")
 image = Image.open("your_image.png").convert("RGB").resize(({side}, {side}))
-embedding = encoder.predict(np.array(image, np.float32)[None])  # [1, {features}]"""
+pixels = np.array(image, np.float32)[None]  # values 0..255: do not divide by 255
+embedding = encoder.predict(pixels)  # [1, {features}]"""
 EXPORT_SNIPPET = """\
 import tensorflow as tf
 
@@ -38,7 +40,7 @@ def create(flags, results: dict[str, dict], arguments: list[str]) -> str:
         ("embed/embeddings.npz", "embeddings, labels, predictions and file names"),
         ("export/saved_model", "uint8 images to embeddings, projection and logits"),
         ("preview/preview.png", "images and their views"),
-        ("pretrain/tensorboard", "tensorboard --logdir=" + model_dir),
+        ("pretrain/tensorboard", _tensorboard(model_dir)),
     ):
         path = run.file(name)
         if tf.io.gfile.exists(path):
@@ -95,6 +97,7 @@ def _without_mode(arguments):
 
 
 def _next_command(flags, results, arguments):
+    program = [python_program(), "-m", "supcon_tf.main"]
     stages = ["pretrain", "linear", "eval"]
     done = [stage for stage in stages if stage in results]
     following = stages[stages.index(done[-1]) + 1 :] if done else stages
@@ -102,10 +105,14 @@ def _next_command(flags, results, arguments):
         following = []
     if following:
         mode = [] if following == stages else [f"--mode={','.join(following)}"]
-        return shlex.join(["python", "-m", "supcon_tf.main", *mode, *_without_mode(arguments)])
+        return shlex.join([*program, *mode, *_without_mode(arguments)])
     if flags.dataset != "folder":
         return (
-            "python -m supcon_tf.main --dataset=folder --data_dir=YOUR_IMAGES  "
+            f"{shlex.join(program)} --dataset=folder --data_dir=YOUR_IMAGES  "
             "# train/<class>/*.jpg and test/<class>/*.jpg"
         )
-    return f"tensorboard --logdir={RunDirectory.of(flags).path}"
+    return _tensorboard(RunDirectory.of(flags).path)
+
+
+def _tensorboard(model_dir):
+    return shlex.join([python_program(), "-m", "tensorboard.main", f"--logdir={model_dir}"])
