@@ -50,7 +50,10 @@ def _implied_by_data_dir(given: flags.FlagValues) -> list[str]:
 
 
 def _inherited(given: flags.FlagValues) -> list[str]:
-    """The flags of the run in --model_dir that its next stages need and nobody gave."""
+    """The flags of the run in --model_dir that the stages of --mode need and nobody gave.
+
+    Those that have their default in the run keep it, so that they do not count as given.
+    """
     if not given.mode or "pretrain" in given.mode:
         return []
     model_dir = command_line.model_dir(given)
@@ -58,10 +61,13 @@ def _inherited(given: flags.FlagValues) -> list[str]:
     for stage in _stages_to_look_at(given.mode):
         for name, line in _read_stage_flags(model_dir, stage).items():
             run.setdefault(name, line)
-    wanted = [*_wanted(given, run), "recipe"]
-    inherited = [run[name] for name in wanted if name in run and not given[name].present]
-    _say(given, model_dir, inherited)
+    wanted = [name for name in _wanted(given, run) if name in run and not given[name].present]
+    recipe = [run["recipe"]] if "recipe" in run and not given.recipe else []
+    base = command_line.peek(command_line.expand_recipe(["", *recipe]))
+    changed = [run[name] for name in wanted if run[name] != _serialized(base[name])]
+    _say(model_dir, recipe + [run[name] for name in wanted if name == "dataset"], changed)
     # The default of --model_dir follows the dataset and the recipe, which may change here.
+    inherited = [*recipe, *changed]
     return [f"--model_dir={model_dir}", *inherited] if inherited else []
 
 
@@ -112,15 +118,12 @@ def _named(line):
     return (name if name in flags.FLAGS else name.removeprefix("no")), line
 
 
-def _say(given, model_dir, inherited):
-    """One line with what was taken: the dataset always, the rest where it is not the default."""
-    shown = [
-        line for line in inherited if _named(line)[0] == "dataset" or line != _default(given, line)
-    ]
+def _say(model_dir, source, changed):
+    """One line with what was taken: recipe, dataset, and the rest where it is no default."""
+    shown = dict.fromkeys([*source, *changed])
     if shown:
         print(f"From the run in {model_dir}: {' '.join(shown)} (override them on the command line)")
 
 
-def _default(given, line):
-    flag = given[_named(line)[0]]  # Nobody gave it, so its value is the default.
+def _serialized(flag):
     return None if flag.value is None else flag.serialize()

@@ -102,6 +102,17 @@ def test_the_newest_stage_names_the_flags_and_a_stage_resumes_with_its_own(tmp_p
     assert (linear["seed"], linear["linear_epochs"], linear["batch_size"]) == (2, 7, 8)
 
 
+def test_a_default_of_the_run_does_not_count_as_given(tmp_path):
+    """Flags that may not be given together, or that choose by being given, keep their freedom."""
+    write_stage(tmp_path, "pretrain", "--recipe=cifar10_cpu", "--batch_size=64", "--seed=0")
+    with flagsaver.flagsaver():
+        flags.FLAGS(
+            implied_flags.complete(["supcon_tf", "--mode=linear", f"--model_dir={tmp_path}"])
+        )
+        assert not flags.FLAGS["seed"].present
+        assert flags.FLAGS.batch_size == 64  # Not the recipe's 256, which the run overrode.
+
+
 def test_unlabelled_images_need_no_dataset_of_the_run(tmp_path):
     write_stage(tmp_path, "pretrain", "--dataset=folder", "--data_dir=gone", "--image_size=8")
     arguments = ("--mode=embed,export", "--embed_dir=new", f"--model_dir={tmp_path}")
