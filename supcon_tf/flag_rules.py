@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 
 from absl import flags
 
@@ -267,12 +268,15 @@ def _check_warm_start(values):
 
 
 def _check_data_dir(values):
-    if values["dataset"] == "digits" and values["data_dir"]:
+    data_dir = values["data_dir"]
+    if values["dataset"] == "digits" and data_dir:
+        is_missing = "://" not in data_dir and not os.path.isdir(data_dir)
         raise flags.ValidationError(
-            f"data_dir={values['data_dir']} does nothing with --dataset=digits, which is part of "
-            "scikit-learn. For your own images add --dataset=folder (data_dir then holds train/ "
-            "and test/, each with one folder per class); for a TensorFlow Datasets name add "
-            "--dataset=NAME; for the digits leave --data_dir out."
+            f"data_dir={data_dir} {'is not a folder, and it ' if is_missing else ''}does nothing "
+            "with --dataset=digits, which is part of scikit-learn. For your own images add "
+            "--dataset=folder (data_dir then holds train/ and test/, each with one folder per "
+            "class); for a TensorFlow Datasets name add --dataset=NAME; for the digits leave "
+            "--data_dir out."
         )
     return True
 

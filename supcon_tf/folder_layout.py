@@ -49,11 +49,10 @@ def find_classes(data_dir: str | None, split: str, files=LOCAL_FILES) -> tuple[s
 
 def check(data_dir: str | None, files=LOCAL_FILES) -> None:
     """Raises ValueError unless both splits have the layout and every class has training files."""
-    for split in SPLIT_FOLDERS:
-        folder, class_names = find_classes(data_dir, split, files)
-        if split == "train":
-            for name in class_names:
-                class_files(folder, name, files)
+    find_classes(data_dir, "test", files)
+    folder, class_names = find_classes(data_dir, "train", files)
+    for name in class_names:
+        class_files(folder, name, files)
 
 
 def class_files(folder: str, class_name: str, files=LOCAL_FILES) -> list[str]:

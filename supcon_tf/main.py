@@ -7,7 +7,14 @@ import sys
 
 from absl import app, flags, logging
 
-from supcon_tf import command_line, implied_flags, stopping, tensorflow_start
+from supcon_tf import (
+    command_line,
+    flag_suggestions,
+    implied_flags,
+    path_checks,
+    stopping,
+    tensorflow_start,
+)
 
 STAGE_MODULES = {
     "pretrain": "pretrain",
@@ -29,21 +36,26 @@ def main(argv: list[str]) -> None:
     try:
         if flags.FLAGS.verbosity <= 0:
             logging.set_verbosity(logging.WARNING)
-            tensorflow_start.import_quietly()
         run_stages(flags.FLAGS, sys.argv[1:])
     except stopping.Stopped as stop:
         sys.stdout.flush()
         print(f"\n{stop.message}. The same command goes on from there.", file=sys.stderr)
         sys.exit(stop.code)
     except Exception as error:
-        import tensorflow as tf
-
-        mendable = isinstance(error, (ValueError, OSError, tf.errors.OpError))
-        if not mendable or flags.FLAGS.verbosity > 0:
+        if not _is_of_the_user(error) or flags.FLAGS.verbosity > 0:
             raise
         sys.stdout.flush()
         print(f"\nERROR: {error}\n(--verbosity=1 shows where it happened.)", file=sys.stderr)
         sys.exit(1)
+
+
+def _is_of_the_user(error):
+    """Whether an error is about what the user gave; any other is ours and shows its traceback."""
+    if "tensorflow" not in sys.modules:
+        return isinstance(error, (ValueError, OSError))
+    import tensorflow as tf
+
+    return isinstance(error, (ValueError, OSError, tf.errors.OpError))
 
 
 def run_stages(flag_values: flags.FlagValues, arguments: list[str]) -> None:
@@ -54,8 +66,11 @@ def run_stages(flag_values: flags.FlagValues, arguments: list[str]) -> None:
         arguments: the command line that they come from, for the command to type next.
 
     Raises:
-        ValueError: what the user has to mend.
+        ValueError: what the user has to fix.
     """
+    path_checks.check(flag_values)
+    if flag_values.verbosity <= 0:
+        tensorflow_start.import_quietly()
     from supcon_tf import distribute
     from supcon_tf.stages import setup, summary
 
@@ -80,9 +95,21 @@ def run() -> None:
 def _parse(argv):
     try:
         return flags.FLAGS(implied_flags.complete(argv))
-    except flags.Error as error:
-        print(f"ERROR: {error}\n(--help lists every flag.)", file=sys.stderr)
-        sys.exit(2)
+    except flags.UnrecognizedFlagError as error:
+        close = flag_suggestions.suggest(error.flagname, command_line.own_flags())
+        hint = f" Did you mean {' or '.join(f'--{name}' for name in close)}?" if close else ""
+        _refuse(f"There is no flag --{error.flagname}.{hint}")
+    except UnicodeDecodeError as error:
+        _refuse(f"A flagfile is not text in UTF-8: {error}.")
+    except (flags.Error, ValueError) as error:
+        _refuse(str(error).removeprefix("ERROR:: "))
+    except SystemExit:  # absl ends --help with 1.
+        sys.exit(0)
+
+
+def _refuse(message):
+    print(f"ERROR: {message}\n(--help lists every flag.)", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

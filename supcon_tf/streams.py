@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import re
 
 import tensorflow as tf
 
@@ -116,6 +118,23 @@ class StreamSource:
         return tf.where(is_noise, tf.cast(other % count, tf.int32), label)
 
 
+def suggest_names(dataset: str) -> list[str]:
+    """Up to three datasets with names like this one, without asking the network.
+
+    If TensorFlow Datasets knows the name itself, its version or configuration is what is wrong,
+    and there is nothing to suggest.
+    """
+    import tensorflow_datasets as tfds
+
+    known = [*tfds.list_builders(with_community_datasets=False), "digits", "folder"]
+    name = re.split("[/:]", dataset)[0]
+    if name in known:
+        return []
+    name = name.lower()
+    longer = sorted((other for other in known if other.startswith(name)), key=len)
+    return list(dict.fromkeys([*longer, *difflib.get_close_matches(name, known)]))[:3]
+
+
 def load_stream(dataset: str, split: str, data_dir: str | None = None) -> StreamSource:
     """The split of a TFDS dataset, prepared if it is not; a dataset without "test" gives its
     "validation".
@@ -129,10 +148,13 @@ def load_stream(dataset: str, split: str, data_dir: str | None = None) -> Stream
         builder = tfds.builder(dataset, data_dir=data_dir, try_gcs=False)
     except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
         # The last two come from a version or configuration that the dataset does not have.
+        names = suggest_names(dataset)
+        hint = f" Did you mean --dataset={' or --dataset='.join(names)}?" if names else ""
+        where = f", nor prepared in --data_dir={data_dir}" if data_dir else ""
         raise ValueError(
             f"Unknown dataset {dataset!r}: it is neither 'digits' nor 'folder' nor a TensorFlow "
-            f"Datasets name (https://www.tensorflow.org/datasets/catalog), nor prepared in "
-            f"--data_dir={data_dir}. ({str(error).strip().splitlines()[0]})"
+            f"Datasets name (https://www.tensorflow.org/datasets/catalog){where}.{hint} "
+            f"({str(error).strip().splitlines()[0]})"
         ) from error
     features = builder.info.features
     if not features or not {"image", "label"} <= set(features):

@@ -14,6 +14,7 @@ from supcon_tf import (
     crops,
     distribute,
     flag_rules,
+    flag_suggestions,
     losses,
     models,
     momentum_queue,
@@ -58,6 +59,7 @@ def test_help_names_every_flag_and_imports_no_tensorflow():
     )
     assert "HEAVY []" in done.stdout
     by_hand = run_command("--help")
+    assert by_hand.returncode == 0
     for name in command_line.own_flags():
         assert re.search(rf"--(\[no\])?{name}\b", by_hand.stdout), name
 
@@ -86,7 +88,7 @@ BAD_FLAGS = [
     (["--positives_cap=3"], "multiple of num_views=2"),
     (["--positives_cap=2", "--num_views=4"], "multiple of num_views=4"),
     (["batch_size=64"], "Unexpected argument 'batch_size=64'"),
-    (["--batchsize=64"], "Unknown command line flag 'batchsize'"),
+    (["--batchsize=64"], "no flag --batchsize. Did you mean --batch_size"),
     (["--batch_size=0"], "batch_size"),
     (["--recipe=nothing"], "no recipe 'nothing'; there are .*digits"),
     (["--encoder=resnet_v1", "--resnet_depth=51"], "resnet_depth=51: expected one of 18, 34"),
@@ -155,6 +157,62 @@ def test_bad_flags_are_refused_with_one_message(arguments, message):
     assert done.returncode != 0
     assert re.search(message, done.stderr + done.stdout, re.DOTALL), done.stderr
     assert "Traceback" not in done.stderr
+
+
+# Each needs no TensorFlow, whose start takes many seconds.
+BAD_PATHS = [
+    (["--dataset=folder", "--data_dir=missing"], "data_dir=missing is not a folder"),
+    (["--dataset=folder", "--data_dir=one_class"], "1 class folder.*contrast needs at least two"),
+    (["--data_dir=no_test"], "no_test/test or no_test/validation or no_test/val is missing"),
+    (["--data_dir=empty_class"], "empty_class/train/dog is empty"),
+    (["--dataset=cifar10", "--data_dir=a_file"], "data_dir=a_file is not a folder"),
+    (["--mode=embed", "--embed_dir=missing"], "embed_dir=missing is not a folder"),
+    (["--mode=embed", "--embed_dir=no_files"], "embed_dir=no_files holds no images"),
+    (["--reference_ckpt=missing"], "reference_ckpt=missing does not exist"),
+    (["--reference_ckpt=no_test"], "reference_ckpt=no_test holds no run"),
+    (["--model_dir=a_file/run"], "a_file/run cannot hold the results.*a_file: it is a file"),
+    (["--model_dir=/proc/run"], "/proc/run cannot hold.*cannot write into it.*--model_dir=runs"),
+    (["--mode=eval"], "runs/digits holds no run.*--mode=pretrain"),
+    (["--recipe=nothing"], "no recipe 'nothing'"),
+    (["--flagfile=missing"], "Unable to open flagfile.*missing"),
+    (["--flagfile=a_picture"], "flagfile is not text"),
+    (["--epochs=3"], "no flag --epochs.*--pretrain_epochs or --linear_epochs or --finetune_epochs"),
+    (["--lr=3"], "no flag --lr.*--pretrain_base_learning_rate or --linear_base_learning_rate"),
+    (["--learning_rate=3"], "--pretrain_base_learning_rate or --linear_base_learning_rate"),
+    (["--nojit_compile=3"], "nojit_compile=3 does not take"),
+]
+
+
+@pytest.fixture(scope="module")
+def bad_paths(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bad_paths")
+    for name in (
+        "one_class/train/cat", "one_class/test", "no_test/train/cat", "no_test/train/dog",
+        "empty_class/train/cat", "empty_class/train/dog", "empty_class/test", "no_files/inside",
+    ):  # fmt: skip
+        (root / name).mkdir(parents=True)
+    (root / "empty_class/train/cat/0.png").touch()
+    (root / "a_file").touch()
+    (root / "a_picture").write_bytes(b"\xd0\xff")
+    return root
+
+
+@pytest.mark.parametrize("arguments,message", BAD_PATHS, ids=[" ".join(a) for a, _ in BAD_PATHS])
+def test_bad_paths_and_names_are_refused_before_tensorflow_starts(arguments, message, bad_paths):
+    code = (
+        f"import sys; sys.argv = ['supcon_tf', *{arguments}]\n"
+        "from supcon_tf import main\n"
+        "try: main.run()\n"
+        "finally: print('HEAVY', [m for m in ('tensorflow', 'keras', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=bad_paths, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode in (1, 2)
+    assert re.search(message, done.stderr, re.DOTALL), done.stderr
+    assert done.stderr.strip().startswith("ERROR: ") and "Traceback" not in done.stderr
+    assert "HEAVY []" in done.stdout
+    assert not (bad_paths / "runs").exists()
 
 
 # Every flag that is an argument of a function has that function's default. What differs on
@@ -227,6 +285,13 @@ def test_views_of_arrays_have_the_defaults_of_the_command():
     assert defaults["crop_area_range"] == (low, high)
     assert values.pop("horizontal_flip") == "auto" and defaults["horizontal_flip"]  # Not digits.
     assert values == {name: defaults[name] for name in values}
+
+
+def test_every_word_of_another_program_has_a_flag_here():
+    known = command_line.own_flags()
+    for word in flag_suggestions.OTHER_WORDS:
+        suggested = flag_suggestions.suggest(word, known)
+        assert suggested and set(suggested) <= set(known), word
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -289,9 +289,13 @@ def test_a_bad_folder_is_refused_before_training(tmp_path, kind, message):
     "arguments,message",
     [
         (["--dataset=no_such_dataset"], "neither 'digits' nor 'folder' nor a TensorFlow Datasets"),
+        (["--dataset=cifar-10"], "Did you mean --dataset=cifar10 or"),
+        (["--dataset=CIFAR10:3.*.*"], "Did you mean --dataset=cifar10 or"),
+        (["--dataset=Folder"], "Did you mean --dataset=folder?"),
+        (["--dataset=svhn"], "Did you mean --dataset=svhn_cropped?"),
         (["--dataset=folder"], "needs --data_dir"),
-        (["--mode=linear"], "no pretrained encoder .* run --mode=pretrain"),
-        (["--mode=eval"], "no classifier .* run --mode=linear"),
+        (["--mode=linear"], "holds no run.* --mode=pretrain"),
+        (["--mode=eval"], "holds no run.* --mode=pretrain"),
         (["--batch_size=1438"], "larger than the 1437 training examples"),
     ],
 )
@@ -301,10 +305,18 @@ def test_bad_input_is_refused_before_training(tmp_path, arguments, message):
     assert not (tmp_path / "run/pretrain/metrics.jsonl").exists()
 
 
+def test_later_stages_of_an_unfinished_run_say_what_is_missing(tmp_path):
+    (tmp_path / "run/pretrain").mkdir(parents=True)
+    for mode, message in (("linear", "no pretrained encoder .* run --mode=pretrain"),
+                          ("eval", "no classifier .* run --mode=linear")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            run_inside(f"--mode={mode}", f"--model_dir={tmp_path / 'run'}")
+
+
 def test_an_error_is_one_message_and_a_failing_exit(tmp_path):
     done = run_command("--mode=linear", f"--model_dir={tmp_path}")
     assert done.returncode == 1
-    assert "ERROR: There is no pretrained encoder" in done.stderr
+    assert "ERROR: --mode=linear needs a trained encoder" in done.stderr
     assert "Traceback" not in done.stderr
 
 

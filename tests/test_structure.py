@@ -9,6 +9,8 @@ PACKAGE = Path(__file__).parent.parent / "supcon_tf"
 # What each module may import; a name stands for itself and all its parts.
 ALLOWED = {
     "implied_flags": {"command_line", "folder_layout", "tensorflow_start"},
+    "path_checks": {"command_line", "folder_layout", "implied_flags"},
+    "flag_suggestions": set(),
     "tensorflow_start": set(),
     "command_line": {"flag_rules", "input_flags", "output_flags", "training_flags"},
     "input_flags": {"flag_types"},
@@ -17,7 +19,8 @@ ALLOWED = {
     "flag_types": set(),
     "flag_rules": set(),
     "main": {
-        "command_line", "implied_flags", "distribute", "stages", "stopping", "tensorflow_start",
+        "command_line", "implied_flags", "path_checks", "flag_suggestions", "distribute", "stages",
+        "stopping", "tensorflow_start",
     },
     "stages": {
         "command_line", "flag_rules", "stages", "train", "steps", "checkpoint", "metrics",
@@ -72,7 +75,8 @@ ALLOWED = {
     "optimizers": set(),
 }  # fmt: skip
 FLAG_ROOMS = (
-    "main", "command_line", "implied_flags", "flag_rules", "flag_types", "input_flags",
+    "main", "command_line", "implied_flags", "path_checks", "flag_rules", "flag_types",
+    "input_flags",
     "output_flags", "training_flags", "stages", "studies",
 )  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
