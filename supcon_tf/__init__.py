@@ -26,6 +26,7 @@ _MODULE_OF = {
     "create_classifier": "models",
     "create_resnet": "resnet",
     "LARS": "optimizers",
+    "Momentum": "optimizers",
     "WarmUpThenDecay": "optimizers",
     "create_policy": "policies",
     "create_view_batches": "pipeline",

@@ -30,7 +30,7 @@ def create_optimizer(name, rates, **options):
     return optimizers.create_optimizer(name, Listed(rates), **options)
 
 
-def train(optimizer, *, num_steps=STEPS, weight_decay=0.0):
+def train(optimizer, *, num_steps=STEPS, weight_decay=0.0, loss_scale=1.0):
     """The weights after every step; weight_decay is added here if the optimizer has none."""
     start, curvatures, targets = draw_problem()
     weights = keras.Variable(start)
@@ -39,7 +39,7 @@ def train(optimizer, *, num_steps=STEPS, weight_decay=0.0):
     @tf.function
     def step(target):
         gradient = curvatures * (weights.value - target) + weight_decay * weights.value
-        optimizer.apply([gradient], [weights])
+        optimizer.apply([loss_scale * gradient], [weights])
 
     history = []
     for target in targets[:num_steps]:
@@ -83,6 +83,17 @@ def test_keras_own_sgd_ends_elsewhere_unless_the_rate_is_constant(name):
         difference = np.abs(train(sgd, weight_decay=WEIGHT_DECAY) - ours).max()
         print(f"{schedule}, {name}: {difference:.3g} of {np.abs(ours - ours[0]).max():.3g}")
         assert difference < 5e-6 if schedule == "constant" else difference > 0.1
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_converted_settings_of_supcontrast_make_its_updates(schedule):
+    """Its loss is ours / 0.07: the learning rate / 0.07 and 0.07 times the weight decay make up for
+    that at every step, as docs/coming_from.md says."""
+    rates = [rate / 0.07 for rate in SCHEDULES[schedule]]
+    optimizer = create_optimizer("momentum", rates, weight_decay=0.07 * WEIGHT_DECAY)
+    with np.load(PATH) as stored:
+        expected = stored[f"{schedule}, momentum"]
+    np.testing.assert_allclose(train(optimizer, loss_scale=0.07), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

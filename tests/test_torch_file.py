@@ -83,7 +83,7 @@ def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(function, tm
 
 def nested_tuples(count):
     """Each of two references to the one before: 2^count elements for whoever walks them."""
-    pairs = b"".join(b"q%ch%ch%c\x86" % (index, index, index) for index in range(count))
+    pairs = b"".join(b"q%ch%c\x86" % (index, index) for index in range(count))
     return b")" + pairs
 
 
