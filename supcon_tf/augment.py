@@ -20,8 +20,6 @@ import tensorflow as tf
 COMPATS = ("pillow", "reference")
 JITTER_VARIANTS = ("tensorflow", "torchvision")
 
-CROP_ATTEMPTS = 10
-CROP_DRAWS = 2 * CROP_ATTEMPTS + 2
 JITTER_DRAWS = 8
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # as tf.image.rgb_to_grayscale
 
@@ -29,70 +27,24 @@ GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # as tf.image.rgb_to_grayscale
 # Crop and flip
 
 
-def random_crop_boxes(
-    draws: tf.Tensor,
-    heights: tf.Tensor,
-    widths: tf.Tensor,
-    *,
-    area_range: tuple[float, float] = (0.08, 1.0),
-    aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3),
+def crop_and_resize(
+    images: tf.Tensor, boxes: tf.Tensor, size: int, *, compat: str = "pillow"
 ) -> tf.Tensor:
-    """Random crops as `tf.image.sample_distorted_bounding_box` distributes them.
-
-    Each attempt draws an aspect ratio (width / height), then a height among those whose area
-    is in range; the first attempt that fits the image counts. If none fits, the crop is the
-    central square of the short side.
-
-    Args:
-        draws: float32 [B, CROP_DRAWS] in [0, 1).
-        heights, widths: int32 [B], of each image, in pixels.
-        area_range: share of the image's area, within (0, 1].
-        aspect_ratio_range: width over height.
-
-    Returns:
-        int32 [B, 4]: top, left, height, width.
-    """
-    heights, widths = tf.cast(heights, tf.float32), tf.cast(widths, tf.float32)
-    area = (heights * widths)[:, None]
-    low, high = aspect_ratio_range
-    ratio = low + draws[:, :CROP_ATTEMPTS] * (high - low)  # [B, attempts]
-
-    shortest = tf.round(tf.sqrt(area_range[0] * area / ratio))
-    tallest = tf.round(tf.sqrt(area_range[1] * area / ratio))
-    tallest = tf.minimum(tallest, tf.floor((widths[:, None] + 0.5 - 1e-4) / ratio))
-    tallest = tf.minimum(tallest, heights[:, None])
-    shortest = tf.minimum(shortest, tallest)
-    choice = draws[:, CROP_ATTEMPTS : 2 * CROP_ATTEMPTS]
-    height = shortest + tf.floor(choice * (tallest - shortest + 1))
-    width = tf.round(height * ratio)
-    fits = (height >= 1) & (width >= 1) & (width <= widths[:, None])
-    # Rounding to whole pixels may miss the area by one row or column, and no more.
-    fits &= (height + 1) * (width + 1) >= area_range[0] * area
-
-    first = tf.argmax(tf.cast(fits, tf.int32), axis=1)
-    any_fits = tf.reduce_any(fits, axis=1)
-    side = tf.minimum(heights, widths)
-    height = tf.where(any_fits, tf.gather(height, first, batch_dims=1), side)
-    width = tf.where(any_fits, tf.gather(width, first, batch_dims=1), side)
-    top_draw, left_draw = draws[:, -2], draws[:, -1]
-    top = tf.where(any_fits, tf.floor(top_draw * (heights - height + 1)), (heights - side) // 2)
-    left = tf.where(any_fits, tf.floor(left_draw * (widths - width + 1)), (widths - side) // 2)
-    return tf.cast(tf.stack([top, left, height, width], axis=1), tf.int32)
-
-
-def crop_and_resize(images: tf.Tensor, boxes: tf.Tensor, size: int) -> tf.Tensor:
     """Crops each image to its box and resizes bilinearly, as slicing and `tf.image.resize` do.
 
     Args:
         images: uint8 [B, H, W, 3].
         boxes: int32 [B, 4]: top, left, height, width.
         size: S, the side of the result in pixels.
+        compat: "pillow" rounds to the nearest level; "reference" drops the fraction, as the
+            released code does, which darkens by half a level on average.
 
     Returns:
-        uint8 [B, S, S, 3], rounded to the nearest level.
+        uint8 [B, S, S, 3].
     """
     top, left, height, width = tf.unstack(boxes, axis=1)
-    return resample(images, bilinear_taps(top, height, size), bilinear_taps(left, width, size))
+    down, right = bilinear_taps(top, height, size), bilinear_taps(left, width, size)
+    return resample(images, down, right, compat=compat)
 
 
 def bilinear_taps(start: tf.Tensor, length: tf.Tensor, size: int) -> tuple[tf.Tensor, ...]:
@@ -113,7 +65,7 @@ def bilinear_taps(start: tf.Tensor, length: tf.Tensor, size: int) -> tuple[tf.Te
     return lower + start[:, None], upper + start[:, None], position - first
 
 
-def resample(images: tf.Tensor, down: tuple, right: tuple) -> tf.Tensor:
+def resample(images: tf.Tensor, down: tuple, right: tuple, *, compat: str = "pillow") -> tf.Tensor:
     """uint8 [B, H, W, 3] -> [B, S, S, 3], given the `bilinear_taps` of rows and of columns."""
     above, below, down_weight = down
     before, after, right_weight = right
@@ -123,7 +75,8 @@ def resample(images: tf.Tensor, down: tuple, right: tuple) -> tf.Tensor:
     rows = upper + (lower - upper) * down_weight
     start = tf.gather(rows, before, axis=2, batch_dims=1)  # [B, S, S, 3]
     end = tf.gather(rows, after, axis=2, batch_dims=1)
-    return to_uint8(start + (end - start) * right_weight)
+    values = start + (end - start) * right_weight
+    return to_uint8(tf.floor(values) if compat == "reference" else values)
 
 
 def flip(images: tf.Tensor, chosen: tf.Tensor) -> tf.Tensor:

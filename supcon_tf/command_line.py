@@ -31,6 +31,7 @@ INPUT_FLAGS = (
     "num_images",
     "label_noise_prob",
     "class_balanced",
+    "crop_compat",
     "horizontal_flip",
 )
 WARM_START_FLAGS = ("reference_ckpt", "ignore_missing_checkpoint_vars")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from supcon_tf import augment
-
 EVAL_CROP_METHODS = (
     "auto",
     "resize_then_crop",
@@ -37,7 +35,8 @@ def eval_crop(image: tf.Tensor, size: int, *, method: str = "auto", padding: int
             preprocessing.py): "resize_then_crop": the short side becomes S + padding, then the
             central square of S. "crop_then_resize": the central square of
             S / (S + padding) of the short side. "crop_then_distort": the same share of each
-            side, squeezed to a square. "identity": the image, which must have S pixels.
+            side, squeezed to a square. "identity": the image, which must have S pixels. "auto"
+            rounds to the nearest level; the others drop the fraction, as the released code does.
         padding: see above; 32 for 224 pixels in the recipes. "auto" and "identity" do not look.
 
     Returns:
@@ -58,7 +57,7 @@ def eval_crop(image: tf.Tensor, size: int, *, method: str = "auto", padding: int
         sides = tf.cast(tf.stack([height, width]), tf.float32)
         sides = tf.cast((size + padding) / short * sides, tf.int32)
         resized = tf.image.resize(image, tf.maximum(sides, size))
-        image, box = augment.to_uint8(resized), _central(sides[0], sides[1], size, size)
+        image, box = tf.cast(resized, tf.uint8), _central(sides[0], sides[1], size, size)
     elif method == "crop_then_resize":
         short = tf.minimum(height, width)
         side = tf.maximum(tf.cast(share * tf.cast(short, tf.float32), tf.int32), 1)
@@ -70,7 +69,8 @@ def eval_crop(image: tf.Tensor, size: int, *, method: str = "auto", padding: int
         box = tf.stack([top, left, height - 2 * top, width - 2 * left])
     else:
         box = central_box(height, width, size)
-    return crop_and_resize(image, box, size)
+    compat = "pillow" if method == "auto" else "reference"
+    return crop_and_resize(image, box, size, compat=compat)
 
 
 def central_box(height: tf.Tensor, width: tf.Tensor, image_size: int) -> tf.Tensor:
@@ -80,16 +80,25 @@ def central_box(height: tf.Tensor, width: tf.Tensor, image_size: int) -> tf.Tens
     return _central(height, width, side, side)
 
 
-def crop_and_resize(image: tf.Tensor, box: tf.Tensor, size: int) -> tf.Tensor:
+def crop_and_resize(
+    image: tf.Tensor, box: tf.Tensor, size: int, *, compat: str = "pillow"
+) -> tf.Tensor:
     """uint8 [H, W, 3] -> [S, S, 3], as `augment.crop_and_resize` within one level.
 
     For a single image of any shape TensorFlow's kernel is three times as fast.
+
+    Args:
+        image: uint8 [H, W, 3].
+        box: int32 [4]: top, left, height, width.
+        size: S.
+        compat: "pillow" rounds to the nearest level, "reference" drops the fraction.
     """
     top, left, height, width = tf.unstack(box)
     image = image[top : top + height, left : left + width]
     resized = tf.image.resize(image, [size, size])
     # A weighted mean of levels stays between 0 and 255: nothing to clip.
-    return tf.ensure_shape(tf.cast(resized + 0.5, tf.uint8), [size, size, 3])
+    rounding = 0.0 if compat == "reference" else 0.5
+    return tf.ensure_shape(tf.cast(resized + rounding, tf.uint8), [size, size, 3])
 
 
 def flip_if(is_flipped: tf.Tensor, image: tf.Tensor) -> tf.Tensor:

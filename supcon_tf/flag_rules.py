@@ -30,6 +30,8 @@ PROJECTION_FLAGS = (
     "warm_start_projection_head", "pretrain_use_projection_head_weight_decay",
 )  # fmt: skip
 
+# Share of the image below which --crop_compat=reference draws no crop.
+SMALLEST_REFERENCE_CROP = 0.1
 ENCODERS = ("tiny", "resnet_v1", "resnext")
 APPLICATIONS = "keras.applications."
 
@@ -59,6 +61,8 @@ def define_rules(stages: tuple[str, ...]) -> None:
         _check_queue,
     )
     flags.register_multi_flags_validator(["use_labels", "num_views"], _check_positives)
+    for name in ("crop_area_range", "linear_crop_area_range", "finetune_crop_area_range"):
+        flags.register_multi_flags_validator([name, "crop_compat"], _check_crop_area)
     flags.register_multi_flags_validator(
         ["mode", "loss", "batch_size", "queue_size"], _check_contrasts
     )
@@ -115,6 +119,17 @@ def _check_warmup(values):
     if warmup > epochs:
         raise flags.ValidationError(
             f"{next(iter(values))}={warmup:g} is longer than the stage of {epochs:g} epochs."
+        )
+    return True
+
+
+def _check_crop_area(values):
+    (name, (low, high)), compat = next(iter(values.items())), values["crop_compat"]
+    if compat == "reference" and high <= SMALLEST_REFERENCE_CROP:
+        raise flags.ValidationError(
+            f"{name}={low:g},{high:g}: --crop_compat=reference draws no crops below "
+            f"{SMALLEST_REFERENCE_CROP} of the image. Raise the upper end, or use "
+            "--crop_compat=torchvision."
         )
     return True
 

@@ -104,6 +104,15 @@ def define_data_flags():
             f"The same for the {stage} stage, whose test images are cropped little.",
         )
     flags.DEFINE_enum(
+        "crop_compat",
+        "reference",
+        ["reference", "torchvision"],
+        "How random crops for training are drawn. reference: as the paper's TensorFlow code "
+        "(tf.image.sample_distorted_bounding_box: heights uniform, at least a tenth of the "
+        "image). torchvision: as RandomResizedCrop in SupContrast (areas uniform, so crops are "
+        "larger on average). Images that are reduced in size are not antialiased.",
+    )
+    flags.DEFINE_enum(
         "horizontal_flip",
         "auto",
         ["auto", "true", "false"],
@@ -132,8 +141,9 @@ def define_augmentation_flags():
         "augmentation_compat",
         "pillow",
         ["pillow", "reference"],
-        "pillow: operations equal Pillow's, distances scale with the image; reference: as the "
-        "library that the published recipes used.",
+        "pillow: operations equal Pillow's, distances scale with the image, and crops are rounded "
+        "to the nearest level; reference: as the library that the published recipes used, which "
+        "drops fractions when it resizes.",
     )
     define("randaugment_num_layers", Integer(at_least=1, at_most=100), 2, "Operations per view.")
     flags.DEFINE_bool(

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from supcon_tf import augment, blur, views
+from supcon_tf import blur, views
 from supcon_tf.crops import central_box as central_box
 from supcon_tf.crops import check_eval_crop, crop_and_resize, eval_crop, flip_if
 from supcon_tf.decode import decode_crops, decode_image
@@ -19,6 +19,7 @@ from supcon_tf.order import BatchPlan
 from supcon_tf.pixel_values import check_examples
 from supcon_tf.policies import Policy, create_policy
 from supcon_tf.sources import ArraySource, FileSource, Source, StreamSource, source_of_arrays
+from supcon_tf.view_draws import ViewDraws
 
 
 def create_train_batches(
@@ -31,6 +32,7 @@ def create_train_batches(
     num_views: int = 2,
     start_step: int = 0,
     crop_area_range: tuple[float, float] = (0.08, 1.0),
+    crop_compat: str = "reference",
     horizontal_flip: bool = True,
     class_balanced: bool = False,
     blur_probability: float = 0.0,
@@ -53,6 +55,7 @@ def create_train_batches(
         num_views: V.
         start_step: the step of the first batch.
         crop_area_range: share of the image that a random crop covers.
+        crop_compat: how crops are drawn, see `random_crops.random_crop_boxes`.
         horizontal_flip: mirror each view with probability 0.5.
         class_balanced: every class equally often, see `order.BatchPlan`; not for streams.
         blur_probability: how many views get a sigma for the blur on the device.
@@ -75,7 +78,7 @@ def create_train_batches(
     if num_replicas % num_hosts:
         raise ValueError(f"{num_replicas} replicas cannot be shared evenly by {num_hosts} hosts.")
     rows = batch_size // num_hosts
-    draws = _ViewDraws(policy, crop_area_range, horizontal_flip, blur_probability)
+    draws = ViewDraws(policy, crop_area_range, crop_compat, horizontal_flip, blur_probability)
     plan = BatchPlan(
         num_examples=source.num_examples,
         batch_size=batch_size,
@@ -121,6 +124,7 @@ def create_view_batches(
     num_views: int = 2,
     start_step: int = 0,
     crop_area_range: tuple[float, float] = (0.5, 1.0),
+    crop_compat: str = "reference",
     horizontal_flip: bool = True,
     blur_probability: float = 0.0,
 ) -> tf.data.Dataset:
@@ -141,7 +145,7 @@ def create_view_batches(
         blur_probability: share of the views that "simclr" and "stacked_randaugment" blur at the
             end: 0.5 for ImageNet, 0 for CIFAR in the published recipes.
         start_step: the step of the first batch. A dataset itself starts again.
-        seed, num_views, crop_area_range: see `create_train_batches`.
+        seed, num_views, crop_area_range, crop_compat: see `create_train_batches`.
 
     Returns:
         (views [B, V, S, S, 3] in 0..255, labels [B, ...]), the views uint8, or float32 with a
@@ -161,6 +165,7 @@ def create_view_batches(
         "num_views": num_views,
         "start_step": start_step,
         "crop_area_range": crop_area_range,
+        "crop_compat": crop_compat,
         "horizontal_flip": horizontal_flip,
         "blur_probability": blur_probability if policy.ends_with_blur else 0.0,
     }
@@ -181,7 +186,7 @@ def _batches_of_dataset(
 ):
     """Batches of views of a dataset of (image, label), in its order, again and again."""
     check_examples(examples)
-    view_draws = _ViewDraws(policy, **draws_options)
+    view_draws = ViewDraws(policy, **draws_options)
     plan = BatchPlan(
         num_examples=batch_size,  # Their order is not the plan's.
         batch_size=batch_size,
@@ -202,56 +207,6 @@ def _made_ahead(batches):
     return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-class _ViewDraws:
-    """What the uniform numbers of a view, the last axis of [..., K], decide.
-
-    In order: the crop, the flip, the policy, and the blur if there is any.
-    """
-
-    def __init__(self, policy, crop_area_range, horizontal_flip, blur_probability):
-        self.policy = policy
-        self.crop_area_range = crop_area_range
-        self.horizontal_flip = horizontal_flip
-        self.blur_probability = blur_probability
-        self.count = augment.CROP_DRAWS + 1 + policy.num_draws
-        if blur_probability:
-            self.count += blur.BLUR_DRAWS
-
-    def boxes(self, draws, shape):
-        """Crops int32 [n, V, 4] of images that all have one shape, from [n, V, K]."""
-        flat = tf.reshape(draws[..., : augment.CROP_DRAWS], [-1, augment.CROP_DRAWS])
-        count = tf.shape(flat)[0]
-        heights, widths = tf.fill([count], shape[0]), tf.fill([count], shape[1])
-        boxes = augment.random_crop_boxes(flat, heights, widths, area_range=self.crop_area_range)
-        return tf.reshape(boxes, [*draws.shape[:2], 4])
-
-    def flips(self, draws):
-        return (draws[..., augment.CROP_DRAWS] < 0.5) & self.horizontal_flip
-
-    def of_policy(self, draws):
-        start = augment.CROP_DRAWS + 1
-        return draws[..., start : start + self.policy.num_draws]
-
-    def batch(self, images, labels, draws):
-        """The batch of views [B, V, S, S, 3] that were made with draws [B, V, K]."""
-        batch = {"image": images, "label": labels}
-        if self.blur_probability:
-            low, high = blur.SIGMA_RANGE
-            is_blurred = draws[..., -2] < self.blur_probability
-            sigma = low + draws[..., -1] * (high - low)
-            batch["blur_sigma"] = tf.where(is_blurred, sigma, 0.0)
-        return batch
-
-    def describe(self, draws, size):
-        """The operations of one view, from its draws [K]."""
-        texts = ["flip"] if self.flips(draws) else []
-        texts += self.policy.describe(self.of_policy(draws), size)
-        if self.blur_probability:
-            sigma = float(self.batch(None, None, draws)["blur_sigma"])
-            texts += [f"blur {sigma:.1f}"] if sigma else []
-        return texts
-
-
 def describe_step(
     step: int,
     *,
@@ -260,11 +215,12 @@ def describe_step(
     image_size: int,
     seed: int,
     num_views: int = 2,
+    crop_compat: str = "reference",
     horizontal_flip: bool = True,
     blur_probability: float = 0.0,
 ) -> list[list[list[str]]]:
     """For every row and view of a step's batch, what was done to it after the crop."""
-    view_draws = _ViewDraws(policy, (0.08, 1.0), horizontal_flip, blur_probability)
+    view_draws = ViewDraws(policy, (0.08, 1.0), crop_compat, horizontal_flip, blur_probability)
     plan = BatchPlan(
         num_examples=batch_size,
         batch_size=batch_size,
@@ -323,7 +279,7 @@ def _batches_of_examples(examples, plan, view_draws, size):
             boxes = boxes_of(tf.shape(image)[:2])
         flips = view_draws.flips(draws)
         crops = [
-            flip_if(flips[view], crop_and_resize(image, boxes[view], size))
+            flip_if(flips[view], crop_and_resize(image, boxes[view], size, compat=policy.compat))
             for view in range(plan.num_views)
         ]
         return tf.stack(crops), label, draws  # [V, S, S, 3]

@@ -167,11 +167,13 @@ class Policy:
     Attributes:
         name: one of AUGMENTATION_TYPES.
         num_draws: how many uniform numbers one image needs.
+        compat: "pillow" or "reference", which also decides how the crop before is rounded.
     """
 
-    def __init__(self, name: str, stages: tuple[Stage, ...] = ()):
+    def __init__(self, name: str, stages: tuple[Stage, ...] = (), *, compat: str = "pillow"):
         self.name = name
         self.stages = stages
+        self.compat = compat
         self.num_draws = sum(stage.num_draws for stage in stages)
 
     @property
@@ -237,7 +239,8 @@ def create_policy(
             level 10, as the released code has it, then grayscale and warp.
         magnitude: see above; AutoAugment's tables carry their own levels.
         compat: "pillow", where pixel constants scale with the image's side, or "reference",
-            which reproduces the library that the released recipes used.
+            which reproduces the library that the released recipes used, and drops fractions
+            when crops are resized, as they do.
         num_layers: of "randaugment".
         jitter_variant: one of augment.JITTER_VARIANTS.
         warp_probability: of the spline warp at the end of "simclr" and
@@ -252,7 +255,7 @@ def create_policy(
     if not 0 <= warp_probability <= 1:
         raise ValueError(f"warp_probability is a share from 0 to 1, got {warp_probability}.")
     if augmentation_type == "identity" or magnitude <= 0:
-        return Policy("identity")
+        return Policy("identity", compat=compat)
 
     tables = {
         "autoaugment": AUTOAUGMENT_V0,
@@ -270,7 +273,7 @@ def create_policy(
         stages.append(_grayscale(compat))
         if warp_probability > 0:
             stages.append(_warp(warp_probability))
-    return Policy(augmentation_type, tuple(stages))
+    return Policy(augmentation_type, tuple(stages), compat=compat)
 
 
 def _check_choice(what, value, choices):

@@ -34,7 +34,7 @@ def augment_views(
 
     Args:
         images: uint8 [B, H, W, 3].
-        boxes: int32 [B, V, 4], as `augment.random_crop_boxes` gives them for each view.
+        boxes: int32 [B, V, 4], as `random_crops.random_crop_boxes` gives them for each view.
         flips: bool [B, V], which views are mirrored left to right.
         draws: float32 [B, V, policy.num_draws] in [0, 1).
         policy: a `policies.Policy`.
@@ -55,7 +55,8 @@ def augment_views(
     def view(index):
         image = tf.gather(images, index // num_views)[None]
         taps_down, taps_right, plan = _row((down, right, plans), index)
-        return policy.transform(augment.resample(image, taps_down, taps_right), plan)
+        resized = augment.resample(image, taps_down, taps_right, compat=policy.compat)
+        return policy.transform(resized, plan)
 
     views = each_image(view, total, size)
     return tf.reshape(views, [batch_size, num_views, size, size, 3])

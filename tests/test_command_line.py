@@ -21,6 +21,7 @@ from supcon_tf import (
     optimizers,
     pipeline,
     policies,
+    random_crops,
     resnet,
     sources,
     steps,
@@ -105,6 +106,7 @@ BAD_FLAGS = [
     (["--embed_split=train", "--embed_dir=images"], "a folder instead of it: give one"),
     (["--encoder=resnext", "--resnet_depth=34"], "34 is not a valid resnext depth"),
     (["--crop_area_range=0.5"], "crop_area_range=0.5: expected 2 numbers"),
+    (["--linear_crop_area_range=0.05,0.1"], "linear_crop_area_range=0.05,0.1.*Raise the upper"),
     (["--crop_area_range=0.9,0.5"], "none smaller than the one before"),
     (["--crop_area_range=a,b"], "crop_area_range=a,b: expected 2 numbers"),
     (["--projection_head_layers=128,x"], "each a whole number from 1 to"),
@@ -228,6 +230,7 @@ PAIRS = {
     "num_views": pipeline.create_train_batches,
     "class_balanced": pipeline.create_train_batches,
     "blur_probability": pipeline.create_train_batches,
+    "crop_compat": pipeline.create_train_batches,
     "data_service": pipeline.create_train_batches,
     "skip_broken_images": sources.load_source,
     "eval_crop_method": (pipeline.create_eval_batches, "crop_method"),
@@ -309,6 +312,7 @@ def test_a_flag_has_the_default_of_its_function(name):
         ("denominator_mode", losses.DENOMINATOR_MODES),
         ("strategy", distribute.STRATEGIES),
         ("eval_crop_method", crops.EVAL_CROP_METHODS),
+        ("crop_compat", random_crops.CROP_COMPATS),
         ("augmentation_type", policies.AUGMENTATION_TYPES),
         ("linear_augmentation_type", policies.AUGMENTATION_TYPES),
         ("pretrain_optimizer", optimizers.OPTIMIZERS),
@@ -324,6 +328,10 @@ def test_a_flag_offers_what_its_function_knows(name, choices):
 def test_the_rules_know_the_encoders_of_the_functions():
     assert sorted(flag_rules.ENCODERS) == sorted(resnet.ARCHITECTURES)
     assert flag_rules.APPLICATIONS == applications.PREFIX
+
+
+def test_the_rules_know_the_smallest_crop_of_the_functions():
+    assert random_crops.REFERENCE_MIN_AREA == flag_rules.SMALLEST_REFERENCE_CROP
 
 
 def test_every_flag_is_used_and_belongs_to_a_stage():

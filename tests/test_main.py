@@ -401,7 +401,8 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path):
 OTHER_VALUES = [
     "--dataset=folder --data_dir={data} --batch_size=8 --pretrain_epochs=3",
     "--image_size=16", "--seed=1", "--batch_size=32", "--horizontal_flip=true", "--num_views=3",
-    "--crop_area_range=0.2,0.6", "--augmentation_type=randaugment", "--augmentation_magnitude=1.0",
+    "--crop_area_range=0.2,0.6", "--crop_compat=torchvision",
+    "--augmentation_type=randaugment", "--augmentation_magnitude=1.0",
     "--augmentation_type=randaugment --augmentation_magnitude=9 | --augmentation_compat=reference",
     "--augmentation_type=randaugment --augmentation_magnitude=9 | --randaugment_num_layers=3",
     "--use_pytorch_color_jitter", "--warp_probability=1.0", "--blur_probability=1.0",

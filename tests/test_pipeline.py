@@ -5,13 +5,11 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 from tensorflow.python.eager import context
 
-from supcon_tf import augment, pipeline, policies, sources
+from supcon_tf import augment, pipeline, policies, random_crops, sources
 
 SIDE = 8
 SIMCLR = policies.create_policy("simclr", magnitude=0.5)
@@ -575,70 +573,11 @@ def test_flips_and_sizes_suit_the_dataset(folder):
 # Crops.
 
 
-def draw_boxes(height, width, num_boxes=200, seed=0, **options):
-    draws = tf.random.stateless_uniform([num_boxes, augment.CROP_DRAWS], [seed, 0])
-    heights, widths = tf.fill([num_boxes], height), tf.fill([num_boxes], width)
-    return augment.random_crop_boxes(draws, heights, widths, **options).numpy()
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    height=st.integers(1, 64),
-    width=st.integers(1, 64),
-    low=st.floats(0.01, 1.0),
-    share=st.floats(0.0, 1.0),
-    seed=st.integers(0, 1000),
-)
-def test_crop_boxes_are_inside_and_of_an_area_in_range(height, width, low, share, seed):
-    area_range = (low, low + share * (1.0 - low))
-    boxes = draw_boxes(height, width, seed=seed, area_range=area_range)
-    tops, lefts, heights, widths = boxes.T
-    assert np.all(boxes >= 0) and np.all(heights >= 1) and np.all(widths >= 1)
-    assert np.all(tops + heights <= height) and np.all(lefts + widths <= width)
-    short = min(height, width)
-    is_fallback = (heights == short) & (widths == short)
-    area = height * width
-    # A side is rounded to whole pixels: the area is in range for one pixel more or less.
-    assert np.all(((heights + 1) * (widths + 1) >= area_range[0] * area - 1e-3) | is_fallback)
-    assert np.all(((heights - 1) * (widths - 1) <= area_range[1] * area + 1e-3) | is_fallback)
-    ratio_low, ratio_high = (widths - 0.5) / (heights), (widths + 0.5) / (heights)
-    assert np.all(((ratio_high >= 3 / 4 - 1e-4) & (ratio_low <= 4 / 3 + 1e-4)) | is_fallback)
-
-
-def test_crop_is_the_central_square_where_nothing_fits():
-    """An image four times as wide as high has no crop of 3:4 to 4:3 with half the area."""
-    boxes = draw_boxes(10, 40, area_range=(0.5, 1.0))
-    np.testing.assert_array_equal(boxes, np.tile([0, 15, 10, 10], (200, 1)))
-
-
-def test_crops_are_distributed_as_tensorflow_distributes_them():
-    """Means over 3,000 boxes, whose standard errors are below 0.15 pixels."""
-    image_shape, area_range = [40, 56, 3], (0.2, 1.0)
-
-    @tf.function
-    def sample(seed):
-        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-            image_shape,
-            tf.zeros([1, 0, 4]),
-            seed=tf.stack([seed, 0]),
-            min_object_covered=0.0,
-            area_range=area_range,
-            aspect_ratio_range=(3 / 4, 4 / 3),
-            max_attempts=augment.CROP_ATTEMPTS,
-            use_image_if_no_bounding_boxes=True,
-        )
-        return tf.concat([begin[:2], size[:2]], axis=0)
-
-    expected = tf.map_fn(sample, tf.range(3000)).numpy()
-    boxes = draw_boxes(40, 56, num_boxes=3000, area_range=area_range)
-    np.testing.assert_allclose(boxes.mean(axis=0), expected.mean(axis=0), atol=0.6)
-    np.testing.assert_allclose(boxes.std(axis=0), expected.std(axis=0), atol=0.6)
-
-
 @pytest.mark.parametrize("size", [1, 5, 16, 40])
 def test_crop_and_resize_equals_slice_and_resize_within_a_level(size):
     images = np.random.default_rng(size).integers(0, 256, (20, 24, 31, 3)).astype(np.uint8)
-    boxes = draw_boxes(24, 31, num_boxes=20, seed=size)
+    draws = tf.random.stateless_uniform([20, random_crops.num_crop_draws("reference")], [size, 0])
+    boxes = random_crops.random_crop_boxes(draws, tf.fill([20], 24), tf.fill([20], 31)).numpy()
     boxes[0], boxes[1] = (0, 0, 24, 31), (23, 30, 1, 1)
     result = augment.crop_and_resize(tf.constant(images), tf.constant(boxes), size)
     assert result.dtype == tf.uint8 and result.shape == (20, size, size, 3)

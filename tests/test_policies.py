@@ -7,7 +7,7 @@ import tensorflow as tf
 from PIL import Image
 from test_augment import some_images
 
-from supcon_tf import augment, operations, policies, views
+from supcon_tf import augment, operations, policies, random_crops, views
 
 BATCH = 96
 TABLES = {
@@ -109,8 +109,9 @@ def test_views_are_crop_flip_and_policy():
     policy = policies.create_policy("autoaugment")
     images = some_images(40, seed=5, count=24)
     draws = uniform(policy, seed=6, count=48)
-    crop_draws = tf.random.stateless_uniform([48, augment.CROP_DRAWS], [7, 0], alg="philox")
-    boxes = augment.random_crop_boxes(crop_draws, tf.fill([48], 40), tf.fill([48], 40))
+    num_draws = random_crops.num_crop_draws("reference")
+    crop_draws = tf.random.stateless_uniform([48, num_draws], [8, 0], alg="philox")
+    boxes = random_crops.random_crop_boxes(crop_draws, tf.fill([48], 40), tf.fill([48], 40))
     flips = draws[:, 0] < 0.5
     result = views.augment_views(
         images,

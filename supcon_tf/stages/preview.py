@@ -34,6 +34,7 @@ def run(flags, strategy) -> dict:
             image_size=size,
             seed=flags.seed,
             num_views=flags.num_views,
+            crop_compat=flags.crop_compat,
             horizontal_flip=setup.is_flipped(flags),
             blur_probability=setup.blur_probability(
                 flags, setup.create_policy(flags, flags.augmentation_type)
@@ -64,6 +65,7 @@ def _first_batch(flags, source, size):
         policy=policy,
         num_views=flags.num_views,
         crop_area_range=flags.crop_area_range,
+        crop_compat=flags.crop_compat,
         horizontal_flip=setup.is_flipped(flags),
         class_balanced=flags.class_balanced,
         blur_probability=setup.blur_probability(flags, policy),
@@ -87,7 +89,7 @@ def _first_batch(flags, source, size):
 def _title(flags, size):
     shown = (
         "dataset", "augmentation_type", "augmentation_magnitude", "augmentation_compat",
-        "crop_area_range", "blur_probability", "warp_probability", "seed",
+        "crop_area_range", "crop_compat", "blur_probability", "warp_probability", "seed",
     )  # fmt: skip
     values = [f"{name} {flags[name].serialize().partition('=')[2]}" for name in shown]
     return f"{size} px, " + ", ".join(values)

@@ -213,6 +213,7 @@ def create_train_batches(
         num_views=num_views,
         start_step=start_step,
         crop_area_range=crop_area_range,
+        crop_compat=flags.crop_compat,
         horizontal_flip=is_flipped(flags),
         class_balanced=flags.class_balanced,
         blur_probability=blur_probability(flags, policy),
