@@ -10,7 +10,7 @@ Losses:      SupConLoss, supcon_loss, NPairsLoss, npairs_loss, TripletLoss, trip
 Models:      ContrastiveModel, create_encoder, create_resnet, ProjectionHead,
              create_linear_head, create_classifier, load_supcontrast, load_supcontrast_head
 Data:        create_view_batches, create_policy
-Training:    LARS, WarmUpThenDecay, create_strategy, gather
+Training:    LARS, Momentum, WarmUpThenDecay, create_strategy, gather
 Evaluation:  evaluate_classifier, evaluate_embeddings
 
 `help(supcon_tf.SupConLoss)` explains one of them, `python -m supcon_tf.main --help` the command.
@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # For editors and type checkers; the same names as below.
     from supcon_tf.momentum_queue import MomentumQueue as MomentumQueue
     from supcon_tf.momentum_queue import momentum_queue_loss as momentum_queue_loss
     from supcon_tf.optimizers import LARS as LARS
+    from supcon_tf.optimizers import Momentum as Momentum
     from supcon_tf.optimizers import WarmUpThenDecay as WarmUpThenDecay
     from supcon_tf.other_losses import MaxMarginLoss as MaxMarginLoss
     from supcon_tf.other_losses import NPairsLoss as NPairsLoss
