@@ -127,7 +127,7 @@ def supcon_loss(
 
     def compare_without_masks(features, all_features):
         anchors = features[:, :num_anchors]  # [B, A, D]
-        sums, counts = _positive_sums(classes, all_features, first, features, block_size)
+        sums, counts = class_sums(classes, all_features, first, features, block_size)
         denominator = log_denominator(anchors, all_features, first, block_size)
         return _losses_from_sums(anchors, sums, counts, denominator)
 
@@ -307,7 +307,7 @@ def log_denominator(anchors, all_features, first, block_size):
     return tf.reshape(denominator, [batch, num_anchors])
 
 
-def _positive_sums(classes, all_features, first, features, block_size):
+def class_sums(classes, all_features, first, features, block_size):
     """Of each example's class, its own views included: the sum of the rows, and how many.
 
     `classes` are those of all examples as `class_index` numbers them, or bool [N, C], or None.

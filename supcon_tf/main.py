@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 
 from absl import app, flags, logging
@@ -12,6 +13,7 @@ from supcon_tf import (
     flag_suggestions,
     implied_flags,
     path_checks,
+    progress,
     stopping,
     tensorflow_start,
 )
@@ -33,6 +35,8 @@ def main(argv: list[str]) -> None:
             f"Unexpected argument {argv[1]!r}: every flag starts with --, as in --batch_size=64."
         )
     stopping.listen()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # In a log file, lines must appear in time.
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         if flags.FLAGS.verbosity <= 0:
             logging.set_verbosity(logging.WARNING)
@@ -70,7 +74,8 @@ def run_stages(flag_values: flags.FlagValues, arguments: list[str]) -> None:
     """
     path_checks.check(flag_values)
     if flag_values.verbosity <= 0:
-        tensorflow_start.import_quietly()
+        with progress.waiting("Starting TensorFlow"):
+            tensorflow_start.import_quietly()
     from supcon_tf import distribute
     from supcon_tf.stages import setup, summary
 

@@ -7,7 +7,7 @@ import math
 import keras
 import tensorflow as tf
 
-from supcon_tf import fused_norm, losses, microbatch
+from supcon_tf import fused_norm, losses, microbatch, similarity
 from supcon_tf.blur import blurred_images
 from supcon_tf.models import ContrastiveModel
 from supcon_tf.momentum_queue import MomentumQueue
@@ -79,7 +79,7 @@ class ContrastiveStep:
         self.microbatch_size = microbatch_size
         self.global_batch_size = global_batch_size
         self.probe = probe
-        self.metric_names = ["loss"]
+        self.metric_names = ["loss", *similarity.NAMES]
         self.optimizers = {"optimizer": optimizer}
         self.models = {"model": model, **_random_states(model)}
         fused_norm.fuse_batch_norm(model.encoder)
@@ -132,8 +132,10 @@ class ContrastiveStep:
             else:
                 losses_of_examples = self.queue.losses_of(labels, projections, keys)
             loss = self._mean(losses_of_examples)
+            uses_labels = getattr(self.loss, "use_labels", True)
+            sums = similarity.similarity_sums(labels if uses_labels else None, projections)
             if self.classification is None:
-                return self.optimizer.scale_loss(loss), {"loss": loss}
+                return self.optimizer.scale_loss(loss), {"loss": loss, **sums}
             values, logits = self.classification(labels, embeddings)
             total = loss + self.classification.weight * self._mean(values)
             return self.optimizer.scale_loss(total), {
@@ -141,6 +143,7 @@ class ContrastiveStep:
                 "contrastive_loss": loss,
                 "cross_entropy": self._mean(values),
                 "accuracy": self._mean(is_correct(labels, logits)),
+                **sums,
             }
 
         if self.microbatch_size is not None:
@@ -157,7 +160,12 @@ class ContrastiveStep:
         return metrics, tape.gradient(loss, self.variables), embeddings
 
     def describe(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Adds the collapse ratio: the loss over that of equal embeddings, 1.0 = collapsed."""
+        """The metrics to log: mean similarities of the projections, and the collapse ratio.
+
+        The collapse ratio is the loss over that of equal embeddings; 1.0 means collapsed.
+        """
+        sums = {name: metrics.pop(name) for name in similarity.NAMES}
+        metrics |= similarity.mean_similarities(sums)
         if self.queue is None and self._collapse_loss:
             contrastive = metrics.get("contrastive_loss", metrics["loss"])
             metrics["collapse_ratio"] = contrastive / self._collapse_loss

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
-import time
 from collections.abc import Callable
 
 import tensorflow as tf
-from tqdm import tqdm
 
-from supcon_tf import distribute, stopping
+from supcon_tf import distribute, progress, similarity, stopping
 from supcon_tf.checkpoint import ADVICE, CheckpointFolder
 from supcon_tf.metrics_log import MetricsLog
+
+# Slow steps are called in smaller groups, so that the progress is shown this often.
+UPDATE_SECONDS = 2.0
 
 
 def create_loop(
@@ -92,7 +92,8 @@ def train(
         log_folder: for metrics.jsonl and tensorboard/.
         steps_per_epoch: for the log.
         schedule: step -> learning rate, for the log.
-        steps_per_loop: steps per call of the compiled loop, at most.
+        steps_per_loop: steps per call of the compiled loop, at most. The first call takes one
+            step, and slow steps are called in smaller groups; neither changes the result.
         summary_interval_steps, save_interval_steps: how often to log and save.
         evaluate: measured every evaluate_interval_steps (0: never) and at the end.
         explain_failure: (first step, last step) -> what may have broken the input.
@@ -107,10 +108,11 @@ def train(
         OSError: a checkpoint or the log cannot be written.
         stopping.Stopped: a signal came, to this worker or another; the state is saved.
     """
-    at = checkpoints.restore_latest()
+    with progress.waiting(f"{name}: looking for a checkpoint"):
+        at = checkpoints.restore_latest()
     _check_same_step(strategy, at)
     if at:
-        print(f"{name}: continuing at step {at:,} of {total_steps:,}.")
+        print(f"{name}: continuing at step {at:,} of {total_steps:,}.", flush=True)
     log = MetricsLog(log_folder, start_step=at, is_chief=checkpoints.is_chief)
     stop = create_stop_flag()
     batches = strategy.distribute_datasets_from_function(
@@ -118,51 +120,61 @@ def train(
     )
     run_steps = create_loop(strategy, step, stop, jit_compile=jit_compile)
     iterator = iter(batches)
-    intervals = (summary_interval_steps, save_interval_steps, evaluate_interval_steps)
-    progress = _progress_bar(name, at, total_steps, is_shown=checkpoints.is_chief)
-    speed = _Speed(step.global_batch_size)
-    with stopping.deferred(lambda: stop.assign(1.0)), progress, contextlib.closing(log):
+    intervals = (
+        steps_per_loop, summary_interval_steps, save_interval_steps, evaluate_interval_steps,
+    )  # fmt: skip
+    bar = progress.Progress(name, total_steps, is_shown=checkpoints.is_chief)
+    speed, shown = progress.Speed(step.global_batch_size), {}
+    collapse = similarity.CollapseWatch()
+    with stopping.deferred(lambda: stop.assign(1.0)), bar, contextlib.closing(log):
         while at < total_steps:
             to_next = (interval - at % interval for interval in intervals if interval)
-            count = min(steps_per_loop, total_steps - at, *to_next)
-            with _explaining(explain_failure, at, count):
+            count = min(total_steps - at, *to_next, _most_steps(speed))
+            speed.restart()
+            with _explaining(explain_failure, at, count), _waiting_for_first_step(name, speed):
                 done, values = run_steps(iterator, tf.constant(count))
+                values = {key: float(value) for key, value in values.items()}
             at += int(done)
-            values = {key: float(value) for key, value in values.items()}
             _stop_if_not_finite(values, at, checkpoints)
             speed.count(int(done))
+            metrics = step.describe({key: values[key] for key in step.metric_names})
             is_last = at == total_steps
             is_evaluated = evaluate and (is_last or _is_due(at, evaluate_interval_steps))
             if is_last or is_evaluated or _is_due(at, summary_interval_steps):
-                metrics = step.describe({key: values[key] for key in step.metric_names})
                 metrics["learning_rate"] = float(schedule(at - 1))
                 metrics["epoch"] = at / steps_per_epoch
-                metrics["images_per_second"] = speed.images_per_second()
+                metrics |= speed.images_per_second()
                 if is_evaluated:
                     metrics |= evaluate()
                 log.write(at, metrics)
-                progress.set_postfix_str(_postfix(metrics), refresh=False)
-            progress.update(int(done))
+                if warning := collapse.look(metrics):
+                    progress.say(f"{warning} {ADVICE}")
+            shown |= metrics
+            bar.update(at, shown, speed.seconds_left(total_steps - at))
             is_stopped = values["stop"] > 0
             if is_last or is_stopped or _is_due(at, save_interval_steps):
                 log.sync()
-                checkpoints.save(at)
+                with progress.waiting(f"{name}: saving the checkpoint of step {at:,}"):
+                    checkpoints.save(at)
             if is_stopped and not is_last:
                 raise stopping.stopped(f"{name} is saved at step {at:,} of {total_steps:,}")
-            speed.restart()
     return log.last
 
 
-def _progress_bar(name, at, total_steps, *, is_shown):
-    return tqdm(
-        total=total_steps,
-        initial=at,
-        desc=name,
-        unit="step",
-        dynamic_ncols=True,
-        disable=not is_shown,
-        mininterval=0.1 if sys.stderr.isatty() else 20.0,  # A log file wants few lines.
-    )
+def _most_steps(speed):
+    """Steps per call that keep a person up to date: one until the speed is known.
+
+    The first call compiles the step, so the second is the first that tells the speed.
+    """
+    if not speed.seconds_per_step:
+        return 1
+    return max(1, int(UPDATE_SECONDS / speed.seconds_per_step))
+
+
+def _waiting_for_first_step(name, speed):
+    if speed.has_compiled:
+        return contextlib.nullcontext()
+    return progress.waiting(f"{name}: compiling the training step and reading the first batch")
 
 
 def _check_same_step(strategy, step):
@@ -180,29 +192,8 @@ def _explaining(explain_failure, at, count):
         yield
     except tf.errors.InvalidArgumentError as error:
         reason = explain_failure(at, at + count - 1) if explain_failure else None
-        raise ValueError(
-            f"A step between {at + 1} and {at + count} failed: {reason or error.message}"
-        ) from error
-
-
-class _Speed:
-    """Images per second since the last report, without the time of evaluations and saves."""
-
-    def __init__(self, images_per_step):
-        self._images_per_step = images_per_step
-        self._images, self._seconds, self._started = 0, 0.0, time.monotonic()
-
-    def count(self, num_steps):
-        self._images += num_steps * self._images_per_step
-        self._seconds += time.monotonic() - self._started
-
-    def restart(self):
-        self._started = time.monotonic()
-
-    def images_per_second(self):
-        rate = self._images / self._seconds
-        self._images, self._seconds = 0, 0.0
-        return rate
+        where = f"Step {at + 1}" if count == 1 else f"A step between {at + 1} and {at + count}"
+        raise ValueError(f"{where} failed: {reason or error.message}") from error
 
 
 def _is_due(step, interval):
@@ -217,15 +208,3 @@ def _stop_if_not_finite(values, step, checkpoints):
         f"{checkpoints.describe_last()}. {ADVICE}"
     )
 
-
-def _postfix(metrics):
-    names = {
-        "loss": "loss {:.4f}",
-        "collapse_ratio": "collapse {:.2f}",
-        "accuracy": "acc {:.3f}",
-        "probe_accuracy": "probe {:.3f}",
-        "knn_accuracy": "knn {:.3f}",
-        "learning_rate": "lr {:.3g}",
-        "images_per_second": "{:,.0f} img/s",
-    }
-    return ", ".join(text.format(metrics[name]) for name, text in names.items() if name in metrics)

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from supcon_tf import metrics_log, models, optimizers, pipeline, policies, sources, steps, train
+from supcon_tf import (
+    metrics_log,
+    models,
+    optimizers,
+    pipeline,
+    policies,
+    progress,
+    sources,
+    steps,
+    train,
+)
 from supcon_tf.checkpoint import CheckpointFolder
 from supcon_tf.losses import SupConLoss
 
@@ -126,7 +136,8 @@ def test_the_log_has_every_interval_and_the_end(five_steps):
     lines = read_log(five_steps["folder"])
     assert [line["step"] for line in lines] == [2, 4, 5]
     names = {"loss", "collapse_ratio", "probe_loss", "probe_accuracy", "learning_rate", "epoch"}
-    assert names <= set(lines[0])
+    assert names | {"positive_similarity", "negative_similarity"} <= set(lines[0])
+    assert not [name for name in lines[0] if name.endswith("_pairs")]
     assert lines[-1]["epoch"] == pytest.approx(5 / 3)
     assert {**lines[-1]} == {"step": 5, **five_steps["metrics"]}
     ratio = lines[0]["loss"] / (0.1 * math.log(2 * BATCH_SIZE - 1))
@@ -258,7 +269,7 @@ def test_broken_input_names_its_steps_and_the_explanation(tmp_path):
         )  # fmt: skip
 
     step = create_step(one_device())
-    with pytest.raises(ValueError, match="between 1 and 2 failed: steps 0 to 1: look here"):
+    with pytest.raises(ValueError, match="Step 1 failed: steps 0 to 0: look here"):
         train.train(
             strategy=one_device(),
             step=step,
@@ -282,6 +293,25 @@ def test_cross_entropy_smooths_its_labels():
         expected = -((1 - smoothing) * own + smoothing * log_probs.mean(1))
         result = steps.sparse_cross_entropy(labels, tf.constant(logits), smoothing)
         np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+def test_progress_comes_with_the_first_step_and_with_every_slow_one(monkeypatch, capsys, tmp_path):
+    """The groups in which steps are called are traced once and do not change the weights."""
+    results, traces = [], []
+    for seconds, expected in ((1e9, [1, 2, 4, 6, 7]), (0.0, [1, 2, 3, 4, 5, 6, 7])):
+        step = create_step(one_device())
+        call, counts = step._gradients, []
+        monkeypatch.setattr(step, "_gradients", lambda *x, c=call, n=counts: n.append(1) or c(*x))
+        monkeypatch.setattr(train, "UPDATE_SECONDS", seconds)
+        monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+        run(one_device(), step, tmp_path / str(seconds), 7)
+        shown = re.findall(r"train: step (\d) of 7", capsys.readouterr().err)
+        assert shown == [str(step) for step in expected]
+        results.append(state(step))
+        traces.append(len(counts))
+    for name, value in results[0].items():
+        np.testing.assert_array_equal(results[1][name], value, err_msg=name)
+    assert traces[0] == traces[1]
 
 
 # The log.

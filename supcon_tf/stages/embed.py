@@ -9,13 +9,13 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from supcon_tf import evaluation, sources
+from supcon_tf import evaluation, progress, sources
 from supcon_tf.stages import setup, trained
 
 
 def run(flags, strategy) -> dict:
     """Writes embeddings.npz; always anew."""
-    with strategy.scope():
+    with strategy.scope(), progress.waiting("embed: loading the encoder"):
         model = trained.load(flags)
     with setup.open_folder(flags, strategy, "embed", always_anew=True) as folder:
         setup.check_eval_batches(flags, strategy)
@@ -31,7 +31,8 @@ def run(flags, strategy) -> dict:
             if model.class_names:
                 arrays["prediction_names"] = np.array(model.class_names)
             folder.begin()
-            _write_npz(path, os.path.join(scratch, "embeddings.npz"), arrays)
+            with progress.waiting(f"embed: writing {path}"):
+                _write_npz(path, os.path.join(scratch, "embeddings.npz"), arrays)
         shapes = {name: list(array.shape) for name, array in arrays.items()}
         print(
             f"embed: {source.num_examples:,} images of {what} in {path}\n       "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from supcon_tf import evaluation, metrics
+from supcon_tf import evaluation, metrics, progress
 from supcon_tf.files import write_json, write_whole
 from supcon_tf.stages import setup, trained
 from supcon_tf.stages.run_directory import fingerprint
@@ -13,7 +13,7 @@ from supcon_tf.stages.run_directory import fingerprint
 
 def run(flags, strategy) -> dict:
     """Measures, prints and writes eval.json; always anew, because it is quick."""
-    with strategy.scope():
+    with strategy.scope(), progress.waiting("eval: loading the classifier"):
         model = trained.load(flags, needs_classifier=True)
     with setup.open_folder(flags, strategy, "eval", always_anew=True) as folder:
         setup.check_eval_batches(flags, strategy)
@@ -29,12 +29,15 @@ def run(flags, strategy) -> dict:
         if flags.eval_train_examples:
             limit = flags.eval_train_examples
             train_outputs, train_labels = _predict(flags, strategy, model, train_source, limit)
-            figures |= metrics.embedding_metrics(
-                train_outputs["unnormalized_embeddings"],
-                train_labels,
-                outputs["unnormalized_embeddings"],
-                labels,
-            )
+            with progress.waiting(
+                f"eval: fitting k-NN and logistic regression to {len(train_labels):,} embeddings"
+            ):
+                figures |= metrics.embedding_metrics(
+                    train_outputs["unnormalized_embeddings"],
+                    train_labels,
+                    outputs["unnormalized_embeddings"],
+                    labels,
+                )
             figures["num_train_examples"] = len(train_labels)
         result = {
             **figures,
@@ -71,7 +74,9 @@ def describe(result: dict) -> str:
 
 def _predict(flags, strategy, model, source, limit=None):
     batches = setup.create_eval_batches(flags, source, image_size=model.image_size, limit=limit)
-    with setup.naming_broken_images(source):
+    count = min(source.num_examples, limit or source.num_examples)
+    waiting = progress.waiting(f"eval: computing the outputs for {count:,} images")
+    with setup.naming_broken_images(source), waiting:
         return evaluation.predict(strategy, model.outputs, batches)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from supcon_tf import distribute
+from supcon_tf import distribute, progress
 from supcon_tf.files import write_json
 from supcon_tf.stages import trained
 from supcon_tf.stages.run_directory import StageFolder
@@ -18,10 +18,12 @@ def run(flags, strategy) -> dict:
     if not distribute.is_chief(strategy):
         return {}
     # Without the strategy: what is exported runs on one device.
-    model = trained.load(flags)
+    with progress.waiting("export: loading the encoder"):
+        model = trained.load(flags)
     with StageFolder(flags, "export", always_anew=True) as folder:
         path = folder.file("saved_model")
-        write_saved_model(model, path)
+        with progress.waiting("export: writing the SavedModel"):
+            write_saved_model(model, path)
         folder.begin()
         if model.class_names:
             write_json(folder.file("class_names.json"), list(model.class_names))

@@ -7,7 +7,7 @@ import time
 import keras
 import tensorflow as tf
 
-from supcon_tf import evaluation, metrics, models, steps
+from supcon_tf import evaluation, metrics, models, progress, steps
 from supcon_tf.files import write_json
 from supcon_tf.stages import setup
 from supcon_tf.stages.run_directory import RunDirectory, find_part, fingerprint, save_model
@@ -50,7 +50,7 @@ def train_classifier(
         policy = setup.create_policy(flags, augmentation_type)
         schedule = setup.create_schedule(flags, stage, train_source.num_examples)
 
-        with strategy.scope():
+        with strategy.scope(), progress.waiting(f"{stage}: loading the encoder"):
             encoder = keras.models.load_model(encoder_path)
             linear_head = (
                 keras.models.load_model(head_path)
@@ -98,15 +98,19 @@ def train_classifier(
         )
         with strategy.scope():
             classifier = models.create_classifier(encoder, linear_head)
-        with setup.naming_broken_images(test_source):
+        waiting = progress.waiting(
+            f"{stage}: evaluating on {test_source.num_examples:,} test images"
+        )
+        with setup.naming_broken_images(test_source), waiting:
             logits, labels = evaluation.predict(
                 strategy,
                 lambda images: classifier(images, training=False),
                 setup.create_eval_batches(flags, test_source, image_size=image_size),
             )
-        if train_encoder:
-            save_model(encoder, folder.file_to_write("encoder.keras"))
-        save_model(classifier, folder.file_to_write("classifier.keras"))
+        with progress.waiting(f"{stage}: saving the classifier"):
+            if train_encoder:
+                save_model(encoder, folder.file_to_write("encoder.keras"))
+            save_model(classifier, folder.file_to_write("classifier.keras"))
         write_json(folder.file_to_write("class_names.json"), list(train_source.class_names))
         result = {
             "steps": schedule.total_steps,

@@ -13,6 +13,7 @@ from supcon_tf import (
     metrics,
     models,
     other_losses,
+    progress,
     steps,
 )
 from supcon_tf.momentum_queue import MomentumQueue
@@ -44,7 +45,7 @@ def run(flags, strategy) -> dict:
         schedule = setup.create_schedule(flags, "pretrain", train_source.num_examples)
 
         whitening = setup.whitening_constants(flags, train_source, folder, image_size)
-        with strategy.scope():
+        with strategy.scope(), progress.waiting("pretrain: building the model"):
             step = create_step(
                 flags, image_size, len(train_source.class_names), schedule, whitening
             )
@@ -69,9 +70,12 @@ def run(flags, strategy) -> dict:
         def measure_knn():
             arrays = []
             for source, batches in parts:
-                with setup.naming_broken_images(source):
+                count = min(source.num_examples, KNN_TRAIN_EXAMPLES)
+                waiting = progress.waiting(f"pretrain: computing {count:,} embeddings for k-NN")
+                with setup.naming_broken_images(source), waiting:
                     arrays += evaluation.in_order(embed(batches))
-            return {"knn_accuracy": metrics.knn_accuracy(*arrays)}
+            with progress.waiting(f"pretrain: measuring k-NN on {len(arrays[0]):,} embeddings"):
+                return {"knn_accuracy": metrics.knn_accuracy(*arrays)}
 
         folder.begin()
         started = time.monotonic()
@@ -91,7 +95,8 @@ def run(flags, strategy) -> dict:
                 int(flags.knn_interval_epochs * schedule.steps_per_epoch),
             ),
         )
-        _save(step, folder)
+        with progress.waiting("pretrain: saving the encoder"):
+            _save(step, folder)
         result = {
             "steps": schedule.total_steps,
             "seconds": round(time.monotonic() - started, 1),

@@ -8,7 +8,7 @@ import textwrap
 import numpy as np
 import tensorflow as tf
 
-from supcon_tf import blur, distribute, pipeline, policies
+from supcon_tf import blur, distribute, pipeline, policies, progress
 from supcon_tf.stages import setup
 from supcon_tf.stages.run_directory import StageFolder
 
@@ -26,7 +26,8 @@ def run(flags, strategy) -> dict:
         train_source = setup.change_training_examples(flags, train_source)
         setup.check_batches(flags, strategy, train_source)
         size = setup.image_size(flags, train_source)
-        views, originals, labels = _first_batch(flags, train_source, size)
+        with progress.waiting("preview: computing the first batch"):
+            views, originals, labels = _first_batch(flags, train_source, size)
         captions = pipeline.describe_step(
             0,
             policy=setup.create_policy(flags, flags.augmentation_type),
@@ -51,7 +52,8 @@ def run(flags, strategy) -> dict:
             grid.append(tiles)
         folder.begin()
         path = folder.file("preview.png")
-        _write_picture(path, grid, title=_title(flags, size))
+        with progress.waiting("preview: drawing"):
+            _write_picture(path, grid, title=_title(flags, size))
         print(f"preview: {count} images and {flags.num_views} views of each in {path}")
         return {"path": path, "examples": count}
 

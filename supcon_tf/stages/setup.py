@@ -19,6 +19,7 @@ from supcon_tf import (
     optimizers,
     pipeline,
     policies,
+    progress,
     sources,
     warm_start,
     whitening,
@@ -96,10 +97,11 @@ def load_sources(flags) -> tuple[sources.Source, sources.Source]:
 
 @functools.lru_cache(maxsize=1)
 def _load_sources(dataset, data_dir, skip_broken_images):
-    train, test = (
-        sources.load_source(dataset, split, data_dir, skip_broken_images=skip_broken_images)
-        for split in sources.SPLITS
-    )
+    with progress.waiting(f"Reading the dataset {dataset}"):
+        train, test = (
+            sources.load_source(dataset, split, data_dir, skip_broken_images=skip_broken_images)
+            for split in sources.SPLITS
+        )
     print(
         f"Dataset {dataset}: {train.num_examples:,} training and {test.num_examples:,} test "
         f"examples of {len(train.class_names)} classes ({_shorten(train.class_names)})."
@@ -241,7 +243,7 @@ def whitening_constants(flags, source, folder, image_size):
         create_batches = create_eval_batches(
             flags, source, image_size=image_size, limit=WHITENING_EXAMPLES
         )
-        with naming_broken_images(source):
+        with naming_broken_images(source), progress.waiting("Measuring the whitening constants"):
             mean, std = whitening.measure_whitening(create_batches())
         measured = {"mean": mean, "std": std}
         write_json(folder.file_to_write("whitening.json"), measured)

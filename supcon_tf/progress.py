@@ -1,0 +1,154 @@
+"""What a person sees while a run works: its progress, its speed, and what a wait is for."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+# A wait that takes longer than this says what it waits for.
+WAIT_SECONDS = 1.0
+# Between two progress lines in a log file.
+LINE_SECONDS = 20.0
+_BAR = "{desc}: {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}{postfix}"
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Prints `what...` once if the block takes longer than WAIT_SECONDS.
+
+    From a thread, so that it also appears while TensorFlow or NumPy computes.
+    """
+    timer = threading.Timer(WAIT_SECONDS, say, [f"{what}..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def say(line: str) -> None:
+    """Prints a line at once, above the progress bar if there is one."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+class Progress:
+    """How far a stage is: a bar in a terminal, in a log file a line every LINE_SECONDS.
+
+    Nothing is shown before the first `update`, and each first update is shown at once.
+
+    Args:
+        name: of the stage.
+        total_steps: of the stage.
+        is_shown: False on workers that must stay quiet.
+    """
+
+    def __init__(self, name: str, total_steps: int, *, is_shown: bool = True):
+        self._name, self._total_steps, self._is_shown = name, total_steps, is_shown
+        self._is_terminal = sys.stderr.isatty()
+        self._bar, self._next_line, self._waiting_line = None, 0.0, None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._waiting_line:
+            self._print_line(self._waiting_line)
+
+    def update(self, step: int, metrics: dict[str, float], seconds_left: float | None) -> None:
+        """Shows the state after `step` steps; the time left only if it is known."""
+        if not self._is_shown:
+            return
+        text = describe(metrics)
+        if seconds_left is not None and step < self._total_steps:
+            text = f"{tqdm.format_interval(seconds_left)} left, {text}"
+        if self._is_terminal:
+            self._update_bar(step, text)
+            return
+        line = f"{self._name}: step {step:,} of {self._total_steps:,}, {text}"
+        self._waiting_line = line
+        if time.monotonic() >= self._next_line:
+            self._print_line(line)
+
+    def _update_bar(self, step, text):
+        if self._bar is None:
+            self._bar = tqdm(
+                total=self._total_steps,
+                initial=step,
+                desc=self._name,
+                bar_format=_BAR,
+                dynamic_ncols=True,
+            )
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(step - self._bar.n)
+        if step == self._total_steps or self._bar.n == self._bar.initial:
+            self._bar.refresh()
+
+    def _print_line(self, line):
+        print(line, file=sys.stderr, flush=True)
+        self._waiting_line, self._next_line = None, time.monotonic() + LINE_SECONDS
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """The metrics that a person watches, in the words that `--help` explains."""
+    names = {
+        "loss": "loss {:.4f}",
+        "positive_similarity": "positives {:.2f}",
+        "negative_similarity": "negatives {:.2f}",
+        "accuracy": "accuracy {:.3f}",
+        "probe_accuracy": "probe {:.3f}",
+        "knn_accuracy": "k-NN {:.3f}",
+        "images_per_second": "{:,.0f} images/s",
+    }
+    return ", ".join(text.format(metrics[name]) for name, text in names.items() if name in metrics)
+
+
+class Speed:
+    """How fast training steps are, without compiling, evaluations and saves.
+
+    The first call after the start compiles the step, so it does not count.
+
+    Args:
+        images_per_step: examples of the global batch.
+    """
+
+    def __init__(self, images_per_step: int):
+        self._images_per_step = images_per_step
+        self.has_compiled = False
+        self._steps, self._seconds, self._started = 0, 0.0, time.monotonic()
+        self.seconds_per_step: float | None = None  # An average of the latest calls.
+
+    def count(self, num_steps: int) -> None:
+        """Call it after `num_steps` steps, which began at the last `restart`."""
+        seconds = time.monotonic() - self._started
+        if not self.has_compiled:
+            self.has_compiled = True
+            return
+        self._steps += num_steps
+        self._seconds += seconds
+        old, new = self.seconds_per_step, seconds / num_steps
+        self.seconds_per_step = new if old is None else 0.7 * old + 0.3 * new
+
+    def restart(self) -> None:
+        """Call it before each group of steps."""
+        self._started = time.monotonic()
+
+    def seconds_left(self, num_steps: int) -> float | None:
+        """How long `num_steps` steps take; None before the second step."""
+        return None if self.seconds_per_step is None else num_steps * self.seconds_per_step
+
+    def images_per_second(self) -> dict[str, float]:
+        """{"images_per_second": the mean since the last call}, or {} before the second step."""
+        if not self._steps:
+            return {}
+        rate = self._steps * self._images_per_step / self._seconds
+        self._steps, self._seconds = 0, 0.0
+        return {"images_per_second": rate}
