@@ -9,11 +9,12 @@ from supcon_tf.class_labels import are_numbers, as_class_labels, class_index
 from supcon_tf.logsumexp import length
 
 # What counts as collapse: the mean cosine similarity of positives and of negatives is at least
-# COLLAPSED_SIMILARITY (a variance of the embeddings of at most 0.01), and the loss at least
-# COLLAPSED_RATIO of that of equal embeddings, in COLLAPSED_LINES log lines in a row after the
-# warm-up. A healthy run may look like this during the warm-up: on the digits both similarities
-# reach 0.99 there, with a ratio of 1.00, and separate afterwards.
-COLLAPSED_SIMILARITY, COLLAPSED_RATIO, COLLAPSED_LINES = 0.99, 0.99, 5
+# COLLAPSED_SIMILARITY (a variance of the embeddings of at most 0.01) or zero (all embeddings are
+# zero), and the loss is at least COLLAPSED_RATIO of that of equal embeddings, in COLLAPSED_LINES
+# log lines in a row after the warm-up. A healthy run may look like this during the warm-up: on the
+# digits both similarities reach 0.99 there, with a ratio of 1.00, and separate afterwards.
+COLLAPSED_SIMILARITY, ZERO_SIMILARITY = 0.99, 1e-6
+COLLAPSED_RATIO, COLLAPSED_LINES = 0.99, 5
 
 NAMES = ("positive_similarity", "positive_pairs", "negative_similarity", "negative_pairs")
 
@@ -72,10 +73,15 @@ class CollapseWatch:
 
     def look(self, metrics: dict[str, float]) -> str | None:
         """A warning after COLLAPSED_LINES collapsed lines in a row, else None."""
+        kinds = ("positive_similarity", "negative_similarity")
+        similarities = [metrics[kind] for kind in kinds if kind in metrics]
         is_collapsed = (
-            metrics.get("collapse_ratio", 1.0) >= COLLAPSED_RATIO
-            and metrics.get("positive_similarity", 1.0) >= COLLAPSED_SIMILARITY
-            and metrics.get("negative_similarity", 0.0) >= COLLAPSED_SIMILARITY
+            len(similarities) == 2
+            and metrics.get("collapse_ratio", 1.0) >= COLLAPSED_RATIO
+            and (
+                min(similarities) >= COLLAPSED_SIMILARITY
+                or max(map(abs, similarities)) <= ZERO_SIMILARITY
+            )
         )
         is_warming_up = metrics["learning_rate"] > self._learning_rate
         self._learning_rate = metrics["learning_rate"]

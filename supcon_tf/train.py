@@ -207,4 +207,3 @@ def _stop_if_not_finite(values, step, checkpoints):
         f"Loss or gradient is not finite at step {step} (loss {values['loss']}); "
         f"{checkpoints.describe_last()}. {ADVICE}"
     )
-

@@ -72,8 +72,26 @@ def define_run_flags(stages: tuple[str, ...]):
     flags.DEFINE_bool(
         "use_global_batch_norm", True, "Batch norm statistics over all replicas, not each its own."
     )
-    define("steps_per_loop", INTERVAL, 20, "Steps per call of the loop.")
-    define("summary_interval_steps", INTERVAL, 20, "Steps between log lines.")
+    define(
+        "steps_per_loop",
+        INTERVAL,
+        20,
+        "Largest number of training steps per call of the compiled loop. Slow steps run in smaller "
+        "groups, so that the progress is shown every two seconds. Does not change the result.",
+    )
+    define(
+        "summary_interval_steps",
+        INTERVAL,
+        20,
+        "Training steps between lines of metrics.jsonl. The progress shows, all of the last batch: "
+        "loss; positives and negatives, the mean cosine similarity of projections of the same "
+        "class (or image, with --nouse_labels) and of different ones, which separate as training "
+        "works; probe, the accuracy of the online linear classifier; accuracy, that of a "
+        "classifier that is trained; further k-NN, the accuracy of the last k-NN evaluation on "
+        "test images, the speed, and the time left at that speed. metrics.jsonl holds "
+        "collapse_ratio too, the loss divided by that of equal embeddings: it starts near 1 and "
+        "stays well above 0 in a healthy run.",
+    )
     define("save_interval_steps", INTERVAL, 200, "Steps between checkpoints.")
     define("max_checkpoints_to_keep", INTERVAL, 5, "Older ones are deleted.")
     flags.DEFINE_bool(
@@ -137,12 +155,18 @@ def define_model_flags():
         "normalize_embedding", True, "L2-normalise the encoder's output before head and classifier."
     )
     flags.DEFINE_bool("zero_initialize_classifier", False, "Zeros instead of Glorot uniform.")
-    flags.DEFINE_bool("online_probe", True, "Watch a linear classifier during pretraining.")
+    flags.DEFINE_bool(
+        "online_probe",
+        True,
+        "Train a linear classifier beside pretraining, "
+        "which shows how good the embeddings are and does not change the encoder.",
+    )
     define(
         "knn_interval_epochs",
         EPOCHS,
         10.0,
-        "Epochs between k-NN accuracies of the embeddings; 0: only at the end.",
+        "Epochs between evaluations of the embeddings by k-nearest neighbours on test images; 0 "
+        "evaluates only at the end.",
     )
 
 

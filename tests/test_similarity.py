@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import trained_folder
+from PIL import Image
 
 from supcon_tf import similarity
 
@@ -96,6 +97,7 @@ def test_collapse_is_said_once_after_several_lines_and_not_during_the_warm_up():
     assert count_warnings([line()] * 20) == 1
     assert count_warnings([line()] * 4) == 0
     assert count_warnings([line(learning_rate=0.01 * step) for step in range(20)]) == 0
+    assert count_warnings([line(similarity=0.0)] * 20) == 1  # Embeddings of zeros.
     assert count_warnings([line(similarity=0.98)] * 20) == 0
     assert count_warnings([line(ratio=0.98)] * 20) == 0
     assert count_warnings(([line()] * 4 + [line(similarity=0.9)]) * 4) == 0
@@ -104,22 +106,35 @@ def test_collapse_is_said_once_after_several_lines_and_not_during_the_warm_up():
 
 def pretrain(model_dir, *arguments):
     trained_folder.run_inside(
-        "--mode=pretrain", f"--model_dir={model_dir}", "--image_size=8", "--pretrain_epochs=2",
-        "--pretrain_warmup_epochs=0", "--knn_interval_epochs=0", "--summary_interval_steps=2",
+        "--mode=pretrain", f"--model_dir={model_dir}", "--image_size=8", "--batch_size=16",
+        "--pretrain_warmup_epochs=0", "--knn_interval_epochs=0", "--summary_interval_steps=1",
         *arguments,
     )  # fmt: skip
     return [json.loads(line) for line in (model_dir / "pretrain/metrics.jsonl").open()]
 
 
+def write_equal_images(root):
+    for split in ("train", "test"):
+        for name in ("one", "other"):
+            (root / split / name).mkdir(parents=True)
+            for index in range(16):
+                picture = np.full([8, 8, 3], 90, np.uint8)
+                Image.fromarray(picture).save(root / split / name / f"{index}.png")
+    return root
+
+
 def test_a_collapsed_run_warns_and_a_healthy_one_does_not(tmp_path, capsys):
-    """A weight decay that drives the encoder to zero makes all embeddings equal."""
-    healthy = pretrain(tmp_path / "healthy")
+    """Images that are all equal leave the encoder no choice but equal embeddings."""
+    healthy = pretrain(tmp_path / "healthy", "--pretrain_epochs=0.5")
     assert "embeddings have collapsed" not in capsys.readouterr().out
-    assert healthy[-1]["positive_similarity"] > healthy[-1]["negative_similarity"] + 0.003
+    assert healthy[-1]["negative_similarity"] < 0.99
     collapsed = pretrain(
-        tmp_path / "collapsed", "--pretrain_optimizer=adamw", "--pretrain_weight_decay=100",
-        "--pretrain_base_learning_rate=0.03",
+        tmp_path / "collapsed", "--dataset=folder",
+        f"--data_dir={write_equal_images(tmp_path / 'data')}", "--augmentation_type=identity",
+        "--crop_area_range=1,1", "--pretrain_epochs=6", "--whitening=none",
     )  # fmt: skip
     assert capsys.readouterr().out.count("embeddings have collapsed") == 1
-    assert collapsed[-1]["negative_similarity"] > 0.99
-    assert collapsed[-1]["collapse_ratio"] == pytest.approx(1.0, abs=0.01)
+    assert collapsed[-1]["positive_similarity"] == pytest.approx(
+        collapsed[-1]["negative_similarity"], abs=1e-4
+    )
+    assert collapsed[-1]["collapse_ratio"] == pytest.approx(1.0, abs=1e-3)

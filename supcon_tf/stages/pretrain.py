@@ -57,6 +57,14 @@ def run(flags, strategy) -> dict:
             f"{schedule.total_steps:,} steps of {flags.batch_size} examples x {flags.num_views} "
             f"views, learning rate {schedule.peak_learning_rate:g}."
         )
+        if isinstance(step, steps.ContrastiveStep):
+            print(
+                "          positives and negatives are the mean cosine similarity within and "
+                "between classes; they separate as training works."
+                if flags.use_labels
+                else "          positives and negatives are the mean cosine similarity of views of "
+                "the same image and of different ones; they separate as training works."
+            )
 
         embed = evaluation.create_predictor(strategy, lambda x: encoder(x, training=False))
         parts = [
