@@ -43,6 +43,9 @@ def define_rules(stages: tuple[str, ...]) -> None:
         flags.register_multi_flags_validator(
             [f"{stage}_warmup_epochs", f"{stage}_epochs"], _check_warmup
         )
+        flags.register_multi_flags_validator(
+            [f"{stage}_warmup_start", f"{stage}_warmup_epochs"], _check_warmup_start
+        )
     flags.register_multi_flags_validator(
         ["loss", *SUPCON_FLAGS, *PROJECTION_FLAGS], _check_flags_of_the_loss
     )
@@ -130,6 +133,15 @@ def _check_crop_area(values):
             f"{name}={low:g},{high:g}: --crop_compat=reference draws no crops below "
             f"{SMALLEST_REFERENCE_CROP} of the image. Raise the upper end, or use "
             "--crop_compat=torchvision."
+        )
+    return True
+
+
+def _check_warmup_start(values):
+    (name, start), (epochs_name, epochs) = values.items()
+    if start and not epochs:
+        raise flags.ValidationError(
+            f"{name}={start:g} does nothing without a warm-up: set --{epochs_name} above 0."
         )
     return True
 

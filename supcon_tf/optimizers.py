@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 OPTIMIZERS = ("momentum", "nesterov", "lars", "rmsprop", "adam", "adamw", "lamb")
-SCHEDULES = ("cosine", "exponential", "piecewise", "none")
+SCHEDULES = ("cosine", "cosine_per_epoch", "exponential", "piecewise", "none")
 MOMENTUM = 0.9
 # Patterns of variable paths that LARS leaves alone by itself: gamma and beta of batch norm.
 NEVER_DECAYED = ("batch_normalization", "/(gamma|beta)$")
@@ -284,15 +284,19 @@ class LARS(keras.optimizers.Optimizer):
 
 @keras.saving.register_keras_serializable(package="supcon_tf")
 class WarmUpThenDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up from 0, then a decay over the remaining steps, then 0.
+    """Linear warm-up, then a decay over the remaining steps, then 0.
 
     Args:
         peak_learning_rate: reached at the end of the warm-up.
         decay: "cosine" to 0; "exponential", a staircase; "piecewise" constant; "none".
+            "cosine_per_epoch" as in https://github.com/HobbitLong/SupContrast (util.py): one rate
+            for each epoch, which counts from the start of training, so that the warm-up does not
+            shift it; it ends at peak_learning_rate * decay_rate^3.
         total_steps: length of the stage; the rate is 0 beyond. A stage of length 0 keeps the
             peak and takes no warm-up.
         warmup_steps: length of the warm-up, at most total_steps.
-        steps_per_epoch: a float, for the two decays that count epochs.
+        warmup_start: where the warm-up starts, as a share of the peak.
+        steps_per_epoch: a float, for the decays that count epochs.
         decay_rate: factor of each stair or piece.
         epochs_per_decay: length of an exponential stair, in epochs.
         boundary_epochs: where the piecewise rate drops, counted from the end of the warm-up.
@@ -305,6 +309,7 @@ class WarmUpThenDecay(keras.optimizers.schedules.LearningRateSchedule):
         decay: str = "cosine",
         total_steps: int,
         warmup_steps: int = 0,
+        warmup_start: float = 0.0,
         steps_per_epoch: float = 1.0,
         decay_rate: float = 0.1,
         epochs_per_decay: float = 2.4,
@@ -321,6 +326,7 @@ class WarmUpThenDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.decay = decay
         self.total_steps = total_steps
         self.warmup_steps = warmup_steps
+        self.warmup_start = warmup_start
         self.steps_per_epoch = steps_per_epoch
         self.decay_rate = decay_rate
         self.epochs_per_decay = epochs_per_decay
@@ -333,11 +339,27 @@ class WarmUpThenDecay(keras.optimizers.schedules.LearningRateSchedule):
         after_warmup = step - float(self.warmup_steps)
         rate = self.peak_learning_rate * self._decay_factor(after_warmup)
         if self.warmup_steps:
-            warming = self.peak_learning_rate * step / float(self.warmup_steps)
+            start, end = self.warmup_start, self._warmup_end()
+            share = start + (end - start) * step / float(self.warmup_steps)
+            warming = self.peak_learning_rate * share
             rate = tf.where(after_warmup < 0, warming, rate)
         return tf.where(step > float(self.total_steps), 0.0, rate)
 
+    def _warmup_end(self):
+        if self.decay != "cosine_per_epoch":
+            return 1.0
+        return self._cosine_at_epoch(float(round(self.warmup_steps / self.steps_per_epoch)))
+
+    def _cosine_at_epoch(self, epoch):
+        lowest, num_epochs = self.decay_rate**3, self.total_steps / self.steps_per_epoch
+        share = tf.clip_by_value(epoch / num_epochs, 0.0, 1.0)
+        return lowest + (1.0 - lowest) * 0.5 * (1.0 + tf.cos(math.pi * share))
+
     def _decay_factor(self, step):
+        """What the peak is multiplied with, so many steps after the warm-up."""
+        if self.decay == "cosine_per_epoch":
+            step += float(self.warmup_steps)
+            return self._cosine_at_epoch(tf.floor(step / self.steps_per_epoch) + 1.0)
         decay_steps = float(self.total_steps - self.warmup_steps)
         if self.decay == "cosine" and decay_steps:
             share = tf.clip_by_value(step / decay_steps, 0.0, 1.0)
@@ -359,6 +381,7 @@ class WarmUpThenDecay(keras.optimizers.schedules.LearningRateSchedule):
             "decay": self.decay,
             "total_steps": self.total_steps,
             "warmup_steps": self.warmup_steps,
+            "warmup_start": self.warmup_start,
             "steps_per_epoch": self.steps_per_epoch,
             "decay_rate": self.decay_rate,
             "epochs_per_decay": self.epochs_per_decay,

@@ -297,18 +297,33 @@ def define_stage_flags(stage, *, optimizer, learning_rate, epochs, warmup, rmspr
         rmsprop_epsilon,
         "Inside rmsprop's square root.",
     )
-    define(f"{stage}_warmup_epochs", EPOCHS, warmup, "Linear from 0.")
+    define(
+        f"{stage}_warmup_epochs",
+        EPOCHS,
+        warmup,
+        f"Epochs over which the learning rate of the {stage} stage rises linearly to its peak.",
+    )
+    define(
+        f"{stage}_warmup_start",
+        PROBABILITY,
+        0.0,
+        f"Learning rate at the start of the {stage} stage's warm-up, as a share of the peak. "
+        "SupContrast starts at 0.01, which is 0.02 of its peak of 0.5.",
+    )
     flags.DEFINE_enum(
         f"{stage}_learning_rate_decay",
         "cosine",
-        ["cosine", "exponential", "piecewise", "none"],
-        "What follows the warm-up.",
+        ["cosine", "cosine_per_epoch", "exponential", "piecewise", "none"],
+        f"How the learning rate of the {stage} stage decays after the warm-up. cosine: to 0 with "
+        "every step. cosine_per_epoch: as SupContrast, one rate per epoch, counted from the "
+        f"start of the stage, down to the cube of --{stage}_decay_rate.",
     )
     define(
         f"{stage}_decay_rate",
         Number(above=0, at_most=1),
         0.1,
-        "Factor of each exponential or piecewise drop.",
+        f"Factor of each exponential or piecewise drop in the {stage} stage; cosine_per_epoch ends "
+        "at its cube.",
     )
     define(
         f"{stage}_epochs_per_decay",

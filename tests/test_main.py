@@ -430,6 +430,8 @@ OTHER_VALUES = [
     "--projection_head_layers=64,32 --pretrain_weight_decay=10 | --nouse_bias_weight_decay",
     "--pretrain_optimizer=rmsprop | --pretrain_rmsprop_epsilon=0.001",
     "--precision=mixed_bfloat16",
+    "--pretrain_warmup_epochs=0.1 | --pretrain_warmup_start=0.5",
+    "--pretrain_learning_rate_decay=cosine_per_epoch",
     "--pretrain_learning_rate_decay=none",
     "--pretrain_learning_rate_decay=exponential --pretrain_epochs_per_decay=0.05",
     "--pretrain_learning_rate_decay=exponential | --pretrain_epochs_per_decay=0.05",

@@ -1,3 +1,4 @@
+import math
 import pathlib
 
 import keras
@@ -438,7 +439,9 @@ def test_piecewise_with_other_boundaries_equals_the_reference():
 @pytest.mark.parametrize("decay", optimizers.SCHEDULES)
 def test_rate_is_zero_beyond_the_stage_and_the_peak_within_a_stage_of_no_length(decay):
     assert rate_at(1001, decay=decay, total_steps=1000) == 0.0
-    assert rate_at(0, decay=decay, total_steps=1000) == 1.0
+    # In SupContrast the first of ten epochs is the cosine's first, not its zeroth.
+    first = 0.001 + 0.999 * (1 + np.cos(np.pi / 10)) / 2 if decay == "cosine_per_epoch" else 1.0
+    assert rate_at(0, decay=decay, total_steps=1000) == pytest.approx(first, rel=1e-6)
     for step in (0, 1, 1000):
         assert rate_at(step, decay=decay, total_steps=0) == 1.0
 
@@ -480,3 +483,37 @@ def test_recipes_reach_the_peak_learning_rates_of_the_reference(recipe, pretrain
         rate = float(flags[f"--{stage}_base_learning_rate"])
         result = optimizers.scaled_learning_rate(rate, int(flags["--batch_size"]))
         assert result == pytest.approx(peak)
+
+
+@pytest.mark.parametrize("decay_rate", [0.1, 0.2])
+def test_cosine_per_epoch_is_supcontrasts(decay_rate):
+    """Its definition (util.py and main_supcon.py), for epochs e = 1..E of n batches b = 0..n-1:
+
+    eta_min = lr decay_rate^3;  cosine(e) = eta_min + (lr - eta_min) (1 + cos(pi e / E)) / 2;
+    within 10 epochs of warm-up 0.01 + (b + (e - 1) n) / (10 n) (cosine(10) - 0.01), then cosine(e).
+    """
+    peak, num_epochs, num_batches, start = 0.5, 25, 49, 0.01
+    lowest = peak * decay_rate**3
+
+    def cosine(epoch):
+        return lowest + (peak - lowest) * (1 + math.cos(math.pi * epoch / num_epochs)) / 2
+
+    expected = []
+    for epoch in range(1, num_epochs + 1):
+        for batch in range(num_batches):
+            share = (batch + (epoch - 1) * num_batches) / (10 * num_batches)
+            warming = start + share * (cosine(10) - start)
+            expected.append(warming if epoch <= 10 else cosine(epoch))
+    schedule = WarmUpThenDecay(
+        peak,
+        decay="cosine_per_epoch",
+        total_steps=num_epochs * num_batches,
+        warmup_steps=10 * num_batches,
+        warmup_start=start / peak,
+        steps_per_epoch=num_batches,
+        decay_rate=decay_rate,
+    )
+    rates = [float(schedule(step)) for step in range(num_epochs * num_batches)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+    again = WarmUpThenDecay.from_config(schedule.get_config())
+    assert float(again(3)) == rates[3] > rates[0]

@@ -81,6 +81,8 @@ PARAMETERS = {
     "cross_entropy_imagenet_resnet50": (IMAGENET_50, 2_049_000),
     "cross_entropy_imagenet_resnet200": (IMAGENET_200, 2_049_000),
     "cross_entropy_cifar10_resnet50": (CIFAR_50, 20_490),
+    "supcontrast_cross_entropy_cifar10_resnet50": (CIFAR_50, 20_490),
+    "supcontrast_cross_entropy_cifar100_resnet50": (CIFAR_50, 204_900),
     "supcontrast_supcon_cifar10_resnet50": (CIFAR_50, HEAD_2),
     "supcontrast_supcon_cifar100_resnet50": (CIFAR_50, HEAD_2),
     "supcontrast_simclr_cifar10_resnet50": (CIFAR_50, HEAD_2),
@@ -135,6 +137,8 @@ SCHEDULES = {
     "cross_entropy_imagenet_resnet50": (2.4, 41_704, None, 0),
     "cross_entropy_imagenet_resnet200": (1.6, 218_949, None, 0),
     "cross_entropy_cifar10_resnet50": (0.4, 48_828, None, 0),
+    "supcontrast_cross_entropy_cifar10_resnet50": (0.8, 24_414, None, 0),
+    "supcontrast_cross_entropy_cifar100_resnet50": (0.8, 24_414, None, 0),
     "supcontrast_supcon_cifar10_resnet50": (0.5 / 0.07, 48_828, 10.0, 4_882),
     "supcontrast_supcon_cifar100_resnet50": (0.5 / 0.07, 48_828, 10.0, 4_882),
     "supcontrast_simclr_cifar10_resnet50": (0.5 / 0.07, 48_828, 2.0, 4_882),
@@ -181,12 +185,53 @@ def test_recipes_augment_as_published():
             kind = "stacked_randaugment" if "resnet200" in name else kind
             kind = "simclr" if name.startswith("simclr") else kind
             assert augmentation(name) == (kind, kind, 1.0, "reference")
+        elif name.startswith("supcontrast_cross_entropy"):
+            assert augmentation(name)[:2] == ("identity", "identity")
         elif "_cifar10" in name:
             linear, compat = "simclr", "reference"
             if name.startswith("supcontrast"):
                 linear, compat = "identity", "pillow"
             assert augmentation(name) == ("simclr", linear, 0.5, compat)
             assert parse(f"--recipe={name}")["use_pytorch_color_jitter"]
+
+
+def test_recipes_crop_as_their_source():
+    for name in RECIPES:
+        is_torchvision = name.startswith(("supcontrast", "supcon_queue"))
+        sampler = "torchvision" if is_torchvision else "reference"
+        assert parse(f"--recipe={name}")["crop_compat"] == sampler
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("supcontrast")])
+def test_supcontrasts_recipes_have_its_schedule(name):
+    """From 0.01 to the cosine of epoch 10, then one rate per epoch to a thousandth of the peak;
+    but for cross-entropy all divided by 0.07."""
+    with recipe(name):
+        schedule = setup.create_schedule(flags.FLAGS, "pretrain", 50_000)
+        epochs = flags.FLAGS.pretrain_epochs
+    peak, scale = (0.8, 1) if "cross_entropy" in name else (0.5, 0.07)
+    lowest = peak / 1_000
+
+    def cosine(epoch):
+        return lowest + (peak - lowest) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+    for epoch, expected in ((0, 0.01), (10.5, cosine(11)), (99.5, cosine(100)), (epochs, lowest)):
+        step = min(int(epoch * 50_000 / 1024), schedule.total_steps - 1)
+        assert float(schedule(step)) * scale == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_queue_recipe_whitens_as_moco():
+    values = parse("--recipe=supcon_queue_imagenet_resnet50")
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    np.testing.assert_allclose(values["whitening_mean"], 2 * mean - 1)
+    np.testing.assert_allclose(values["whitening_std"], 2 * std)
+
+
+def test_headers_name_the_precision_of_the_scripts():
+    for name in RECIPES:
+        is_of_the_reference = bool(re.search(r"as the reference's\s+(# )?script", read(name)))
+        assert is_of_the_reference == ("--precision=mixed_bfloat16" in read(name)), name
+    assert "--microbatch_size=128" in read("supcon_cifar10_resnet50")
 
 
 SMALL = (

@@ -278,6 +278,7 @@ def create_schedule(flags, stage: str, num_examples: int) -> optimizers.WarmUpTh
         decay=flags[f"{stage}_learning_rate_decay"].value,
         total_steps=int(flags[f"{stage}_epochs"].value * steps_per_epoch),
         warmup_steps=int(flags[f"{stage}_warmup_epochs"].value * steps_per_epoch),
+        warmup_start=flags[f"{stage}_warmup_start"].value,
         steps_per_epoch=steps_per_epoch,
         decay_rate=flags[f"{stage}_decay_rate"].value,
         epochs_per_decay=flags[f"{stage}_epochs_per_decay"].value,
