@@ -388,6 +388,52 @@ def test_the_job_tells_preemption_from_failure(cloud):
     assert spec["successPolicy"]["rules"] == [{"succeededIndexes": "0"}]
 
 
+HOSTILE = 'RANDOM[$(touch "$HOME/taken")]'
+
+
+@pytest.mark.parametrize("value", [HOSTILE, "-1", "08", "4\n5"])
+@pytest.mark.parametrize(
+    "script,name",
+    [
+        ("run.sh", "TPU_HOSTS"),
+        ("job.sh", "TPU_CHIPS_PER_HOST"),
+        ("job.sh", "JOB_MAX_RESTARTS"),
+        ("pod.sh", "TPU_WORKER_ID"),
+        ("survive.sh", "TPU_POLL_SECONDS"),
+        ("survive.sh", "TPU_MAX_FAILURES"),
+    ],
+)
+def test_a_setting_that_is_no_number_is_refused_and_nothing_runs(cloud, script, name, value):
+    settings = {**JOB, "TPU_WORKER_HOSTNAMES": "a,b", name: value}
+    done = cloud.script(script, *DRY_RUNS[script], "--dry_run", check=False, **settings)
+    assert done.returncode == 1 and f"{name}=" in done.stderr and "whole number" in done.stderr
+    assert not done.stdout and not cloud.calls() and not (cloud.folder / "taken").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["JOB_NAME", "JOB_SERVICE_ACCOUNT", "JOB_IMAGE", "GKE_TPU_ACCELERATOR",
+             "GKE_TPU_TOPOLOGY"],
+)  # fmt: skip
+@pytest.mark.parametrize("value", ["a\n  annotations: {b: c}", 'a"b', "a: b"])
+def test_a_setting_cannot_add_keys_to_the_job(cloud, name, value):
+    settings = {**JOB, name: value}
+    done = cloud.script("job.sh", *DRY_RUNS["job.sh"], "--dry_run", check=False, **settings)
+    assert done.returncode == 1 and f"{name}=" in done.stderr and not done.stdout
+
+
+def test_a_flag_of_the_job_cannot_hold_a_line_break(cloud):
+    flag = "--a=b\n    restartPolicy: Always"
+    done = cloud.script("job.sh", *DRY_RUNS["job.sh"], flag, "--dry_run", check=False, **JOB)
+    assert done.returncode == 1 and "line break" in done.stderr and not done.stdout
+
+
+def test_names_that_yaml_would_read_as_another_type_stay_text(cloud):
+    job = render_job(cloud, JOB_NAME="true", JOB_SERVICE_ACCOUNT="1")
+    assert job["metadata"]["name"] == "true"
+    pod = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == "1"
+
+
 def test_job_calls_kubectl(cloud):
     cloud.script("job.sh", "start", *RECIPE, **JOB)
     cloud.script("job.sh", "logs")
@@ -465,7 +511,7 @@ def test_a_host_server_answers(tmp_path):
         text=True,
     )
     try:
-        assert server.stdout.readline() == f"Serving on port {port}.\n"
+        assert f"Serving on port {port} of every interface" in server.stdout.readline()
         code = (
             "import tensorflow as tf\n"
             f"tf.config.experimental_connect_to_host('localhost:{port}', job_name='worker')\n"

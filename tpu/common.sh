@@ -19,6 +19,26 @@ fail() {
   exit 1
 }
 
+# check VARIABLE PATTERN MEANING: a setting that is given must match the pattern as a whole.
+check() {
+  local value="${!1:-}"
+  [[ -z "$value" || "$value" =~ ^($2)$ ]] || fail "$1=$(printf '%q' "$value"): expected $3."
+}
+
+# Before anything uses them: bash runs commands that stand inside a number to compute with, and a
+# line break in a value would add lines to job.yaml.
+for name in TPU_HOSTS TPU_CHIPS_PER_HOST TPU_WORKER_ID TPU_POLL_SECONDS TPU_MAX_FAILURES \
+  JOB_MAX_RESTARTS; do
+  check "$name" '0|[1-9][0-9]{0,8}' "a whole number"
+done
+label='[a-z]([-a-z0-9]{0,61}[a-z0-9])?'
+check TPU_NAME "$label" "lower-case letters, digits and hyphens, a letter first"
+check JOB_NAME "$label" "lower-case letters, digits and hyphens, a letter first"
+check JOB_SERVICE_ACCOUNT '[a-z0-9]([-.a-z0-9]*[a-z0-9])?' "a Kubernetes service account"
+check JOB_IMAGE '[A-Za-z0-9][-A-Za-z0-9._/:@]*' "the name of a container image"
+check GKE_TPU_ACCELERATOR '[A-Za-z0-9][-A-Za-z0-9._]*' "a node label, such as tpu-v5-lite-podslice"
+check GKE_TPU_TOPOLOGY '[0-9]+(x[0-9]+){1,2}' "a topology, such as 8x16"
+
 # require VARIABLE...: refuses to go on without them.
 require() {
   local name

@@ -2,6 +2,10 @@
 
 The TPU software images with "pod" in their name run such a server already; with tensorflow-tpu
 from the package index, on Google Kubernetes Engine or a plain image, this is it.
+
+TensorFlow's servers listen on every network interface, whatever address they are given, and run
+what anyone who reaches the port sends them. Only the hosts of the slice may reach it: README.md,
+"Who may reach the servers".
 """
 
 from __future__ import annotations
@@ -19,7 +23,11 @@ def main():
     server = tf.distribute.Server(
         {"worker": [f"0.0.0.0:{port}"]}, job_name="worker", task_index=0, protocol="grpc"
     )
-    print(f"Serving on port {port}.", flush=True)
+    print(
+        f"Serving on port {port} of every interface, without authentication: only the hosts of "
+        "the slice may reach it.",
+        flush=True,
+    )
     server.join()
 
 

@@ -8,6 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 # json TEXT: as a JSON string, which is YAML too.
 json() {
+  [[ "$1" != *[[:cntrl:]]* ]] || fail "a line break or control character in $(printf '%q' "$1")."
   local text="${1//\\/\\\\}"
   printf '"%s"' "${text//\"/\\\"}"
 }
@@ -16,8 +17,8 @@ json() {
 render() {
   local text name
   text="$(<"$HERE/job.yaml")"
-  for name in JOB_NAME JOB_MAX_RESTARTS JOB_SERVICE_ACCOUNT JOB_IMAGE JOB_ARGUMENTS TPU_HOSTS \
-    TPU_CHIPS_PER_HOST GKE_TPU_ACCELERATOR GKE_TPU_TOPOLOGY; do
+  for name in JOB_NAME JOB_MAX_RESTARTS JOB_SERVICE_ACCOUNT JOB_IMAGE TPU_HOSTS \
+    TPU_CHIPS_PER_HOST GKE_TPU_ACCELERATOR GKE_TPU_TOPOLOGY JOB_ARGUMENTS; do
     text="${text//"\${$name}"/"${!name}"}"
   done
   echo "$text"
