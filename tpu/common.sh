@@ -21,7 +21,7 @@ fail() {
 
 # check VARIABLE PATTERN MEANING: a setting that is given must match the pattern as a whole.
 check() {
-  local value="${!1:-}"
+  local value="${!1:-}" LC_ALL=C
   [[ -z "$value" || "$value" =~ ^($2)$ ]] || fail "$1=$(printf '%q' "$value"): expected $3."
 }
 
