@@ -119,9 +119,12 @@ def _check_mode(stages, modes):
 
 def _check_warmup(values):
     warmup, epochs = values.values()
-    if warmup > epochs:
+    name, length = values
+    if warmup > epochs and is_given(flags.FLAGS, name):
         raise flags.ValidationError(
-            f"{next(iter(values))}={warmup:g} is longer than the stage of {epochs:g} epochs."
+            f"{name}={warmup:g}, from the command line, a flagfile or a recipe, is longer than the "
+            f"stage of {epochs:g} epochs: take --{name}={epochs / 10:g} or a longer --{length}, "
+            f"such as --{length}={10 * warmup:g}."
         )
     return True
 
@@ -144,6 +147,11 @@ def _check_warmup_start(values):
             f"{name}={start:g} does nothing without a warm-up: set --{epochs_name} above 0."
         )
     return True
+
+
+def is_given(flag_values: flags.FlagValues, name: str) -> bool:
+    """Whether the command line, a flagfile or a recipe sets the flag, to whatever value."""
+    return not flag_values[name].using_default_value
 
 
 def _check_positives_cap(values):

@@ -86,6 +86,8 @@ def _wanted(given, run):
     other_data = given["dataset"].present and given.dataset != run_dataset
     if other_data or not reads_dataset(given):
         names -= set(DATASET_FLAGS)
+    # A default warm-up that was cut to the length of the stage is no warm-up for another length.
+    names -= {f"{s}_warmup_epochs" for s in NEWEST_FIRST if given[f"{s}_epochs"].present}
     return sorted(names)
 
 

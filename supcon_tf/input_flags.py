@@ -57,7 +57,12 @@ def define_data_flags():
         "Draw every class equally often. An epoch is still as many examples as there are: those "
         "of rare classes come several times, of frequent classes not all. Not for TFDS.",
     )
-    define("batch_size", Integer(at_least=1), 64, "Examples per step over all replicas.")
+    define(
+        "batch_size",
+        Integer(at_least=1),
+        64,
+        "Examples per step over all replicas. The default is lowered to a smaller training split.",
+    )
     define(
         "microbatch_size",
         Integer(at_least=1),

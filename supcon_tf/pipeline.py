@@ -370,8 +370,9 @@ def check_batch_size(batch_size: int, *, num_examples: int, num_replicas: int) -
     """Raises ValueError unless the batch can be filled and shared evenly."""
     if batch_size > num_examples:
         raise ValueError(
-            f"batch_size={batch_size} is larger than the {num_examples} training examples: "
-            "take a smaller batch."
+            f"batch_size={batch_size} is larger than the {num_examples} training examples: take "
+            f"--batch_size={max(num_examples // num_replicas, 1) * num_replicas} or less, or more "
+            "examples."
         )
     if batch_size < 1 or batch_size % num_replicas:
         below = batch_size // num_replicas * num_replicas

@@ -301,7 +301,8 @@ def define_stage_flags(stage, *, optimizer, learning_rate, epochs, warmup, rmspr
         f"{stage}_warmup_epochs",
         EPOCHS,
         warmup,
-        f"Epochs over which the learning rate of the {stage} stage rises linearly to its peak.",
+        f"Epochs over which the learning rate of the {stage} stage rises linearly to its "
+        "peak. The default is cut to the length of a shorter stage.",
     )
     define(
         f"{stage}_warmup_start",

@@ -5,26 +5,13 @@ import json
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from helpers.tiny_images import write_images
 from trained_folder import run_inside
 
 from supcon_tf import command_line, implied_flags
 from supcon_tf.stages import setup
 
 SHORT = ("--image_size=8", "--knn_interval_epochs=0", "--steps_per_loop=2", "--seed=3")
-
-
-def write_images(root, splits=("train", "test"), classes=("cat", "dog"), count=4):
-    from PIL import Image
-
-    for split in splits:
-        for label, name in enumerate(classes):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                Image.new("RGB", (8, 8), (200 * label, 10 * index, 90)).save(
-                    folder / f"{index}.png"
-                )
-    return root
 
 
 def parse(*arguments):

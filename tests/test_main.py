@@ -193,7 +193,7 @@ def test_a_refused_run_does_not_stand_in_the_way_of_the_mended_one(tmp_path):
     data_dir, model_dir = write_folder(tmp_path / "data"), tmp_path / "run"
     data = ("--dataset=folder", f"--data_dir={data_dir}", f"--model_dir={model_dir}")
     with pytest.raises(ValueError, match="batch_size=64 is larger than the 16"):
-        run_inside(*SHORT, *data)
+        run_inside(*SHORT, *data, "--batch_size=64")
     run_inside(*SHORT, *data, "--mode=pretrain", "--batch_size=8")
     other = write_folder(tmp_path / "other")
     with pytest.raises(ValueError, match="data_dir=.*other"):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from supcon_tf import evaluation, metrics, models, progress, steps
 from supcon_tf.files import write_json
-from supcon_tf.stages import setup
+from supcon_tf.stages import choices, setup
 from supcon_tf.stages.run_directory import RunDirectory, find_part, fingerprint, save_model
 
 
@@ -40,11 +40,13 @@ def train_classifier(
     keeps_head = stage == "linear" and flags.linear_epochs == 0 and tf.io.gfile.exists(head_path)
     if keeps_head:
         inputs["linear_head"] = fingerprint(head_path)
+    train_source, test_source = setup.load_sources(flags)
+    choices.choose_batch_size(flags, strategy, train_source, stage)
+    choices.choose_warmup(flags, stage)
     with setup.open_folder(flags, strategy, stage, inputs=inputs) as folder:
         if folder.result() is not None:
             folder.say_finished()
             return folder.result()
-        train_source, test_source = setup.load_sources(flags)
         train_source = setup.change_training_examples(flags, train_source)
         setup.check_batches(flags, strategy, train_source)
         policy = setup.create_policy(flags, augmentation_type)
@@ -80,7 +82,7 @@ def train_classifier(
         print(
             f"{stage}: {len(train_source.class_names)} classes on {encoder.output_shape[-1]} "
             f"features of {encoder_path}, {schedule.total_steps:,} steps, "
-            f"learning rate {schedule.peak_learning_rate:g}."
+            f"{choices.describe_learning_rate(flags, stage, schedule.peak_learning_rate)}."
         )
         folder.begin()
         started = time.monotonic()

@@ -17,7 +17,7 @@ from supcon_tf import (
     steps,
 )
 from supcon_tf.momentum_queue import MomentumQueue
-from supcon_tf.stages import setup
+from supcon_tf.stages import choices, setup
 from supcon_tf.stages.run_directory import save_model
 
 # The values of --loss beside supcon and cross_entropy.
@@ -32,11 +32,13 @@ KNN_TRAIN_EXAMPLES, KNN_TEST_EXAMPLES = 10_000, 10_000
 
 def run(flags, strategy) -> dict:
     """Trains to the end, or says that it is finished; returns its figures."""
+    train_source, test_source = setup.load_sources(flags)
+    choices.choose_batch_size(flags, strategy, train_source, "pretrain")
+    choices.choose_warmup(flags, "pretrain")
     with setup.open_folder(flags, strategy, "pretrain") as folder:
         if folder.result() is not None:
             folder.say_finished()
             return folder.result()
-        train_source, test_source = setup.load_sources(flags)
         train_source = setup.change_training_examples(flags, train_source)
         setup.check_batches(flags, strategy, train_source)
         image_size = setup.image_size(flags, train_source)
@@ -55,7 +57,8 @@ def run(flags, strategy) -> dict:
         print(
             f"pretrain: {encoder.name} of {_count(encoder):,} parameters at {image_size} px, "
             f"{schedule.total_steps:,} steps of {flags.batch_size} examples x {flags.num_views} "
-            f"views, learning rate {schedule.peak_learning_rate:g}."
+            "views, "
+            f"{choices.describe_learning_rate(flags, 'pretrain', schedule.peak_learning_rate)}."
         )
         if isinstance(step, steps.ContrastiveStep):
             print(

@@ -24,14 +24,14 @@ def run(flags, strategy) -> dict:
     with StageFolder(flags, "preview", always_anew=True) as folder:
         train_source, _ = setup.load_sources(flags)
         train_source = setup.change_training_examples(flags, train_source)
-        setup.check_batches(flags, strategy, train_source)
+        batch_size = min(flags.batch_size, train_source.num_examples)
         size = setup.image_size(flags, train_source)
         with progress.waiting("preview: computing the first batch"):
-            views, originals, labels = _first_batch(flags, train_source, size)
+            views, originals, labels = _first_batch(flags, train_source, size, batch_size)
         captions = pipeline.describe_step(
             0,
             policy=setup.create_policy(flags, flags.augmentation_type),
-            batch_size=flags.batch_size,
+            batch_size=batch_size,
             image_size=size,
             seed=flags.seed,
             num_views=flags.num_views,
@@ -58,9 +58,9 @@ def run(flags, strategy) -> dict:
         return {"path": path, "examples": count}
 
 
-def _first_batch(flags, source, size):
+def _first_batch(flags, source, size, batch_size):
     """The first batch's views [N, V, S, S, 3] as the encoder meets them, originals, labels."""
-    options = {"batch_size": flags.batch_size, "image_size": size, "seed": flags.seed}
+    options = {"batch_size": batch_size, "image_size": size, "seed": flags.seed}
     policy = setup.create_policy(flags, flags.augmentation_type)
     views = pipeline.create_train_batches(
         source,

@@ -1,0 +1,57 @@
+"""What a run chooses from the data where no flag says it, printed as the flag that would."""
+
+from __future__ import annotations
+
+from supcon_tf import flag_rules, sources
+
+
+def count_training_examples(flags, source: sources.Source) -> int:
+    """How many examples of the training split --num_images leaves."""
+    return min(source.num_examples, flags.num_images or source.num_examples)
+
+
+def choose_batch_size(flags, strategy, source: sources.Source, stage: str) -> None:
+    """Lowers the default of --batch_size to a small training split, and says so.
+
+    Nothing is chosen where every replica could not get two examples; `setup.check_batches`
+    refuses that, and a batch that somebody gave.
+    """
+    count, replicas = count_training_examples(flags, source), strategy.num_replicas_in_sync
+    if flag_rules.is_given(flags, "batch_size") or flags.batch_size <= count:
+        return
+    smaller = count // replicas * replicas
+    if smaller < 2 * replicas:
+        return
+    print(
+        f"{stage}: {count:,} training images are fewer than the default batch of "
+        f"{flags.batch_size}; using --batch_size={smaller}."
+    )
+    _set(flags, "batch_size", smaller)
+
+
+def choose_warmup(flags, stage: str) -> None:
+    """Cuts the default warm-up to the length of the stage.
+
+    The line that describes the schedule says so, by `describe_learning_rate`.
+    """
+    name, epochs = f"{stage}_warmup_epochs", flags[f"{stage}_epochs"].value
+    if not flag_rules.is_given(flags, name) and flags[name].value > epochs:
+        _set(flags, name, epochs)
+
+
+def _set(flags, name, value):
+    """Sets a flag as if it had been given; the rules between flags were checked before."""
+    flags[name].value, flags[name].using_default_value = value, False
+
+
+def describe_learning_rate(flags, stage: str, peak_learning_rate: float) -> str:
+    """The learning rate of a stage in words, with its warm-up where there is one."""
+    name = f"{stage}_warmup_epochs"
+    warmup, default = flags[name].value, flags[name].default
+    text = f"learning rate {peak_learning_rate:g}"
+    if not flags[name].present and warmup < default:
+        return (
+            f"{text}, warm-up cut from the default of {default:g} epochs to the {warmup:g} of the "
+            f"stage (--{name} sets it)"
+        )
+    return f"{text} after {warmup:g} epochs of warm-up" if warmup else text
