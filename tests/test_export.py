@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -88,6 +89,24 @@ def test_the_loaded_model_can_be_called_like_a_function(exported, images, as_arr
     assert set(called) == set(served) == set(expected_outputs(exported, images))
     for name, value in served.items():
         np.testing.assert_array_equal(called[name], value, err_msg=name)
+
+
+def test_the_signatures_of_the_reference_are_there_and_train_uses_the_batch(exported, images):
+    """`contrastive_train` normalizes by the statistics of its images, and changes nothing."""
+    model = tf.saved_model.load(str(exported.model_dir / "export/saved_model"))
+    assert set(model.signatures) == {"serving_default", "contrastive_eval", "contrastive_train"}
+    by_name = {name: call(images=images) for name, call in model.signatures.items()}
+    exported.encoder.trainable = True  # Frozen batch norm keeps to its moving averages.
+    with keras.StatelessScope():
+        embeddings = exported.encoder(images.astype(np.float32), training=True)
+        projection = exported.projector(embeddings, training=True)
+    train, served = by_name["contrastive_train"], by_name["serving_default"]
+    assert set(train) == set(served)
+    np.testing.assert_allclose(train["unnormalized_embeddings"], embeddings, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(train["projection"], projection, rtol=1e-3, atol=1e-4)
+    assert np.abs(train["embeddings"].numpy() - served["embeddings"].numpy()).max() > 1e-3
+    for name, value in model.signatures["contrastive_eval"](images=images).items():
+        np.testing.assert_array_equal(value, served[name])
 
 
 def test_the_closing_lines_show_code_that_runs(exported, images):

@@ -50,24 +50,43 @@ class ServedModel(tf.Module):
         self._normalize = keras.layers.UnitNormalization(dtype="float32")
         # Variables, not Keras layers: loading layers again would take Keras.
         parts = (model.encoder, model.projector, model.linear_head)
-        self.saved_variables = [
-            variable.value for part in parts if part is not None for variable in part.variables
-        ]
+        parts = [part for part in parts if part is not None]
+        self.saved_variables = [variable.value for part in parts for variable in part.variables]
+        # The linear stage froze its encoder, and frozen batch norm never uses a batch's statistics.
+        for part in parts:
+            part.trainable = True
 
     @tf.function(autograph=False)
     def __call__(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = self._model.outputs(tf.cast(images, tf.float32))
+        return self._outputs(images, training=False)
+
+    @tf.function(autograph=False)
+    def with_batch_statistics(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The outputs that training sees: batch norm uses the statistics of these images.
+
+        Nothing is updated: the moving averages that training would write are dropped.
+        """
+        with keras.StatelessScope():
+            return self._outputs(images, training=True)
+
+    def _outputs(self, images, *, training):
+        outputs = self._model.outputs(tf.cast(images, tf.float32), training=training)
         embeddings = outputs["unnormalized_embeddings"]
         outputs["embeddings"] = self._normalize(embeddings)
         if self._model.projector is not None:
-            outputs["projection"] = self._model.projector(embeddings, training=False)
+            outputs["projection"] = self._model.projector(embeddings, training=training)
         return outputs
 
     def signatures(self) -> dict[str, Callable]:
         """The functions that servers call, by the names of the reference's export."""
         side = self._model.image_size
         images = tf.TensorSpec([None, side, side, 3], tf.uint8, name="images")
-        return {"serving_default": self.__call__.get_concrete_function(images)}
+        served = self.__call__.get_concrete_function(images)
+        return {
+            "serving_default": served,
+            "contrastive_eval": served,
+            "contrastive_train": self.with_batch_statistics.get_concrete_function(images),
+        }
 
 
 def write_saved_model(model: trained.Trained, path: str) -> None:

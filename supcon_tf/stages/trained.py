@@ -35,9 +35,12 @@ class Trained:
     def image_size(self) -> int:
         return self.encoder.input_shape[1]
 
-    def outputs(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """unnormalized_embeddings [B, F], and logits [B, C] if there is a classifier."""
-        embeddings = self.encoder(images, training=False)
+    def outputs(self, images: tf.Tensor, *, training: bool = False) -> dict[str, tf.Tensor]:
+        """unnormalized_embeddings [B, F], and logits [B, C] if there is a classifier.
+
+        With `training`, batch norm uses the statistics of these images.
+        """
+        embeddings = self.encoder(images, training=training)
         results = {"unnormalized_embeddings": embeddings}
         if self.linear_head is not None:
             results["logits"] = self.linear_head(embeddings, training=False)
