@@ -26,8 +26,9 @@ def load_supcontrast(path: str, encoder: keras.Model) -> keras.Model:
 
     For its ImageNet checkpoint `supcon.pth` and other torchvision ResNets:
 
-        create_resnet(depth=50, image_size=224, use_initial_max_pool=True,
-                      initial_max_pool_padding="symmetric", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        create_resnet(depth=50, image_size=224, first_conv_kernel_size=7, first_conv_stride=2,
+                      use_initial_max_pool=True, initial_max_pool_padding="symmetric",
+                      mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
     where mean and std are 2 m - 1 and 2 s of the m and s that normalise images in [0, 1]; `sources`
     has them. The first group of ResNet-18 and -34 has no convolution in its shortcut in PyTorch;

@@ -12,7 +12,12 @@ from trained_folder import run_inside
 import supcon_tf
 from supcon_tf import sources, torch_weights
 
-STEM = {"use_initial_max_pool": True, "initial_max_pool_padding": "symmetric"}
+STEM = {
+    "first_conv_kernel_size": 7,
+    "first_conv_stride": 2,
+    "use_initial_max_pool": True,
+    "initial_max_pool_padding": "symmetric",
+}
 FLAGS = (
     "--resnet_depth=18", "--first_conv_kernel_size=7", "--first_conv_stride=2",
     "--use_initial_max_pool=true", "--initial_max_pool_padding=symmetric",
