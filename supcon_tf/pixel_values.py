@@ -78,8 +78,9 @@ def check_examples(dataset: tf.data.Dataset) -> None:
 
 
 def _looks_scaled(images):
-    images = np.abs(images.astype(np.float32))
-    return images.max(initial=0.0) <= 1 and bool(np.any(images))
+    if images.size == 0 or images.max() > 1 or images.min() < -1:
+        return False
+    return bool(np.any(images))
 
 
 def _check_batches(dataset):
