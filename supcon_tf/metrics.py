@@ -17,7 +17,7 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict:
         labels: int [M], or multi-hot [M, C] of images with several labels.
 
     Returns:
-        top_1, top_5, mean_per_class_accuracy, expected_calibration_error,
+        top_1, from six classes on top_5, mean_per_class_accuracy, expected_calibration_error,
         negative_log_likelihood and confusion_matrix [C, C], for multi-hot labels
         mean_average_precision; num_examples.
 
@@ -31,7 +31,7 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict:
     else:
         found = {
             "top_1": top_k_accuracy(logits, labels),
-            "top_5": top_k_accuracy(logits, labels, k=5),
+            **({"top_5": top_k_accuracy(logits, labels, k=5)} if logits.shape[1] > 5 else {}),
             "mean_per_class_accuracy": mean_per_class_accuracy(logits, labels),
             "expected_calibration_error": expected_calibration_error(logits, labels),
             "negative_log_likelihood": negative_log_likelihood(logits, labels),

@@ -94,6 +94,7 @@ def test_the_log_has_each_step_once_with_what_a_person_watches(digits):
 
 def test_the_screen_stays_clean_and_ends_with_the_next_command(digits):
     _, done = digits
+    assert "CHANCE" not in done.stdout
     assert "Traceback" not in done.stderr and "cuda" not in done.stderr.lower()
     next_command = done.stdout.strip().splitlines()[-1]
     assert f"{python_program()} -m supcon_tf.main" in next_command
@@ -238,7 +239,9 @@ def test_a_folder_runs_through_all_stages_with_its_class_names(tmp_path, capsys)
     output = capsys.readouterr().out
     assert "24 training and 24 test examples of 3 classes (cat, dog, owl)" in output
     assert json.loads((model_dir / "linear/class_names.json").read_text()) == ["cat", "dog", "owl"]
-    assert json.loads((model_dir / "eval/eval.json").read_text())["num_examples"] == 24
+    evaluation = json.loads((model_dir / "eval/eval.json").read_text())
+    assert evaluation["num_examples"] == 24
+    assert "top_5" not in evaluation and "top-5" not in output  # Of three classes it is 1.
 
 
 @pytest.mark.parametrize("name", ["cat/0.jpg", "dog/5.jpg", "dog/6.png"])

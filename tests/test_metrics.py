@@ -193,6 +193,9 @@ def test_all_figures_come_together():
     assert figures["top_1"] == metrics.top_k_accuracy(logits, labels)
     assert figures["top_1"] == pytest.approx(np.trace(figures["confusion_matrix"]) / 300)
     assert figures["top_1"] < figures["top_5"] < 1.0
+    few = np.minimum(labels, 4)
+    assert "top_5" not in metrics.classification_metrics(logits[:, :5], few)  # It would be 1.
+    assert "top_5" in metrics.classification_metrics(logits[:, :6], few)
     several = np.eye(7)[labels]
     figures = metrics.classification_metrics(logits, several)
     assert set(figures) == {"mean_average_precision", "num_examples"}

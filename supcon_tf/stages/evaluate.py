@@ -7,7 +7,7 @@ import io
 
 from supcon_tf import evaluation, metrics, progress
 from supcon_tf.files import write_json, write_whole
-from supcon_tf.stages import setup, trained
+from supcon_tf.stages import chance, setup, trained
 from supcon_tf.stages.run_directory import fingerprint
 
 
@@ -41,6 +41,7 @@ def run(flags, strategy) -> dict:
             figures["num_train_examples"] = len(train_labels)
         result = {
             **figures,
+            **chance.of_labels(labels),
             "dataset": flags.dataset,
             "data_dir": flags.data_dir,
             "classifier": model.encoder_path,
@@ -57,7 +58,7 @@ def run(flags, strategy) -> dict:
 def describe(result: dict) -> str:
     """The figures of eval.json in a few lines."""
     lines = [
-        f"eval: top-1 {result['top_1']:.4f}, top-5 {result['top_5']:.4f}, mean per class "
+        f"eval: {describe_top_k(result)}, mean per class "
         f"{result['mean_per_class_accuracy']:.4f} over all {result['num_examples']:,} test "
         "examples",
         f"      calibration error {result['expected_calibration_error']:.4f}, negative log "
@@ -70,6 +71,12 @@ def describe(result: dict) -> str:
             f"{result['num_train_examples']:,} training examples"
         )
     return "\n".join(lines)
+
+
+def describe_top_k(result: dict) -> str:
+    """Top-1 and, where there are more than five classes, top-5."""
+    top_5 = f", top-5 {result['top_5']:.4f}" if "top_5" in result else ""
+    return f"top-1 {result['top_1']:.4f}{top_5}"
 
 
 def _predict(flags, strategy, model, source, limit=None):

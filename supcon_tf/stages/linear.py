@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from supcon_tf import evaluation, metrics, models, progress, steps
 from supcon_tf.files import write_json
-from supcon_tf.stages import choices, setup
+from supcon_tf.stages import chance, choices, setup
 from supcon_tf.stages.run_directory import RunDirectory, find_part, fingerprint, save_model
 
 
@@ -119,6 +119,7 @@ def train_classifier(
             "seconds": round(time.monotonic() - started, 1),
             "train_accuracy_of_last_batch": last.get("accuracy"),
             "top_1": metrics.top_k_accuracy(logits, labels),
+            **chance.of_labels(labels),
         }
         folder.finish(result)
         return result

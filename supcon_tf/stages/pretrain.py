@@ -17,7 +17,7 @@ from supcon_tf import (
     steps,
 )
 from supcon_tf.momentum_queue import MomentumQueue
-from supcon_tf.stages import choices, setup
+from supcon_tf.stages import chance, choices, setup
 from supcon_tf.stages.run_directory import save_model
 
 # The values of --loss beside supcon and cross_entropy.
@@ -78,6 +78,8 @@ def run(flags, strategy) -> dict:
             )
         ]
 
+        test_labels = {}
+
         def measure_knn():
             arrays = []
             for source, batches in parts:
@@ -85,6 +87,7 @@ def run(flags, strategy) -> dict:
                 waiting = progress.waiting(f"pretrain: computing {count:,} embeddings for k-NN")
                 with setup.naming_broken_images(source), waiting:
                     arrays += evaluation.in_order(embed(batches))
+            test_labels.update(chance.of_labels(arrays[3]))
             with progress.waiting(f"pretrain: measuring k-NN on {len(arrays[0]):,} embeddings"):
                 return {"knn_accuracy": metrics.knn_accuracy(*arrays)}
 
@@ -118,6 +121,7 @@ def run(flags, strategy) -> dict:
                 for name in ("loss", "collapse_ratio", "accuracy", "knn_accuracy")
                 if name in last
             },
+            **test_labels,
         }
         folder.finish(result)
         return result

@@ -8,6 +8,8 @@ import textwrap
 import tensorflow as tf
 
 from supcon_tf.program import python_program
+from supcon_tf.stages import chance
+from supcon_tf.stages.evaluate import describe_top_k
 from supcon_tf.stages.run_directory import RunDirectory
 
 SNIPPET = """\
@@ -29,7 +31,7 @@ def create(flags, results: dict[str, dict], arguments: list[str]) -> str:
     """The closing text, from what each stage returned and the command line that was given."""
     run = RunDirectory.of(flags)
     model_dir = run.path
-    parts = ["", *_figures(results), f"Everything is in {model_dir}/"]
+    parts = ["", *_figures(results), *chance.describe(results), f"Everything is in {model_dir}/"]
     for name, what in (
         ("pretrain/encoder.keras", "the encoder: images 0..255 to features"),
         ("finetune/encoder.keras", "the fine-tuned encoder"),
@@ -80,8 +82,7 @@ def _figures(results):
     if "eval" in results:
         evaluation = results["eval"]
         lines.append(
-            f"eval:     top-1 {evaluation['top_1']:.4f}, top-5 {evaluation['top_5']:.4f} on "
-            f"{evaluation['num_examples']:,} test images"
+            f"eval:     {describe_top_k(evaluation)} on {evaluation['num_examples']:,} test images"
         )
     return lines
 
