@@ -271,6 +271,35 @@ def test_the_page_for_newcomers_names_flags_and_recipes_that_exist():
         assert name in RECIPES
 
 
+# All flags of the others: hparams_flags.py and launcher.py of
+# https://github.com/google-research/google-research/tree/master/supcon, and the three scripts of
+# https://github.com/HobbitLong/SupContrast. Of stages the part after stage_1_ or stage_2_.
+FLAGS_OF_OTHERS = """
+batch_size eval_batch_size resnet_width resnet_architecture resnet_depth zero_initialize_classifier
+use_projection_batch_norm normalize_embedding first_conv_kernel_size first_conv_stride
+use_initial_max_pool projection_head_layers stop_gradient_before_classification_head
+stop_gradient_before_projection_head use_global_batch_norm use_labels temperature
+scale_by_temperature contrast_mode summation_location denominator_mode positives_cap label_smoothing
+contrastive_loss_weight cross_entropy_loss_weight weight_decay use_encoder_weight_decay
+use_projection_head_weight_decay use_classification_head_weight_decay use_bias_weight_decay epochs
+warmup_epochs base_learning_rate optimizer learning_rate_decay decay_rate decay_boundary_epochs
+epochs_per_decay update_encoder_batch_norm rmsprop_epsilon input_fn num_images label_noise_prob
+shard_per_host allow_mixed_precision image_size augmentation_type augmentation_magnitude
+blur_probability defer_blurring use_pytorch_color_jitter apply_whitening crop_area_range
+eval_crop_method crop_padding warm_start_classifier warm_start_projection_head warm_start_encoder
+batch_norm_in_train_mode ignore_missing_checkpoint_vars hparams mode model_dir master
+summary_interval_steps save_interval_steps max_checkpoints_to_keep keep_checkpoint_interval_secs
+steps_per_loop use_tpu eval_interval_secs reference_ckpt data_dir tpu_name tpu_zone gcp_project
+print_freq save_freq num_workers learning_rate lr_decay_epochs lr_decay_rate momentum model dataset
+mean std data_folder size method temp cosine syncBN warm trial ckpt
+"""
+
+
+def test_the_page_for_newcomers_says_what_to_use_for_every_flag_of_the_others():
+    for name in FLAGS_OF_OTHERS.split():
+        assert re.search(rf"(--|`|stage_[12]_|`_){name}\b", PAGE), name
+
+
 def test_the_page_for_newcomers_has_the_defaults():
     table = PAGE.split("## Defaults that differ")[1].split("**Learning rates")[0]
     ours = [line.split("|")[4] for line in table.splitlines() if line.startswith("|")]
