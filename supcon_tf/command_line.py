@@ -98,6 +98,11 @@ STAGE_FLAGS = {
         "blur_probability", "preview_examples",
     ),
 }  # fmt: skip
+# Of the flags of the linear stage those that decide a classifier fitted by L-BFGS.
+FITTED_LINEAR_FLAGS = (
+    *COMMON_FLAGS, "num_images", "label_noise_prob", "class_balanced", "reference_ckpt",
+    "normalize_embedding", "linear_optimizer",
+)  # fmt: skip
 # Flags that may differ when a stage goes on: they change where, how fast and how often, but
 # not what is computed.
 FREE_FLAGS = frozenset({
@@ -121,7 +126,7 @@ def define_flags() -> None:
     )
     training_flags.define_stage_flags(
         "linear",
-        optimizer="momentum",
+        optimizer="auto",
         learning_rate=10.0,
         epochs=20,
         warmup=0,
@@ -197,10 +202,17 @@ def model_dir(flag_values: flags.FlagValues) -> str:
     return flag_values.model_dir or f"runs/{name}"
 
 
+def stage_flag_names(flag_values: flags.FlagValues, stage: str) -> tuple[str, ...]:
+    """The names of the flags that decide what the stage does, with these values."""
+    if stage == "linear" and flag_rules.is_linear_fitted(flag_values):
+        return FITTED_LINEAR_FLAGS
+    return STAGE_FLAGS[stage]
+
+
 def stage_flags(flag_values: flags.FlagValues, stage: str) -> dict[str, str]:
     """Name to `--name=value` for every flag that decides what the stage does."""
     return {
         name: flag_values[name].serialize()
-        for name in STAGE_FLAGS[stage]
+        for name in stage_flag_names(flag_values, stage)
         if flag_values[name].value is not None
     }

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 
+import numpy as np
 import tensorflow as tf
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
@@ -208,6 +209,22 @@ def gather_from_workers(strategy: tf.distribute.Strategy, value: int) -> list[in
     everybody = _gather_function(strategy)(tf.constant([value], tf.int64))
     replicas_per_worker = strategy.num_replicas_in_sync // num_hosts(strategy)
     return everybody.numpy()[::replicas_per_worker].tolist()
+
+
+def broadcast_from_chief(
+    strategy: tf.distribute.Strategy, arrays: list[np.ndarray]
+) -> list[np.ndarray]:
+    """The chief's arrays on every worker; the others pass arrays of the same shapes.
+
+    Args:
+        arrays: float32.
+    """
+    if not is_multi_worker(strategy):
+        return arrays
+    flat = np.concatenate([np.ravel(array) for array in arrays]).astype(np.float32)
+    everybody = _gather_function(strategy)(tf.constant(flat[None]))  # [replicas, ...]
+    parts = np.split(everybody.numpy()[0], np.cumsum([array.size for array in arrays])[:-1])
+    return [part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
 
 @functools.lru_cache(maxsize=1)

@@ -32,6 +32,15 @@ PROJECTION_FLAGS = (
 
 # Share of the image below which --crop_compat=reference draws no crop.
 SMALLEST_REFERENCE_CROP = 0.1
+# What trains the linear stage in steps, and says nothing to a classifier fitted by L-BFGS.
+LINEAR_TRAINING_FLAGS = (
+    "linear_epochs", "linear_base_learning_rate", "linear_weight_decay", "linear_rmsprop_epsilon",
+    "linear_warmup_epochs", "linear_learning_rate_decay", "linear_decay_rate",
+    "linear_epochs_per_decay", "linear_decay_boundary_epochs", "linear_augmentation_type",
+    "linear_crop_area_range", "label_smoothing", "zero_initialize_classifier",
+    "warm_start_classifier",
+)  # fmt: skip
+
 ENCODERS = ("tiny", "resnet_v1", "resnext")
 APPLICATIONS = "keras.applications."
 
@@ -49,6 +58,7 @@ def define_rules(stages: tuple[str, ...]) -> None:
     flags.register_multi_flags_validator(
         ["loss", *SUPCON_FLAGS, *PROJECTION_FLAGS], _check_flags_of_the_loss
     )
+    flags.register_multi_flags_validator(["mode", "linear_optimizer"], _check_linear_optimizer)
     flags.register_multi_flags_validator(["loss", "num_views"], _check_views_of_the_loss)
     flags.register_multi_flags_validator(
         [
@@ -187,6 +197,26 @@ def _check_views_of_the_loss(values):
     if values["loss"] == "cross_entropy" and values["num_views"] != 1:
         raise flags.ValidationError("loss=cross_entropy learns from one view: add --num_views=1.")
     return True
+
+
+def _check_linear_optimizer(values):
+    if values["linear_optimizer"] != "lbfgs" or "linear" not in values["mode"]:
+        return True
+    unused = [f"--{name}" for name in LINEAR_TRAINING_FLAGS if is_given(flags.FLAGS, name)]
+    if unused:
+        raise flags.ValidationError(
+            f"linear_optimizer=lbfgs fits the classifier without training steps, so "
+            f"{', '.join(unused)} (from the command line or a recipe) would do nothing: leave "
+            "these out, or train in steps with --linear_optimizer=momentum."
+        )
+    return True
+
+
+def is_linear_fitted(flag_values: flags.FlagValues) -> bool:
+    """Whether the linear stage is to fit its classifier by L-BFGS instead of training in steps."""
+    optimizer = flag_values["linear_optimizer"].value
+    is_trained = any(is_given(flag_values, name) for name in LINEAR_TRAINING_FLAGS)
+    return optimizer == "lbfgs" or (optimizer == "auto" and not is_trained)
 
 
 def _check_cross_entropy(values):

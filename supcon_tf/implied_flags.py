@@ -10,7 +10,7 @@ import os
 
 from absl import flags
 
-from supcon_tf import command_line, folder_layout, tensorflow_start
+from supcon_tf import command_line, flag_rules, folder_layout, tensorflow_start
 
 # They name the data together: without the first, the run's others mean nothing.
 DATASET_FLAGS = ("dataset", "data_dir", "skip_broken_images")
@@ -60,7 +60,8 @@ def _inherited(given: flags.FlagValues) -> list[str]:
     run = {}
     for stage in _stages_to_look_at(given.mode):
         for name, line in _read_stage_flags(model_dir, stage).items():
-            run.setdefault(name, line)
+            if not _overrules_linear_optimizer(given, name, line):
+                run.setdefault(name, line)
     wanted = [name for name in _wanted(given, run) if name in run and not given[name].present]
     recipe = [run["recipe"]] if "recipe" in run and not given.recipe else []
     base = command_line.peek(command_line.expand_recipe(["", *recipe]))
@@ -69,6 +70,14 @@ def _inherited(given: flags.FlagValues) -> list[str]:
     # The default of --model_dir follows the dataset and the recipe, which may change here.
     inherited = [*recipe, *changed]
     return [f"--model_dir={model_dir}", *inherited] if inherited else []
+
+
+def _overrules_linear_optimizer(given, name, line):
+    """Whether the line contradicts how the user wants the linear classifier to be found."""
+    if name == "linear_optimizer":
+        names_training = any(given[flag].present for flag in flag_rules.LINEAR_TRAINING_FLAGS)
+        return line.endswith("=lbfgs") and names_training
+    return name in flag_rules.LINEAR_TRAINING_FLAGS and given.linear_optimizer == "lbfgs"
 
 
 def _stages_to_look_at(modes):

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from absl import flags
 
+from supcon_tf import defaults, flag_rules
 from supcon_tf.flag_types import EPOCHS_MOST, Integer, Number, NumberList, OneOf, Text, define
 
 INTERVAL = Integer(at_least=1)
 PROBABILITY = Number(at_least=0, at_most=1)
 EPOCHS = Number(at_least=0, at_most=EPOCHS_MOST)
+LINEAR_OPTIMIZER_HELP = (
+    "How the linear stage finds its classifier. lbfgs: embed the training images once, without "
+    "augmentation, and fit a logistic regression on the standardised features to its optimum; "
+    "--class_balanced weighs the classes alike. The others train in steps, as in the paper, with "
+    f"{', '.join(flag_rules.LINEAR_TRAINING_FLAGS)}; momentum is 0.9 where there is one. auto: "
+    "momentum if any of these flags is given, else lbfgs. Embeddings and logits of more than 1 GiB "
+    "are too many for lbfgs; auto then trains with momentum and says so."
+)
 
 
 def define_run_flags(stages: tuple[str, ...]):
@@ -199,14 +208,14 @@ def define_loss_flags():
         "supcon",
         ["supcon", "npairs", "triplet", "max_margin", "cross_entropy"],
         "What pretraining minimises. cross_entropy trains the encoder with a linear classifier "
-        "and takes --num_views=1; --linear_epochs=0 then keeps that classifier.",
+        "and takes --num_views=1; eval uses that classifier unless the linear stage makes another.",
     )
     define(
         "cross_entropy_weight",
         Number(at_least=0, at_most=1e6),
         0.0,
         "Joint training: adds this times the cross-entropy of a linear classifier on view 0 to the "
-        "loss of pretraining. --linear_epochs=0 then keeps that classifier.",
+        "loss of pretraining. eval uses that classifier unless the linear stage makes another.",
     )
     flags.DEFINE_bool(
         "stop_gradient_before_classifier",
@@ -272,13 +281,17 @@ def define_loss_flags():
 
 
 def define_stage_flags(stage, *, optimizer, learning_rate, epochs, warmup, rmsprop_epsilon):
-    define(f"{stage}_epochs", EPOCHS, epochs, f"Length of the {stage} stage.")
-    flags.DEFINE_enum(
-        f"{stage}_optimizer",
-        optimizer,
-        ["momentum", "nesterov", "lars", "rmsprop", "adam", "adamw", "lamb"],
-        "Momentum is 0.9 where there is one.",
-    )
+    length = f"Length of the {stage} stage."
+    optimizers = ["momentum", "nesterov", "lars", "rmsprop", "adam", "adamw", "lamb"]
+    optimizer_help = "Momentum is 0.9 where there is one."
+    if stage == "pretrain":
+        length = f"Length of the pretrain stage. Default: {defaults.describe_pretrain_epochs()}"
+    if stage == "linear":
+        length += " 0 keeps the classifier that pretraining trained, if it trained one."
+        optimizers = ["auto", "lbfgs", *optimizers]
+        optimizer_help = LINEAR_OPTIMIZER_HELP
+    define(f"{stage}_epochs", EPOCHS, epochs, length)
+    flags.DEFINE_enum(f"{stage}_optimizer", optimizer, optimizers, optimizer_help)
     define(
         f"{stage}_base_learning_rate",
         Number(at_least=0, at_most=1e6),

@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Two threads that wait for each other are far slower than one where several tests share a core.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 import tensorflow as tf

@@ -112,6 +112,45 @@ def test_without_linear_epochs_the_classifier_of_pretraining_is_evaluated(argume
     assert has_head == ("--loss=cross_entropy" not in arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("--loss=cross_entropy", "--num_views=1"), ("--cross_entropy_weight=1",)],
+    ids=["cross-entropy", "joint"],
+)
+def test_eval_embed_and_export_take_the_classifier_that_pretraining_left(
+    arguments, tmp_path, capsys
+):
+    common = ("--image_size=8", "--num_images=256", f"--model_dir={tmp_path}")
+    train = ("--pretrain_epochs=1", "--pretrain_warmup_epochs=0", "--knn_interval_epochs=0")
+    run_inside(*common, *train, *arguments, "--mode=pretrain,eval,embed,export")
+    assert "that pretraining trained" in capsys.readouterr().out
+    evaluation = json.loads((tmp_path / "eval/eval.json").read_text())
+    assert evaluation["classifier"] == str(tmp_path / "pretrain/linear_head.keras")
+    names = json.loads((tmp_path / "export/class_names.json").read_text())
+    assert names == [str(digit) for digit in range(10)]
+
+    encoder, head = (
+        keras.models.load_model(tmp_path / "pretrain" / name)
+        for name in ("encoder.keras", "linear_head.keras")
+    )
+    embedded = np.load(tmp_path / "embed/embeddings.npz")
+    predictions = np.argmax(head.predict(embedded["embeddings"], verbose=0), axis=1)
+    np.testing.assert_array_equal(embedded["predictions"], predictions)
+    assert evaluation["top_1"] == np.mean(predictions == embedded["labels"])
+    images = np.random.default_rng(0).integers(0, 256, [2, *encoder.input_shape[1:]], np.uint8)
+    exported = tf.saved_model.load(str(tmp_path / "export/saved_model"))
+    np.testing.assert_allclose(
+        exported.signatures["serving_default"](images=tf.constant(images))["logits"],
+        head(encoder(images.astype(np.float32))),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    # A later linear stage counts more.
+    run_inside(*common, "--mode=linear,eval", "--linear_epochs=1")
+    evaluation = json.loads((tmp_path / "eval/eval.json").read_text())
+    assert evaluation["classifier"] == str(tmp_path / "linear/classifier.keras")
+
+
 def test_linear_epochs_train_a_new_classifier_on_the_encoder_of_cross_entropy(tmp_path):
     """The two-stage cross-entropy of the paper's Table 7."""
     common = (*SHORT, "--loss=cross_entropy", "--num_views=1", "--nonormalize_embedding")

@@ -103,6 +103,9 @@ BAD_FLAGS = [
         ],
         "whitening=given does nothing with --encoder=keras.applications.VGG16",
     ),
+    (["--linear_optimizer=lbfgs", "--linear_epochs=20"], "--linear_epochs .* would do nothing"),
+    (["--linear_optimizer=lbfgs", "--label_smoothing=0"], "--linear_optimizer=momentum"),
+    (["--recipe=digits", "--linear_optimizer=lbfgs"], "--linear_base_learning_rate.*recipe"),
     (["--embed_split=train", "--embed_dir=images"], "a folder instead of it: give one"),
     (["--encoder=resnext", "--resnet_depth=34"], "34 is not a valid resnext depth"),
     (["--crop_area_range=0.5"], "crop_area_range=0.5: expected 2 numbers"),
@@ -318,7 +321,7 @@ def test_a_flag_has_the_default_of_its_function(name):
         ("augmentation_type", policies.AUGMENTATION_TYPES),
         ("linear_augmentation_type", policies.AUGMENTATION_TYPES),
         ("pretrain_optimizer", optimizers.OPTIMIZERS),
-        ("linear_optimizer", optimizers.OPTIMIZERS),
+        ("linear_optimizer", ("auto", "lbfgs", *optimizers.OPTIMIZERS)),
         ("pretrain_learning_rate_decay", optimizers.SCHEDULES),
         ("linear_learning_rate_decay", optimizers.SCHEDULES),
     ],
@@ -349,11 +352,33 @@ def test_every_flag_is_used_and_belongs_to_a_stage():
 
 
 def test_the_digits_recipe_equals_the_defaults_and_writes_them_out():
-    assert {**parse("--recipe=digits"), "recipe": None} == parse()
+    """But for the linear stage, which a recipe trains in steps, as the paper does."""
+    recipe = parse("--recipe=digits")
+    assert recipe["linear_optimizer"] == "momentum"
+    assert {**recipe, "recipe": None, "linear_optimizer": "auto"} == parse()
     text = (ROOT / "flags" / "digits.flags").read_text()
     for name in set(command_line.STAGE_FLAGS["pretrain"] + command_line.STAGE_FLAGS["linear"]):
         if parse()[name] is not None and name not in command_line.FREE_FLAGS:
             assert re.search(rf"^--(no)?{name}\b", text, re.MULTILINE), name
+
+
+def test_the_flags_of_a_fitted_linear_stage_are_those_that_decide_it():
+    def names(*arguments):
+        with flagsaver.flagsaver():
+            flags.FLAGS(command_line.expand_recipe(["supcon_tf", *arguments]))
+            return command_line.stage_flag_names(flags.FLAGS, "linear")
+
+    fitted, trained = command_line.FITTED_LINEAR_FLAGS, command_line.STAGE_FLAGS["linear"]
+    assert set(fitted) <= set(trained)
+    assert not set(fitted) & set(flag_rules.LINEAR_TRAINING_FLAGS)
+    assert names() == names("--linear_optimizer=lbfgs") == fitted
+    assert names("--batch_size=32", "--finetune_epochs=3", "--class_balanced") == fitted
+    assert names("--linear_optimizer=momentum") == names("--recipe=digits") == trained
+    for name in flag_rules.LINEAR_TRAINING_FLAGS:  # Also with their default value.
+        given = f"--{name}={flags.FLAGS[name].default_unparsed}"
+        if isinstance(flags.FLAGS[name].default, bool):
+            given = f"--no{name}"
+        assert names(given.replace("[", "").replace("]", "")) == trained, given
 
 
 def test_model_dir_defaults_to_recipe_then_dataset():

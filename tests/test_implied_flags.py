@@ -8,7 +8,7 @@ from absl.testing import flagsaver
 from helpers.tiny_images import write_images
 from trained_folder import run_inside
 
-from supcon_tf import command_line, implied_flags
+from supcon_tf import command_line, flag_rules, implied_flags
 from supcon_tf.stages import setup
 
 SHORT = ("--image_size=8", "--knn_interval_epochs=0", "--steps_per_loop=2", "--seed=3")
@@ -61,6 +61,22 @@ def test_later_stages_take_the_flags_of_the_run(tmp_path, capsys):
     (line,) = capsys.readouterr().out.splitlines()
     assert str(tmp_path) in line and "--dataset=folder --" in line and "--batch_size=8" in line
     assert parse("--mode=pretrain", f"--model_dir={tmp_path}")["dataset"] == "digits"
+
+
+def test_a_finetune_stage_with_defaults_leaves_the_linear_stage_fitted(tmp_path):
+    def is_fitted(*arguments):
+        with flagsaver.flagsaver():
+            flags.FLAGS(implied_flags.complete(["supcon_tf", *map(str, arguments)]))
+            return flag_rules.is_linear_fitted(flags.FLAGS)
+
+    command = ("--mode=linear", f"--model_dir={tmp_path}")
+    write_stage(tmp_path, "pretrain", "--dataset=digits", "--seed=3")
+    write_stage(tmp_path, "finetune", "--label_smoothing=0.0", "--nozero_initialize_classifier")
+    assert is_fitted(*command)
+    (tmp_path / "finetune/stage.flags").write_text("--label_smoothing=0.1\n")
+    assert not is_fitted(*command)
+    write_stage(tmp_path, "linear", "--linear_epochs=20.0", "--linear_optimizer=momentum")
+    assert not is_fitted(*command)
 
 
 def test_the_command_line_wins_over_the_run(tmp_path):

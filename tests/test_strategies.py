@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -420,9 +421,9 @@ SHORT = (
 )  # fmt: skip
 
 
-def start_command(model_dir, *arguments, name="log", **environment):
+def start_command(model_dir, *arguments, name="log", common=SHORT, **environment):
     """A process of the command, whose output goes to <model_dir>.<name>."""
-    command = [sys.executable, "-m", "supcon_tf.main", *SHORT, f"--model_dir={model_dir}"]
+    command = [sys.executable, "-m", "supcon_tf.main", *common, f"--model_dir={model_dir}"]
     with open(f"{model_dir}.{name}", "w") as log:
         return subprocess.Popen(
             [*command, *arguments],
@@ -440,13 +441,14 @@ def free_ports(count):
     return ports
 
 
-def start_workers(model_dir, *arguments):
+def start_workers(model_dir, *arguments, **options):
     workers = [f"localhost:{port}" for port in free_ports(2)]
     return [
         start_command(
             model_dir,
             *arguments,
             name=f"worker{index}",
+            **options,
             TF_CONFIG=json.dumps(
                 {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
             ),
@@ -506,6 +508,25 @@ def test_replicas_and_workers_train_the_weights_of_one_device(three_ways, other)
     results = [json.loads((folder / n / "eval/eval.json").read_text()) for n in (other, "one")]
     assert results[0]["num_examples"] == 360
     assert results[0]["top_1"] == pytest.approx(results[1]["top_1"], abs=0.01)
+
+
+@pytest.mark.slow
+def test_two_workers_fit_the_linear_classifier_of_one_device(three_ways, tmp_path):
+    """Both embed, the chief fits, and both evaluate what it found."""
+    folder, _ = three_ways
+    common = ("--image_size=8", "--num_images=256", "--mode=linear,eval")
+    for name in ("one", "two"):
+        shutil.copytree(folder / "one/pretrain", tmp_path / name / "pretrain")
+    codes, logs = finish([start_command(tmp_path / "one", common=common)], tmp_path / "one")
+    assert codes == [0], logs
+    codes, logs = finish(start_workers(tmp_path / "two", common=common), tmp_path / "two")
+    assert codes == [0, 0], logs
+    assert "--linear_optimizer=lbfgs" in (tmp_path / "two/linear/stage.flags").read_text()
+    assert distance(tmp_path, "two", "linear/classifier.keras", keras.models.load_model) < 1e-3
+    results = [
+        json.loads((tmp_path / name / "linear/result.json").read_text()) for name in ("one", "two")
+    ]
+    assert results[1]["top_1"] == pytest.approx(results[0]["top_1"], abs=0.003)
 
 
 @pytest.mark.slow

@@ -8,13 +8,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "supcon_tf"
 # What each module may import; a name stands for itself and all its parts.
 ALLOWED = {
-    "implied_flags": {"command_line", "folder_layout", "tensorflow_start"},
+    "implied_flags": {"command_line", "flag_rules", "folder_layout", "tensorflow_start"},
     "path_checks": {"command_line", "folder_layout", "implied_flags"},
     "flag_suggestions": set(),
     "tensorflow_start": set(),
     "command_line": {"flag_rules", "input_flags", "output_flags", "training_flags"},
     "input_flags": {"flag_types"},
-    "training_flags": {"flag_types"},
+    "training_flags": {"defaults", "flag_rules", "flag_types"},
     "output_flags": {"flag_types"},
     "flag_types": set(),
     "flag_rules": set(),
@@ -26,8 +26,11 @@ ALLOWED = {
         "command_line", "flag_rules", "stages", "train", "steps", "checkpoint", "metrics",
         "evaluation", "pipeline", "sources", "decode", "warm_start", "whitening", "policies",
         "models", "losses", "other_losses", "momentum_queue", "distribute", "optimizers",
-        "files", "blur", "memory", "program", "progress",
+        "files", "blur", "memory", "program", "progress", "metrics_log",
+        "linear_fit", "defaults",
     },
+    "defaults": set(),
+    "linear_fit": {"metrics"},
     "train": {"metrics_log", "checkpoint", "distribute", "progress", "similarity", "stopping"},
     "progress": set(),
     "memory": set(),

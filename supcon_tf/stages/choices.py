@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supcon_tf import flag_rules, sources
+from supcon_tf import defaults, flag_rules, sources
 
 
 def count_training_examples(flags, source: sources.Source) -> int:
@@ -27,6 +27,23 @@ def choose_batch_size(flags, strategy, source: sources.Source, stage: str) -> No
         f"{flags.batch_size}; using --batch_size={smaller}."
     )
     _set(flags, "batch_size", smaller)
+
+
+def choose_epochs(flags, source: sources.Source) -> None:
+    """Sets --pretrain_epochs if nobody gave it, and says so where it is not the usual default."""
+    if flag_rules.is_given(flags, "pretrain_epochs"):
+        return
+    count = count_training_examples(flags, source)
+    epochs = defaults.pretrain_epochs(flags.dataset, count, flags.batch_size)
+    if epochs == flags.pretrain_epochs:
+        return
+    steps_per_epoch = count / flags.batch_size
+    print(
+        f"pretrain: {count:,} training images make {steps_per_epoch:,.1f} steps per epoch, so "
+        f"{flags.pretrain_epochs:g} epochs would be only "
+        f"{int(flags.pretrain_epochs * steps_per_epoch):,} steps; using --pretrain_epochs={epochs}."
+    )
+    _set(flags, "pretrain_epochs", float(epochs))
 
 
 def choose_warmup(flags, stage: str) -> None:

@@ -20,7 +20,7 @@ def run(flags, strategy) -> dict:
         train_source, test_source = setup.load_sources(flags)
         if test_source.class_names != model.class_names:
             raise ValueError(
-                f"{model.encoder_path} knows the classes {list(model.class_names)}, but "
+                f"{model.path} knows the classes {list(model.class_names)}, but "
                 f"--dataset={flags.dataset} has {list(test_source.class_names)}."
             )
         outputs, labels = _predict(flags, strategy, model, test_source)
@@ -44,8 +44,8 @@ def run(flags, strategy) -> dict:
             **chance.of_labels(labels),
             "dataset": flags.dataset,
             "data_dir": flags.data_dir,
-            "classifier": model.encoder_path,
-            "classifier_sha256": fingerprint(model.encoder_path),
+            "classifier": model.path,
+            "classifier_sha256": fingerprint(model.path),
         }
         folder.begin()
         write_json(folder.file_to_write("eval.json"), result)

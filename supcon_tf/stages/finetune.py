@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from supcon_tf.stages import linear
+from supcon_tf.stages import classify
 
 
 def run(flags, strategy) -> dict:
     """Trains all layers from the pretrained encoder on; returns the figures of the stage."""
-    return linear.train_classifier(
+    return classify.train_classifier(
         flags,
         strategy,
         "finetune",

@@ -1,21 +1,33 @@
-"""Stage 2: train a linear classifier on the frozen encoder."""
+"""Stage 2: a linear classifier on the frozen encoder, fitted to its optimum or trained in steps."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 
 import keras
-import tensorflow as tf
+import numpy as np
 
-from supcon_tf import evaluation, metrics, models, progress, steps
-from supcon_tf.files import write_json
-from supcon_tf.stages import chance, choices, setup
-from supcon_tf.stages.run_directory import RunDirectory, find_part, fingerprint, save_model
+from supcon_tf import distribute, flag_rules, linear_fit, metrics, models, progress
+from supcon_tf.metrics_log import MetricsLog
+from supcon_tf.stages import choices, classify, setup
+from supcon_tf.stages.run_directory import fingerprint
 
 
 def run(flags, strategy) -> dict:
-    """Trains the linear head alone; returns the figures of the stage."""
-    return train_classifier(
+    """Fits the linear head by L-BFGS, or trains it in steps; returns the figures of the stage."""
+    encoder_path = classify.find_encoder(flags)
+    if flag_rules.is_linear_fitted(flags):
+        with strategy.scope(), progress.waiting("linear: loading the encoder"):
+            encoder = keras.models.load_model(encoder_path)
+        train_source, test_source = setup.load_sources(flags)
+        if _can_be_fitted(flags, encoder, train_source):
+            flags.linear_optimizer = "lbfgs"
+            return _fit(flags, strategy, encoder, encoder_path, train_source, test_source)
+    if flags.linear_optimizer == "auto":
+        flags.linear_optimizer = "momentum"
+    return classify.train_classifier(
         flags,
         strategy,
         "linear",
@@ -24,121 +36,87 @@ def run(flags, strategy) -> dict:
     )
 
 
-def train_classifier(
-    flags, strategy, stage, *, augmentation_type, crop_area_range, train_encoder=False
-) -> dict:
-    """Trains to the last step, whatever the test accuracy on the way; returns the figures.
+def _can_be_fitted(flags, encoder, source):
+    """Whether embeddings and logits fit in memory; says so if not, or refuses an explicit lbfgs."""
+    num_features, num_classes = encoder.output_shape[-1], len(source.class_names)
+    num_examples = choices.count_training_examples(flags, source)
+    size = linear_fit.fit_bytes(num_examples, num_features, num_classes)
+    if size <= linear_fit.MAX_BYTES:
+        return True
+    reason = (
+        f"{num_examples:,} training images with {num_features:,} features and "
+        f"{num_classes:,} classes take {size / 2**30:.1f} GiB, more than the "
+        f"{linear_fit.MAX_BYTES / 2**30:g} GiB that --linear_optimizer=lbfgs may take"
+    )
+    if flags.linear_optimizer == "lbfgs":
+        raise ValueError(
+            f"{reason}: train the classifier in steps with --linear_optimizer=momentum, or on "
+            "fewer images with --num_images."
+        )
+    print(f"linear: {reason}, so the classifier is trained in steps: --linear_optimizer=momentum.")
+    return False
 
-    Args:
-        stage: "linear" or "finetune": names the folder and the flags.
-        augmentation_type, crop_area_range: of the training images.
-        train_encoder: train all layers instead of the linear head alone.
-    """
-    encoder_path = find_encoder(flags)
+
+def _fit(flags, strategy, encoder, encoder_path, train_source, test_source):
+    """Embeds the training images on all replicas; the chief fits and gives its result to all."""
     inputs = {"encoder": fingerprint(encoder_path)}
-    head_path = RunDirectory.of(flags).linear_head
-    keeps_head = stage == "linear" and flags.linear_epochs == 0 and tf.io.gfile.exists(head_path)
-    if keeps_head:
-        inputs["linear_head"] = fingerprint(head_path)
-    train_source, test_source = setup.load_sources(flags)
-    choices.choose_batch_size(flags, strategy, train_source, stage)
-    choices.choose_warmup(flags, stage)
-    with setup.open_folder(flags, strategy, stage, inputs=inputs) as folder:
+    with setup.open_folder(flags, strategy, "linear", inputs=inputs) as folder:
         if folder.result() is not None:
             folder.say_finished()
             return folder.result()
         train_source = setup.change_training_examples(flags, train_source)
-        setup.check_batches(flags, strategy, train_source)
-        policy = setup.create_policy(flags, augmentation_type)
-        schedule = setup.create_schedule(flags, stage, train_source.num_examples)
-
-        with strategy.scope(), progress.waiting(f"{stage}: loading the encoder"):
-            encoder = keras.models.load_model(encoder_path)
-            linear_head = (
-                keras.models.load_model(head_path)
-                if keeps_head
-                else models.create_linear_head(
-                    encoder.output_shape[-1],
-                    len(train_source.class_names),
-                    normalize_embedding=flags.normalize_embedding,
-                    zero_initialize=flags.zero_initialize_classifier,
-                )
-            )
-            parts = [(linear_head, True), *([(encoder, True)] if train_encoder else [])]
-            optimizer = setup.create_optimizer(flags, stage, schedule, parts=parts)
-            step = steps.ClassifierStep(
-                encoder=encoder,
-                linear_head=linear_head,
-                optimizer=optimizer,
-                global_batch_size=flags.batch_size,
-                label_smoothing=flags.label_smoothing,
-                train_encoder=train_encoder,
-            )
-        if flags.reference_ckpt and flags.warm_start_classifier:
-            setup.warm_start_part(flags, "classifier", linear_head)
-        image_size = encoder.input_shape[1]
-        if keeps_head:
-            print(f"linear: no epochs; the classifier is the one of pretraining, {head_path}.")
+        setup.check_eval_batches(flags, strategy)
+        num_features, num_classes = encoder.output_shape[-1], len(train_source.class_names)
         print(
-            f"{stage}: {len(train_source.class_names)} classes on {encoder.output_shape[-1]} "
-            f"features of {encoder_path}, {schedule.total_steps:,} steps, "
-            f"{choices.describe_learning_rate(flags, stage, schedule.peak_learning_rate)}."
+            f"linear: {num_classes} classes on {num_features} features of {encoder_path}, fitted "
+            f"by L-BFGS to the embeddings of {train_source.num_examples:,} training images.",
+            flush=True,
         )
         folder.begin()
         started = time.monotonic()
-        last = setup.train(
+        with progress.waiting("linear: embedding the training images"):
+            embeddings, labels = classify.predict(
+                flags, strategy, encoder, train_source, image_size=encoder.input_shape[1]
+            )
+        with strategy.scope():
+            head = models.create_linear_head(
+                num_features, num_classes, normalize_embedding=flags.normalize_embedding
+            )
+        with progress.waiting("linear: fitting the classifier"):
+            fitted = _fit_on_chief(flags, strategy, embeddings, labels, num_classes)
+        head.set_weights([fitted.kernel, fitted.bias])
+        if fitted.iterations == metrics.PROBE_MAX_ITERATIONS:
+            print(f"linear: L-BFGS stopped at {fitted.iterations:,} iterations, the most it takes.")
+        figures = {"loss": fitted.loss, "accuracy": fitted.accuracy}
+        log = MetricsLog(folder.path, is_chief=folder.is_chief)
+        with contextlib.closing(log):
+            log.write(fitted.iterations, figures)
+        return classify.finish_classifier(
             flags,
             strategy,
             folder,
-            step=step,
-            schedule=schedule,
-            source=train_source,
-            image_size=image_size,
-            policy=policy,
-            num_views=1,
-            crop_area_range=crop_area_range,
+            encoder=encoder,
+            linear_head=head,
+            class_names=train_source.class_names,
+            test_source=test_source,
+            started=started,
+            figures={"steps": fitted.iterations, "train_accuracy": fitted.accuracy},
         )
-        with strategy.scope():
-            classifier = models.create_classifier(encoder, linear_head)
-        waiting = progress.waiting(
-            f"{stage}: evaluating on {test_source.num_examples:,} test images"
-        )
-        with setup.naming_broken_images(test_source), waiting:
-            logits, labels = evaluation.predict(
-                strategy,
-                lambda images: classifier(images, training=False),
-                setup.create_eval_batches(flags, test_source, image_size=image_size),
-            )
-        with progress.waiting(f"{stage}: saving the classifier"):
-            if train_encoder:
-                save_model(encoder, folder.file_to_write("encoder.keras"))
-            save_model(classifier, folder.file_to_write("classifier.keras"))
-        write_json(folder.file_to_write("class_names.json"), list(train_source.class_names))
-        result = {
-            "steps": schedule.total_steps,
-            "seconds": round(time.monotonic() - started, 1),
-            "train_accuracy_of_last_batch": last.get("accuracy"),
-            "top_1": metrics.top_k_accuracy(logits, labels),
-            **chance.of_labels(labels),
-        }
-        folder.finish(result)
-        return result
 
 
-def find_encoder(flags) -> str:
-    """The encoder that this model directory's pretraining left, else that of --reference_ckpt."""
-    path = RunDirectory.of(flags).encoder
-    if tf.io.gfile.exists(path):
-        return path
-    if flags.reference_ckpt and flags.reference_ckpt.endswith(".pth"):
-        raise ValueError(
-            f"reference_ckpt={flags.reference_ckpt} holds weights without their network: make an "
-            "encoder of them with --mode=pretrain --pretrain_epochs=0 and the same --model_dir "
-            "first."
+def _fit_on_chief(flags, strategy, embeddings, labels, num_classes):
+    """The chief's fit on every worker, because others may round differently."""
+    shape = (embeddings.shape[1], num_classes)
+    fitted = linear_fit.LinearFit(np.zeros(shape), np.zeros(num_classes), 0, 0.0, 0.0)
+    if distribute.is_chief(strategy):
+        fitted = linear_fit.fit(
+            embeddings,
+            labels,
+            num_classes,
+            normalize_embedding=flags.normalize_embedding,
+            class_balanced=flags.class_balanced,
         )
-    if flags.reference_ckpt:
-        return find_part(flags.reference_ckpt, "encoder")
-    raise ValueError(
-        f"There is no pretrained encoder at {path}: run --mode=pretrain with this --model_dir "
-        "first, or name another run's model directory or encoder.keras with --reference_ckpt."
+    kernel, bias, iterations, loss, accuracy = distribute.broadcast_from_chief(
+        strategy, [np.asarray(value, np.float32) for value in dataclasses.astuple(fitted)]
     )
+    return linear_fit.LinearFit(kernel, bias, int(iterations), float(loss), float(accuracy))

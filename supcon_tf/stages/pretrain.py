@@ -16,6 +16,7 @@ from supcon_tf import (
     progress,
     steps,
 )
+from supcon_tf.files import write_json
 from supcon_tf.momentum_queue import MomentumQueue
 from supcon_tf.stages import chance, choices, setup
 from supcon_tf.stages.run_directory import save_model
@@ -34,6 +35,7 @@ def run(flags, strategy) -> dict:
     """Trains to the end, or says that it is finished; returns its figures."""
     train_source, test_source = setup.load_sources(flags)
     choices.choose_batch_size(flags, strategy, train_source, "pretrain")
+    choices.choose_epochs(flags, train_source)
     choices.choose_warmup(flags, "pretrain")
     with setup.open_folder(flags, strategy, "pretrain") as folder:
         if folder.result() is not None:
@@ -109,6 +111,7 @@ def run(flags, strategy) -> dict:
                 int(flags.knn_interval_epochs * schedule.steps_per_epoch),
             ),
         )
+        write_json(folder.file_to_write("class_names.json"), list(train_source.class_names))
         with progress.waiting("pretrain: saving the encoder"):
             _save(step, folder)
         result = {

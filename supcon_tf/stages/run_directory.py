@@ -204,7 +204,7 @@ class StageFolder:
         new = command_line.stage_flags(self._flags, self.stage)
         written = {line.lstrip("-").split("=")[0]: line for line in lines}
         changed = []
-        for name in command_line.STAGE_FLAGS[self.stage]:
+        for name in command_line.stage_flag_names(self._flags, self.stage):
             # A flag that came with a later version than the file had its default then.
             old = written.get(name) or written.get(f"no{name}") or _default(self._flags, name)
             if name not in command_line.FREE_FLAGS and old != new.get(name):

@@ -19,14 +19,14 @@ class Trained:
 
     Attributes:
         encoder: images float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
-        encoder_path: the file that it comes from.
+        path: the file of the classifier; without one, of the encoder.
         projector: [B, F] -> unit vectors [B, D]; None if the encoder has none.
         linear_head: [B, F] -> logits [B, C]; None without a classifier.
         class_names: of the classifier; None without one.
     """
 
     encoder: keras.Model
-    encoder_path: str
+    path: str
     projector: keras.Model | None
     linear_head: keras.Model | None
     class_names: tuple[str, ...] | None
@@ -50,37 +50,51 @@ class Trained:
 def load(flags, *, needs_classifier: bool = False) -> Trained:
     """The classifier with its encoder, or the pretrained encoder alone.
 
+    The classifier is that of the latest stage: finetune, else linear, else the one that
+    pretraining trained with --loss=cross_entropy or --cross_entropy_weight.
+
     Raises:
         ValueError: nothing was trained, a classifier is needed and missing, or the encoder was
             trained again after the classifier.
     """
     run = RunDirectory.of(flags)
-    classifier_path, encoder_path = run.classifier, run.encoder
-    has_encoder = tf.io.gfile.exists(encoder_path)
+    has_encoder = tf.io.gfile.exists(run.encoder)
     projector = None
     if has_encoder and tf.io.gfile.exists(run.projection_head):
         projector = keras.models.load_model(run.projection_head)
-    if tf.io.gfile.exists(classifier_path):
-        folder = os.path.dirname(classifier_path)
-        inputs = read_json(os.path.join(folder, "inputs.json")) or {}
-        if has_encoder and inputs.get("encoder") != fingerprint(encoder_path):
-            raise ValueError(
-                f"{classifier_path} was trained on another encoder than {encoder_path}. Delete "
-                f"{folder} and run its stage again."
-            )
-        if os.path.basename(folder) == "finetune":
-            projector = None  # It belongs to the encoder before the fine-tuning.
-        encoder, head = models.split_classifier(keras.models.load_model(classifier_path))
-        names = tuple(read_json(os.path.join(folder, "class_names.json")))
-        return Trained(encoder, classifier_path, projector, head, names)
-    if needs_classifier:
-        raise ValueError(
-            f"There is no classifier at {classifier_path}: run --mode=linear or "
-            "--mode=finetune with this --model_dir first."
-        )
+    if tf.io.gfile.exists(run.classifier):
+        return _load_classifier(run, projector)
     if not has_encoder:
         raise ValueError(
             f"There is no trained encoder in {run.path}: run "
             "--mode=pretrain,linear with this --model_dir first."
         )
-    return Trained(keras.models.load_model(encoder_path), encoder_path, projector, None, None)
+    names = read_json(run.file("pretrain", "class_names.json"))
+    has_classifier = names is not None and tf.io.gfile.exists(run.linear_head)
+    if needs_classifier and not has_classifier:
+        raise ValueError(
+            f"There is no classifier at {run.classifier}: run --mode=linear or "
+            "--mode=finetune with this --model_dir first."
+        )
+    encoder = keras.models.load_model(run.encoder)
+    if not has_classifier:
+        return Trained(encoder, run.encoder, projector, None, None)
+    print(f"Classifier: the one that pretraining trained, {run.linear_head}.")
+    head = keras.models.load_model(run.linear_head)
+    return Trained(encoder, run.linear_head, projector, head, tuple(names))
+
+
+def _load_classifier(run, projector):
+    """What finetune or linear saved."""
+    folder = os.path.dirname(run.classifier)
+    inputs = read_json(os.path.join(folder, "inputs.json")) or {}
+    if tf.io.gfile.exists(run.encoder) and inputs.get("encoder") != fingerprint(run.encoder):
+        raise ValueError(
+            f"{run.classifier} was trained on another encoder than {run.encoder}. Delete "
+            f"{folder} and run its stage again."
+        )
+    if os.path.basename(folder) == "finetune":
+        projector = None  # It belongs to the encoder before the fine-tuning.
+    encoder, head = models.split_classifier(keras.models.load_model(run.classifier))
+    names = tuple(read_json(os.path.join(folder, "class_names.json")))
+    return Trained(encoder, run.classifier, projector, head, names)

@@ -1,0 +1,167 @@
+"""What the linear and finetune stages share: training in steps, the encoder, what is saved."""
+
+from __future__ import annotations
+
+import time
+
+import keras
+import tensorflow as tf
+
+from supcon_tf import evaluation, metrics, models, progress, steps
+from supcon_tf.files import write_json
+from supcon_tf.stages import chance, choices, setup
+from supcon_tf.stages.run_directory import RunDirectory, find_part, fingerprint, save_model
+
+
+def train_classifier(
+    flags, strategy, stage, *, augmentation_type, crop_area_range, train_encoder=False
+) -> dict:
+    """Trains to the last step, whatever the test accuracy on the way; returns the figures.
+
+    Args:
+        stage: "linear" or "finetune": names the folder and the flags.
+        augmentation_type, crop_area_range: of the training images.
+        train_encoder: train all layers instead of the linear head alone.
+    """
+    encoder_path = find_encoder(flags)
+    inputs = {"encoder": fingerprint(encoder_path)}
+    head_path = RunDirectory.of(flags).linear_head
+    keeps_head = stage == "linear" and flags.linear_epochs == 0 and tf.io.gfile.exists(head_path)
+    if keeps_head:
+        inputs["linear_head"] = fingerprint(head_path)
+    train_source, test_source = setup.load_sources(flags)
+    choices.choose_batch_size(flags, strategy, train_source, stage)
+    choices.choose_warmup(flags, stage)
+    with setup.open_folder(flags, strategy, stage, inputs=inputs) as folder:
+        if folder.result() is not None:
+            folder.say_finished()
+            return folder.result()
+        train_source = setup.change_training_examples(flags, train_source)
+        setup.check_batches(flags, strategy, train_source)
+        policy = setup.create_policy(flags, augmentation_type)
+        schedule = setup.create_schedule(flags, stage, train_source.num_examples)
+
+        with strategy.scope(), progress.waiting(f"{stage}: loading the encoder"):
+            encoder = keras.models.load_model(encoder_path)
+            linear_head = (
+                keras.models.load_model(head_path)
+                if keeps_head
+                else models.create_linear_head(
+                    encoder.output_shape[-1],
+                    len(train_source.class_names),
+                    normalize_embedding=flags.normalize_embedding,
+                    zero_initialize=flags.zero_initialize_classifier,
+                )
+            )
+            parts = [(linear_head, True), *([(encoder, True)] if train_encoder else [])]
+            optimizer = setup.create_optimizer(flags, stage, schedule, parts=parts)
+            step = steps.ClassifierStep(
+                encoder=encoder,
+                linear_head=linear_head,
+                optimizer=optimizer,
+                global_batch_size=flags.batch_size,
+                label_smoothing=flags.label_smoothing,
+                train_encoder=train_encoder,
+            )
+        if flags.reference_ckpt and flags.warm_start_classifier:
+            setup.warm_start_part(flags, "classifier", linear_head)
+        image_size = encoder.input_shape[1]
+        if keeps_head:
+            print(f"linear: no epochs; the classifier is the one of pretraining, {head_path}.")
+        print(
+            f"{stage}: {len(train_source.class_names)} classes on {encoder.output_shape[-1]} "
+            f"features of {encoder_path}, {schedule.total_steps:,} steps, "
+            f"{choices.describe_learning_rate(flags, stage, schedule.peak_learning_rate)}."
+        )
+        folder.begin()
+        started = time.monotonic()
+        last = setup.train(
+            flags,
+            strategy,
+            folder,
+            step=step,
+            schedule=schedule,
+            source=train_source,
+            image_size=image_size,
+            policy=policy,
+            num_views=1,
+            crop_area_range=crop_area_range,
+        )
+        figures = {
+            "steps": schedule.total_steps,
+            "train_accuracy_of_last_batch": last.get("accuracy"),
+        }
+        if train_encoder:
+            with progress.waiting(f"{stage}: saving the encoder"):
+                save_model(encoder, folder.file_to_write("encoder.keras"))
+        return finish_classifier(
+            flags,
+            strategy,
+            folder,
+            encoder=encoder,
+            linear_head=linear_head,
+            class_names=train_source.class_names,
+            test_source=test_source,
+            started=started,
+            figures=figures,
+        )
+
+
+def finish_classifier(
+    flags, strategy, folder, *, encoder, linear_head, class_names, test_source, started, figures
+) -> dict:
+    """Measures the classifier on the test images, saves it, and ends the stage.
+
+    Args:
+        class_names: of the logits, in their order.
+        started: `time.monotonic()` when the training began.
+        figures: what the stage has to say of the training itself.
+    """
+    with strategy.scope():
+        classifier = models.create_classifier(encoder, linear_head)
+    with progress.waiting(
+        f"{folder.stage}: evaluating on {test_source.num_examples:,} test images"
+    ):
+        logits, labels = predict(
+            flags, strategy, classifier, test_source, image_size=encoder.input_shape[1]
+        )
+    with progress.waiting(f"{folder.stage}: saving the classifier"):
+        save_model(classifier, folder.file_to_write("classifier.keras"))
+    write_json(folder.file_to_write("class_names.json"), list(class_names))
+    result = {
+        **figures,
+        "seconds": round(time.monotonic() - started, 1),
+        "top_1": metrics.top_k_accuracy(logits, labels),
+        **chance.of_labels(labels),
+    }
+    folder.finish(result)
+    return result
+
+
+def predict(flags, strategy, model, source, *, image_size) -> tuple:
+    """Outputs [M, ...] of a model on every image of a source, without augmentation, and labels."""
+    with setup.naming_broken_images(source):
+        return evaluation.predict(
+            strategy,
+            lambda images: model(images, training=False),
+            setup.create_eval_batches(flags, source, image_size=image_size),
+        )
+
+
+def find_encoder(flags) -> str:
+    """The encoder that this model directory's pretraining left, else that of --reference_ckpt."""
+    path = RunDirectory.of(flags).encoder
+    if tf.io.gfile.exists(path):
+        return path
+    if flags.reference_ckpt and flags.reference_ckpt.endswith(".pth"):
+        raise ValueError(
+            f"reference_ckpt={flags.reference_ckpt} holds weights without their network: make an "
+            "encoder of them with --mode=pretrain --pretrain_epochs=0 and the same --model_dir "
+            "first."
+        )
+    if flags.reference_ckpt:
+        return find_part(flags.reference_ckpt, "encoder")
+    raise ValueError(
+        f"There is no pretrained encoder at {path}: run --mode=pretrain with this --model_dir "
+        "first, or name another run's model directory or encoder.keras with --reference_ckpt."
+    )
