@@ -49,7 +49,7 @@ def torch_state(encoder):
             kind = {"conv": "conv", "batch_normalization": "bn"}[kind]
             name = f"shortcut.{int(kind == 'bn')}" if part == "0" else f"{kind}{part}"
             name = f"encoder.layer{int(group) + 1}.{block}.{name}"
-        elif layer.name.startswith("stem_"):
+        elif layer.name in ("stem_conv", "stem_batch_normalization"):
             name = "encoder.conv1" if layer.name == "stem_conv" else "encoder.bn1"
         else:
             continue

@@ -91,7 +91,14 @@ def test_a_reference_without_the_part_is_refused(tmp_path):
 def test_a_pth_file_gives_an_encoder_and_nothing_else(tmp_path):
     with pytest.raises(ValueError, match="gives an encoder only"):
         run_directory.find_part("there.pth", "projection_head")
-    encoder = models.create_encoder("resnet_v1", depth=18, image_size=8)
+    encoder = models.create_encoder(
+        "resnet_v1",
+        depth=18,
+        image_size=8,
+        first_conv_kernel_size=3,
+        first_conv_stride=1,
+        use_initial_max_pool=False,
+    )
     before = [weight.copy() for weight in encoder.get_weights()]
     state = test_torch_weights.torch_state(encoder)
     path = test_torch_weights.write_checkpoint(tmp_path / "there.pth", state)
