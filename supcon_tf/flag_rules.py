@@ -41,6 +41,7 @@ LINEAR_TRAINING_FLAGS = (
     "warm_start_classifier",
 )  # fmt: skip
 
+STEM_FLAGS = ("first_conv_kernel_size", "first_conv_stride", "use_initial_max_pool")
 ENCODERS = ("tiny", "resnet_v1", "resnext")
 APPLICATIONS = "keras.applications."
 
@@ -85,6 +86,7 @@ def define_rules(stages: tuple[str, ...]) -> None:
     )
     flags.register_validator("encoder", _check_encoder)
     flags.register_multi_flags_validator(["resnet_depth", "encoder"], _check_depth)
+    flags.register_multi_flags_validator(["encoder", *STEM_FLAGS], _check_stem)
     flags.register_multi_flags_validator(
         ["initial_max_pool_padding", "use_initial_max_pool", "encoder"], _check_max_pool_padding
     )
@@ -289,6 +291,16 @@ def _check_depth(values):
         raise flags.ValidationError(
             f"resnet_depth={depth} is not a valid {encoder} depth: choose from {depths[encoder]}."
         )
+    return True
+
+
+def _check_stem(values):
+    for name in STEM_FLAGS:
+        if values[name] is not None and is_application(values["encoder"]):
+            raise flags.ValidationError(
+                f"{name} does nothing with --encoder={values['encoder']}, which has a stem of its "
+                "own: leave it out."
+            )
     return True
 
 

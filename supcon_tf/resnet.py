@@ -25,6 +25,8 @@ RESNEXT_DEPTHS = (50, 101, 152, 200)
 MAX_POOL_PADDINGS = ("same", "symmetric")
 ARCHITECTURES = ("resnet_v1", "resnext", "tiny")
 RESNEXT_GROUPS = 64
+# Images of this side or larger get the stem of ImageNet, unless it is given.
+IMAGENET_STEM_PX = 64
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
 
@@ -47,7 +49,7 @@ def create_resnet(
 
     The stride of a bottleneck sits on its 3x3 convolution, the first block of every group has
     a projection shortcut, and the last batch norm of a residual branch starts at gamma 0 (not
-    in ResNeXt). CIFAR images take a first convolution of 3x3 with stride 1 and no max pool.
+    in ResNeXt).
 
     Args:
         architecture: "resnet_v1", "resnext" (64 groups), or "tiny": one basic block in each of
@@ -55,8 +57,9 @@ def create_resnet(
         depth: 18, 34, 50, 101, 152 or 200; ResNeXt from 50.
         width: multiplies the channels.
         image_size: S in pixels.
-        first_conv_kernel_size, first_conv_stride, use_initial_max_pool: the stem; None for 7, 2
-            and a pool as for ImageNet, with "tiny" for 3, 1 and no pool as for CIFAR.
+        first_conv_kernel_size, first_conv_stride, use_initial_max_pool: the stem. None follows
+            the image size: from 64 px the ImageNet stem (7, 2 and a max pool), below it the CIFAR
+            stem (3, 1 and no pool).
         initial_max_pool_padding: "same" pads the initial max pool as TensorFlow does, for an even
             side with one pixel at the bottom and on the right; "symmetric" pads one pixel on
             every side as PyTorch does, which weights of torchvision's ResNets need.
@@ -87,7 +90,7 @@ def create_resnet(
         raise ValueError(
             f"Unknown architecture {architecture!r}: choose one of {', '.join(ARCHITECTURES)}."
         )
-    is_small = architecture == "tiny"
+    is_small = image_size < IMAGENET_STEM_PX
     if first_conv_kernel_size is None:
         first_conv_kernel_size = 3 if is_small else 7
     if first_conv_stride is None:

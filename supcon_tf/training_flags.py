@@ -140,10 +140,25 @@ def define_model_flags():
     )
     define("resnet_width", Integer(at_least=1, at_most=64), 1, "Multiplies the channels.")
     define(
-        "first_conv_kernel_size", Integer(at_least=1, at_most=64), 3, "7 for ImageNet, 3 for CIFAR."
+        "first_conv_kernel_size",
+        Integer(at_least=1, at_most=64),
+        None,
+        "Kernel size of the first convolution of tiny, resnet_v1 and resnext. The default follows "
+        "the image size: 7 from 64 pixels (as for ImageNet), 3 below (as for CIFAR).",
     )
-    define("first_conv_stride", Integer(at_least=1, at_most=64), 1, "2 for ImageNet, 1 for CIFAR.")
-    flags.DEFINE_bool("use_initial_max_pool", False, "true for ImageNet, false for CIFAR.")
+    define(
+        "first_conv_stride",
+        Integer(at_least=1, at_most=64),
+        None,
+        "Stride of the first convolution of tiny, resnet_v1 and resnext. The default follows the "
+        "image size: 2 from 64 pixels, 1 below.",
+    )
+    flags.DEFINE_bool(
+        "use_initial_max_pool",
+        None,
+        "Whether a max pool follows the first convolution of tiny, resnet_v1 and resnext. The "
+        "default follows the image size: true from 64 pixels, false below.",
+    )
     flags.DEFINE_enum(
         "initial_max_pool_padding",
         "same",

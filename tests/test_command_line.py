@@ -107,6 +107,10 @@ BAD_FLAGS = [
     (["--linear_optimizer=lbfgs", "--label_smoothing=0"], "--linear_optimizer=momentum"),
     (["--recipe=digits", "--linear_optimizer=lbfgs"], "--linear_base_learning_rate.*recipe"),
     (["--embed_split=train", "--embed_dir=images"], "a folder instead of it: give one"),
+    (
+        ["--encoder=keras.applications.VGG16", "--first_conv_stride=2"],
+        "first_conv_stride does nothing with --encoder=keras.applications.VGG16",
+    ),
     (["--encoder=resnext", "--resnet_depth=34"], "34 is not a valid resnext depth"),
     (["--crop_area_range=0.5"], "crop_area_range=0.5: expected 2 numbers"),
     (["--linear_crop_area_range=0.05,0.1"], "linear_crop_area_range=0.05,0.1.*Raise the upper"),

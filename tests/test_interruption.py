@@ -455,13 +455,13 @@ def test_a_flag_of_a_later_version_had_its_default_before(tmp_path):
     run_inside(*arguments)
     path = tmp_path / "pretrain/stage.flags"
     lines = path.read_text().splitlines()
-    new = ("--temperature", "--online_probe", "--nouse_initial_max_pool")
+    new = ("--temperature", "--online_probe", "--nowarm_start_projection_head")
     path.write_text("\n".join(line for line in lines if not line.startswith(new)) + "\n")
     run_inside(*arguments)
     with pytest.raises(ValueError, match=r"--temperature=0.1  ->  --temperature=0.5"):
         run_inside(*arguments, "--temperature=0.5")
     with pytest.raises(ValueError, match=r"--online_probe  ->  --noonline_probe"):
         run_inside(*arguments, "--noonline_probe")
-    with pytest.raises(ValueError, match=r"--nouse_initial_max_pool  ->  --use_initial_max_pool"):
+    with pytest.raises(ValueError, match=r"\(no --use_initial_max_pool\)  ->  --use_initial"):
         run_inside(*arguments, "--use_initial_max_pool")
     assert flags.FLAGS.temperature == 0.1  # Nothing of it stays.

@@ -282,9 +282,22 @@ def test_the_initial_max_pool_pads_as_tensorflow_or_as_pytorch(padding, side):
     np.testing.assert_array_equal(output, np.max(windows, axis=0)[:, :half, :half])
 
 
+@pytest.mark.parametrize("size,kernel,stride,num_pools", [(63, 3, 1, 0), (64, 7, 2, 1)])
+def test_the_stem_follows_the_image_size(size, kernel, stride, num_pools):
+    for architecture in ("tiny", "resnet_v1"):
+        model = outline(architecture, 18, image_size=size)
+        stem = model.get_layer("stem_conv")
+        assert (stem.kernel_size, stem.strides) == ((kernel, kernel), (stride, stride))
+        assert len(layers_of(model, layers.MaxPooling2D)) == num_pools
+    given = outline("resnet_v1", 18, image_size=size, first_conv_stride=4)
+    assert given.get_layer("stem_conv").strides == (4, 4)
+
+
 def test_a_max_pool_padding_is_refused_where_it_does_nothing():
     with pytest.raises(ValueError, match="add use_initial_max_pool=True"):
-        resnet.create_resnet(architecture="tiny", initial_max_pool_padding="symmetric")
+        resnet.create_resnet(
+            architecture="tiny", image_size=63, initial_max_pool_padding="symmetric"
+        )
     with pytest.raises(ValueError, match="'torch': choose one of same, symmetric"):
         resnet.create_resnet(architecture="tiny", initial_max_pool_padding="torch")
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from supcon_tf import evaluation, metrics, models, progress, steps
 from supcon_tf.files import write_json
-from supcon_tf.stages import chance, choices, setup
+from supcon_tf.stages import chance, choices, memory_check, setup
 from supcon_tf.stages.run_directory import RunDirectory, find_part, fingerprint, save_model
 
 
@@ -73,6 +73,8 @@ def train_classifier(
             f"features of {encoder_path}, {schedule.total_steps:,} steps, "
             f"{choices.describe_learning_rate(flags, stage, schedule.peak_learning_rate)}."
         )
+        if train_encoder:
+            memory_check.check_memory(flags, strategy, step, num_views=1)
         folder.begin()
         started = time.monotonic()
         last = setup.train(

@@ -18,7 +18,7 @@ from supcon_tf import (
 )
 from supcon_tf.files import write_json
 from supcon_tf.momentum_queue import MomentumQueue
-from supcon_tf.stages import chance, choices, setup
+from supcon_tf.stages import chance, choices, image_size, memory_check, setup
 from supcon_tf.stages.run_directory import save_model
 
 # The values of --loss beside supcon and cross_entropy.
@@ -43,21 +43,19 @@ def run(flags, strategy) -> dict:
             return folder.result()
         train_source = setup.change_training_examples(flags, train_source)
         setup.check_batches(flags, strategy, train_source)
-        image_size = setup.image_size(flags, train_source)
+        side = image_size.choose(flags, train_source)
         policy = setup.create_policy(flags, flags.augmentation_type)
         _check_microbatch(flags, strategy)
         schedule = setup.create_schedule(flags, "pretrain", train_source.num_examples)
 
-        whitening = setup.whitening_constants(flags, train_source, folder, image_size)
+        whitening = setup.whitening_constants(flags, train_source, folder, side)
         with strategy.scope(), progress.waiting("pretrain: building the model"):
-            step = create_step(
-                flags, image_size, len(train_source.class_names), schedule, whitening
-            )
+            step = create_step(flags, side, len(train_source.class_names), schedule, whitening)
         encoder = step.encoder
         if flags.reference_ckpt:
             _warm_start(flags, step)
         print(
-            f"pretrain: {encoder.name} of {_count(encoder):,} parameters at {image_size} px, "
+            f"pretrain: {encoder.name} of {_count(encoder):,} parameters at {side} px, "
             f"{schedule.total_steps:,} steps of {flags.batch_size} examples x {flags.num_views} "
             "views, "
             f"{choices.describe_learning_rate(flags, 'pretrain', schedule.peak_learning_rate)}."
@@ -71,9 +69,10 @@ def run(flags, strategy) -> dict:
                 "the same image and of different ones; they separate as training works."
             )
 
+        memory_check.check_memory(flags, strategy, step, num_views=flags.num_views)
         embed = evaluation.create_predictor(strategy, lambda x: encoder(x, training=False))
         parts = [
-            (source, setup.create_eval_batches(flags, source, image_size=image_size, limit=limit))
+            (source, setup.create_eval_batches(flags, source, image_size=side, limit=limit))
             for source, limit in (
                 (train_source, KNN_TRAIN_EXAMPLES),
                 (test_source, KNN_TEST_EXAMPLES),
@@ -102,7 +101,7 @@ def run(flags, strategy) -> dict:
             step=step,
             schedule=schedule,
             source=train_source,
-            image_size=image_size,
+            image_size=side,
             policy=policy,
             num_views=flags.num_views,
             crop_area_range=flags.crop_area_range,
@@ -117,7 +116,7 @@ def run(flags, strategy) -> dict:
         result = {
             "steps": schedule.total_steps,
             "seconds": round(time.monotonic() - started, 1),
-            "image_size": image_size,
+            "image_size": side,
             "num_features": encoder.output_shape[-1],
             **{
                 name: last[name]

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from supcon_tf import blur, distribute, pipeline, policies, progress
-from supcon_tf.stages import setup
+from supcon_tf.stages import image_size, setup
 from supcon_tf.stages.run_directory import StageFolder
 
 # Small images are shown with each pixel as a square, so that a tile has about this side.
@@ -25,7 +25,7 @@ def run(flags, strategy) -> dict:
         train_source, _ = setup.load_sources(flags)
         train_source = setup.change_training_examples(flags, train_source)
         batch_size = min(flags.batch_size, train_source.num_examples)
-        size = setup.image_size(flags, train_source)
+        size = image_size.choose(flags, train_source)
         with progress.waiting("preview: computing the first batch"):
             views, originals, labels = _first_batch(flags, train_source, size, batch_size)
         captions = pipeline.describe_step(

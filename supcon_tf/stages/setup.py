@@ -137,12 +137,6 @@ def change_training_examples(flags, source: sources.Source) -> sources.Source:
     return source
 
 
-def image_size(flags, source: sources.Source) -> int:
-    """--image_size, or that of the data as far as the encoder is made for it."""
-    largest = 32 if flags.encoder == "tiny" else 224
-    return flags.image_size or sources.default_image_size(source, largest=largest)
-
-
 def check_batches(flags, strategy, train_source) -> None:
     """Raises ValueError if a batch cannot be filled or shared by the replicas."""
     replicas = strategy.num_replicas_in_sync

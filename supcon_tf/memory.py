@@ -1,0 +1,140 @@
+"""How much memory a training step needs, estimated before the first one, and how much there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+
+import keras
+import tensorflow as tf
+
+# What a training step holds at its peak, as a share of the outputs of all layers of the encoder
+# for all images that it sees at once, beside the gradients. `python benchmarks/memory.py` measured,
+# as the growth of the resident size, on two CPU cores with TensorFlow 2.21 (images, share):
+#   tiny       32 px: 512, 0.88; 2,048, 0.82; 64 px: 512, 0.81
+#   ResNet-18  32 px: 128, 0.78; 256, 0.76; bfloat16 256, 0.85; 128 px: 64, 0.98; 224 px: 32, 0.83
+#   MobileNetV2, DenseNet121, EfficientNetV2B0 of Keras at 64 px: 0.95, 1.04, 1.41
+#   ResNet-50  32 px: 64, 0.69; 128, 0.70; 128 px: 32, 0.81; 224 px: 32, 0.67; bfloat16 32, 0.76
+# The factor lies below all of them, because a run that fits must never be refused.
+ACTIVATION_FACTOR = 0.62
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Bytes of a training; what already exists when the models are built comes first.
+
+    Attributes:
+        state: weights and optimizer slots.
+        gradients: of all trained weights.
+        activations: what the backward pass needs of the forward pass.
+        evaluation: the largest output of a layer for one batch of an evaluation.
+    """
+
+    state: int
+    gradients: int
+    activations: int
+    evaluation: int
+
+    @property
+    def missing(self) -> int:
+        """What comes on top of the memory that the process already holds."""
+        return max(self.gradients + self.activations, self.evaluation)
+
+
+def estimate(
+    step, *, images_per_replica: int, eval_images_per_replica: int, num_replicas: int = 1
+) -> Estimate:
+    """Estimates the memory of a training, from below.
+
+    Args:
+        step: a ContrastiveStep or ClassifierStep that trains its encoder.
+        images_per_replica: images, all views counted, that the encoder sees at once.
+        eval_images_per_replica: the same in an evaluation.
+        num_replicas: those that share this machine's memory.
+    """
+    total, largest = output_bytes(step.encoder)
+    state = [
+        variable
+        for part in (*step.models.values(), *step.optimizers.values())
+        for variable in getattr(part, "variables", ())
+    ]
+    return Estimate(
+        state=num_replicas * _bytes(state),
+        gradients=num_replicas * _bytes(step.variables),
+        activations=int(num_replicas * images_per_replica * total * ACTIVATION_FACTOR),
+        evaluation=num_replicas * eval_images_per_replica * largest,
+    )
+
+
+def output_bytes(encoder: keras.Model) -> tuple[int, int]:
+    """Bytes of the outputs of all layers for one image, and of the largest one."""
+    sizes = [0]
+    for layer in encoder._flatten_layers(include_self=False):
+        if isinstance(layer, (keras.Model, keras.layers.InputLayer)):
+            continue  # The layers of a model in a model come one by one.
+        for node in layer._inbound_nodes:
+            for output in tf.nest.flatten(node.output_tensors):
+                elements = math.prod(size or 1 for size in output.shape[1:])
+                sizes.append(elements * tf.as_dtype(output.dtype).size)
+    return sum(sizes), max(sizes)
+
+
+def _bytes(variables):
+    return sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables)
+
+
+def available_bytes(root: str = "/") -> int | None:
+    """Memory that this process can still take, or None if the system does not say.
+
+    On Linux the system's available memory and free swap, or less where a control group, such as a
+    container's or a job's, has a limit; on macOS all that is installed.
+
+    Args:
+        root: where /proc and /sys are.
+    """
+    if sys.platform == "darwin":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = [_system_bytes(root), *_control_group_bytes(root)]
+    return min((value for value in found if value is not None), default=None)
+
+
+def _system_bytes(root):
+    fields = _fields(os.path.join(root, "proc/meminfo"))
+    if "MemAvailable:" not in fields:
+        return None
+    return 1024 * (fields["MemAvailable:"] + fields.get("SwapFree:", 0))
+
+
+def _control_group_bytes(root):
+    """What is left in each control group that this process is in (versions 2 and 1)."""
+    version_2 = ("memory.max", "memory.current", "inactive_file")
+    version_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    for line in _read(os.path.join(root, "proc/self/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base = "sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup"
+        limit, usage, cache = version_1 if controllers else version_2
+        parts = path.strip("/").split("/")
+        for depth in range(len(parts) + 1):  # The limits of its parents hold too.
+            folder = os.path.join(root, base, *parts[:depth])
+            texts = [_read(os.path.join(folder, name)).strip() for name in (limit, usage)]
+            if all(text.isdigit() for text in texts):
+                cached = _fields(os.path.join(folder, "memory.stat")).get(cache, 0)
+                yield int(texts[0]) - int(texts[1]) + cached
+
+
+def _fields(path):
+    """Name to number of a file of lines `name number ...`."""
+    lines = (line.split() for line in _read(path).splitlines())
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
+
+
+def _read(path):
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""

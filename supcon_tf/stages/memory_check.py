@@ -1,0 +1,73 @@
+"""Stops a training that cannot fit in memory, before its first step."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from supcon_tf import distribute, memory
+
+
+def check_memory(flags, strategy, step, *, num_views: int) -> None:
+    """Raises ValueError if the training needs more memory than the machine has available.
+
+    On CPUs without XLA; the memory of accelerators and XLA's plans are not known here.
+    """
+    if flags.jit_compile or tf.config.list_logical_devices("GPU") or flags.tpu_name:
+        return
+    available = memory.available_bytes()
+    needed = _estimate(flags, strategy, step, num_views, flags.microbatch_size)
+    if available is None or needed.missing <= available:
+        return
+    encoder, replicas = step.encoder, strategy.num_replicas_in_sync
+    of_replicas = f" in each of {replicas} replicas" if replicas > 1 else ""
+    remedies = "\n  ".join(_remedies(flags, strategy, step, num_views, available))
+    raise ValueError(
+        f"The training needs about {_gb(needed.missing)} of memory beside the "
+        f"{_gb(needed.state)} of its weights and optimizer, but only {_gb(available)} are "
+        f"available: activations {_gb(needed.activations)} ({encoder.name} at "
+        f"{encoder.input_shape[1]} px, "
+        f"{flags.microbatch_size or flags.batch_size // replicas} examples x {num_views} views"
+        f"{of_replicas}, {flags.precision}), gradients {_gb(needed.gradients)}, one evaluation of "
+        f"{flags.eval_batch_size} images at least {_gb(needed.evaluation)}. Use one of these, or "
+        f"a machine with more memory:\n  {remedies}"
+    )
+
+
+def _estimate(flags, strategy, step, num_views, microbatch_size):
+    replicas = strategy.num_replicas_in_sync
+    return memory.estimate(
+        step,
+        images_per_replica=num_views * (microbatch_size or flags.batch_size // replicas),
+        eval_images_per_replica=flags.eval_batch_size // replicas,
+        num_replicas=replicas // distribute.num_hosts(strategy),
+    )
+
+
+def _remedies(flags, strategy, step, num_views, available):
+    """Flags that lower what is needed, the ones that change the result least first."""
+    needed = _estimate(flags, strategy, step, num_views, flags.microbatch_size)
+    if needed.evaluation > available:
+        fits = flags.eval_batch_size * available // needed.evaluation
+        yield f"--eval_batch_size={max(1, fits // 2)}"
+    if needed.gradients + needed.activations <= available:
+        return
+    per_replica = flags.batch_size // strategy.num_replicas_in_sync
+    fitting = [
+        size
+        for size in range(1, per_replica)
+        if per_replica % size == 0
+        and _estimate(flags, strategy, step, num_views, size).missing <= available
+    ]
+    if fitting and hasattr(step, "microbatch_size") and not flags.queue_size:
+        yield (
+            f"--microbatch_size={fitting[-1]} --nouse_global_batch_norm  (the same batch in "
+            "smaller pieces; about twice the time)"
+        )
+    if fitting:
+        yield f"--batch_size={fitting[-1] * strategy.num_replicas_in_sync}"
+    yield f"--image_size={step.encoder.input_shape[1] // 2}"
+    yield "--encoder=resnet_v1 --resnet_depth=18, or --encoder=tiny"
+
+
+def _gb(size):
+    return f"{size / 1e9:.1f} GB"
