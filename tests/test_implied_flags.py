@@ -8,7 +8,7 @@ from absl.testing import flagsaver
 from helpers.tiny_images import write_images
 from trained_folder import run_inside
 
-from supcon_tf import command_line, flag_rules, implied_flags
+from supcon_tf import command_line, flag_rules, implied_flags, sources
 from supcon_tf.stages import setup
 
 SHORT = ("--image_size=8", "--knn_interval_epochs=0", "--steps_per_loop=2", "--seed=3")
@@ -152,3 +152,10 @@ def test_stages_of_a_folder_run_need_only_its_model_dir(tmp_path, capsys):
     evaluation = json.loads((tmp_path / "run/eval/eval.json").read_text())
     assert (evaluation["dataset"], evaluation["num_examples"]) == ("folder", 8)
     assert (tmp_path / "run/embed/embeddings.npz").exists()
+
+
+@pytest.mark.parametrize("name", ["test", "validation", "val"])
+def test_the_test_split_of_a_folder_has_three_usual_names(tmp_path, name):
+    data = write_images(tmp_path / "mine", splits=("train", name))
+    source = sources.load_source("folder", "test", str(data))
+    assert source.num_examples == 8 and f"/{name}/" in source.paths[0]
