@@ -8,7 +8,7 @@ import textwrap
 import tensorflow as tf
 
 from supcon_tf.program import python_program
-from supcon_tf.stages import chance
+from supcon_tf.stages import advice, chance
 from supcon_tf.stages.evaluate import describe_top_k
 from supcon_tf.stages.run_directory import RunDirectory
 
@@ -60,6 +60,7 @@ def create(flags, results: dict[str, dict], arguments: list[str]) -> str:
             path=export["path"], side=export["image_size"], names=", ".join(export["outputs"])
         )
         parts += ["", "Use the exported model:", "", textwrap.indent(snippet, "    ")]
+    parts += advice.describe(flags, results, [python_program(), "-m", "supcon_tf.main"])
     parts += ["", "Next:", "", f"    {_next_command(flags, results, arguments)}"]
     return "\n".join(parts)
 
