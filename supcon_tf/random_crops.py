@@ -18,6 +18,7 @@ REFERENCE_ASPECT_RATIOS = (0.75, 1.33)
 REFERENCE_MIN_AREA = 0.1  # min_object_covered, where the object is the whole image.
 TORCHVISION_ASPECT_RATIOS = (3 / 4, 4 / 3)
 ATTEMPTS = {"reference": 100, "torchvision": 10}
+USUAL_ATTEMPTS = 10  # Enough but for images of extreme shape, so the others are seldom computed.
 
 
 def num_crop_draws(compat: str) -> int:
@@ -69,23 +70,33 @@ def random_crop_boxes(
     attempts = ATTEMPTS[compat]
     attempt = _reference_attempt if compat == "reference" else _torchvision_attempt
     fallback = _central_square if compat == "reference" else _central_in_range
-    height, width, fits = attempt(
-        draws[:, :attempts],
-        draws[:, attempts : 2 * attempts],
-        heights[:, None],
-        widths[:, None],
-        area_range,
-    )
-    first = tf.argmax(tf.cast(fits, tf.int32), axis=1)
-    height, width = (tf.gather(side, first, batch_dims=1) for side in (height, width))
+
+    def first_fitting(count):
+        height, width, fits = attempt(
+            draws[:, :count],
+            draws[:, attempts : attempts + count],
+            heights[:, None],
+            widths[:, None],
+            area_range,
+        )
+        first = tf.argmax(tf.cast(fits, tf.int32), axis=1)
+        height, width = (tf.gather(side, first, batch_dims=1) for side in (height, width))
+        return height, width, tf.reduce_any(fits, axis=1)
+
+    height, width, is_drawn = few = first_fitting(USUAL_ATTEMPTS)
+    if attempts > USUAL_ATTEMPTS:
+        height, width, is_drawn = tf.cond(
+            tf.reduce_all(is_drawn), lambda: few, lambda: first_fitting(attempts)
+        )
+    if compat == "reference":  # The released code takes a crop of the whole image for a failure.
+        is_drawn &= (height != heights) | (width != widths)
     # TensorFlow's sampler never reaches the last row and column unless it takes the whole side.
     room = 0.0 if compat == "reference" else 1.0
     top = tf.floor(draws[:, -2] * (heights - height + room))
     left = tf.floor(draws[:, -1] * (widths - width + room))
     drawn = tf.stack([top, left, height, width], axis=1)
     central = tf.stack(fallback(heights, widths), axis=1)
-    is_drawn = tf.reduce_any(fits, axis=1, keepdims=True)
-    return tf.cast(tf.where(is_drawn, drawn, central), tf.int32)
+    return tf.cast(tf.where(is_drawn[:, None], drawn, central), tf.int32)
 
 
 def _reference_attempt(ratio_draws, height_draws, image_height, image_width, area_range):
@@ -113,11 +124,7 @@ def _reference_attempt(ratio_draws, height_draws, image_height, image_width, are
     fits = (area >= min_area) & (area <= max_area) & (height >= 1) & (width >= 1)
     fits &= (height <= image_height) & (width <= image_width)
     fits &= area / image_area >= REFERENCE_MIN_AREA
-    # The released code takes a crop of the whole image for a failure.
-    first = tf.cumsum(tf.cast(fits, tf.int32), axis=1, exclusive=True) == 0
-    is_whole = (height == image_height) & (width == image_width)
-    ends_whole = tf.reduce_any(fits & first & is_whole, axis=1, keepdims=True)
-    return height, width, fits & ~ends_whole
+    return height, width, fits
 
 
 def _torchvision_attempt(area_draws, ratio_draws, image_height, image_width, area_range):
