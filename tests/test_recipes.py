@@ -304,7 +304,7 @@ def test_the_page_for_newcomers_has_the_defaults():
     table = PAGE.split("## Defaults that differ")[1].split("**Learning rates")[0]
     ours = [line.split("|")[4] for line in table.splitlines() if line.startswith("|")]
     named = re.findall(r"--(\w+)=([^`\s]+)", " ".join(ours))
-    assert len(named) > 35
+    assert len(named) > 30
     for name, value in named:
         default = flags.FLAGS[name].default
         assert default == flags.FLAGS[name].parser.parse(value), name
