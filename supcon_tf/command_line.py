@@ -19,8 +19,9 @@ STAGES = ("pretrain", "linear", "finetune", "eval", "embed", "export", "preview"
 
 # Which flags decide what a stage does, in the order of its recipe. `stage.flags` holds these.
 COMMON_FLAGS = (
-    "dataset", "data_dir", "skip_broken_images", "image_size", "eval_crop_method",
-    "crop_padding", "seed", "strategy", "logical_cpus", "tpu_name", "tpu_zone", "gcp_project",
+    "dataset", "data_dir", "skip_broken_images", "max_image_megapixels", "image_size",
+    "eval_crop_method", "crop_padding", "seed", "strategy", "logical_cpus", "tpu_name",
+    "tpu_zone", "gcp_project",
     "deterministic",
     "eval_batch_size", "steps_per_loop", "summary_interval_steps",
     "save_interval_steps", "max_checkpoints_to_keep",
@@ -109,7 +110,7 @@ FREE_FLAGS = frozenset({
     "data_service", "strategy", "logical_cpus", "tpu_name", "tpu_zone", "gcp_project",
     "jit_compile", "deterministic", "eval_batch_size", "steps_per_loop",
     "summary_interval_steps", "save_interval_steps", "max_checkpoints_to_keep",
-    "knn_interval_epochs",
+    "knn_interval_epochs", "max_image_megapixels",
 })  # fmt: skip
 
 

@@ -87,4 +87,41 @@ def _find_split(data_dir, split, files):
 
 def _class_folders(folder, files):
     names = visible(folder, files)
-    return sorted(name for name in names if files.isdir(os.path.join(folder, name)))
+    names = sorted(name for name in names if files.isdir(os.path.join(folder, name)))
+    for name in names:
+        if printable(name) != name:
+            raise ValueError(
+                f"The name of the class folder {printable(os.path.join(folder, name))} holds "
+                "control characters or is not valid UTF-8: rename it."
+            )
+    return names
+
+
+def files_below(folder: str, files=LOCAL_FILES) -> tuple[str, ...]:
+    """The visible files in a folder and all folders in it, sorted.
+
+    A link to a folder is followed once, so that a loop of links ends.
+    """
+    paths, entered = [], set()
+
+    def enter(place):
+        key = place if "://" in place else os.path.realpath(place)
+        if key in entered:
+            return
+        entered.add(key)
+        for name in sorted(visible(place, files)):
+            path = os.path.join(place, name)
+            if files.isdir(path):
+                enter(path)
+            else:
+                paths.append(path)
+
+    enter(folder)
+    return tuple(sorted(paths))
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what no terminal and no file of UTF-8 can hold."""
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in text
+    )

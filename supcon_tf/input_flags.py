@@ -40,6 +40,13 @@ def define_data_flags():
         "be, instead of stopping at them.",
     )
     define(
+        "max_image_megapixels",
+        Number(above=0, at_most=10_000),
+        50.0,
+        "Refuse images of more megapixels than this, by their header, before they are decoded: "
+        "a small file can claim a size that fills the memory.",
+    )
+    define(
         "num_images",
         Integer(at_least=0),
         0,

@@ -14,7 +14,7 @@ import tensorflow as tf
 from supcon_tf import blur, views
 from supcon_tf.crops import central_box as central_box
 from supcon_tf.crops import check_eval_crop, crop_and_resize, eval_crop, flip_if
-from supcon_tf.decode import decode_crops, decode_image
+from supcon_tf.decode import MAX_PIXELS, decode_crops, decode_image
 from supcon_tf.order import BatchPlan
 from supcon_tf.pixel_values import check_examples
 from supcon_tf.policies import Policy, create_policy
@@ -102,7 +102,7 @@ def create_train_batches(
             )
             examples = tf.data.Dataset.zip(stream, steps.map(plan.draws).unbatch())
             examples = examples.map(lambda example, draw: (*example, draw))
-        batches = _batches_of_examples(examples, plan, draws, image_size)
+        batches = _batches_of_examples(examples, plan, draws, image_size, source.max_pixels)
     if data_service is not None:
         # Splits the steps (of a stream: its epochs) over the workers.
         sharding = tf.data.experimental.service.ShardingPolicy.DYNAMIC
@@ -261,7 +261,7 @@ def _examples_of_files(source, plan, steps):
     return rows.map(read, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _batches_of_examples(examples, plan, view_draws, size):
+def _batches_of_examples(examples, plan, view_draws, size, max_pixels=MAX_PIXELS):
     """Crops image by image, because shapes differ; then the policy on the whole batch.
 
     Examples are (encoded or decoded image, label, draws [V, K]).
@@ -273,7 +273,7 @@ def _batches_of_examples(examples, plan, view_draws, size):
             return view_draws.boxes(draws[None], shape)[0]
 
         if image.dtype == tf.string:
-            image, boxes = decode_crops(image, boxes_of)
+            image, boxes = decode_crops(image, boxes_of, max_pixels=max_pixels)
         else:
             image = tf.ensure_shape(image, [None, None, 3])
             boxes = boxes_of(tf.shape(image)[:2])
@@ -347,7 +347,8 @@ def create_eval_batches(
         if isinstance(source, FileSource):
             image = tf.io.read_file(image)
         if image.dtype == tf.string:
-            image = tf.ensure_shape(decode_image(image), [None, None, 3])
+            image = decode_image(image, max_pixels=source.max_pixels)
+            image = tf.ensure_shape(image, [None, None, 3])
         image = eval_crop(image, image_size, method=crop_method, padding=crop_padding)
         return {"image": image, "label": label, "index": tf.cast(index, tf.int32)}
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 import numpy as np
 import tensorflow as tf
 
 from supcon_tf import folder_layout
-from supcon_tf.decode import decode_image, find_other_files, find_undecodable
+from supcon_tf.decode import MAX_PIXELS, decode_image, find_other_files, find_undecodable
+from supcon_tf.folder_layout import printable
 from supcon_tf.pixel_values import as_uint8_images
 from supcon_tf.streams import StreamSource as StreamSource
 from supcon_tf.streams import find_broken as find_broken
@@ -47,12 +47,16 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """Image files by path, with labels int32 [M], and those left out: path to reason."""
+    """Image files by path, with labels int32 [M], and those left out: path to reason.
+
+    An image of more than `max_pixels` is not decoded.
+    """
 
     paths: tuple[str, ...]
     labels: np.ndarray
     class_names: tuple[str, ...]
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    max_pixels: int = MAX_PIXELS
 
     @property
     def num_examples(self) -> int:
@@ -63,7 +67,12 @@ Source = ArraySource | FileSource | StreamSource
 
 
 def load_source(
-    dataset: str, split: str, data_dir: str | None = None, *, skip_broken_images: bool = False
+    dataset: str,
+    split: str,
+    data_dir: str | None = None,
+    *,
+    skip_broken_images: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Source:
     """The split of a dataset, checked as far as can be without decoding every image.
 
@@ -74,6 +83,7 @@ def load_source(
             per class, or TFDS's data directory.
         skip_broken_images: of a folder, leave out what cannot be decoded instead of refusing
             what is no image; decodes every image once.
+        max_pixels: images whose header names more are refused before they are decoded.
 
     Raises:
         ValueError: unknown dataset, missing folder, or files that are not images.
@@ -83,32 +93,30 @@ def load_source(
     if dataset == "digits":
         return _load_digits(split)
     if dataset == "folder":
-        return _load_folder(split, data_dir, skip_broken_images)
-    return load_stream(dataset, split, data_dir)
+        return _load_folder(split, data_dir, skip_broken_images, max_pixels)
+    return dataclasses.replace(load_stream(dataset, split, data_dir), max_pixels=max_pixels)
 
 
-def load_unlabelled(folder: str, *, skip_broken_images: bool = False) -> FileSource:
+def load_unlabelled(
+    folder: str, *, skip_broken_images: bool = False, max_pixels: int = MAX_PIXELS
+) -> FileSource:
     """Every file in a folder and the folders in it, by path, without labels: all are -1.
 
     Args:
         folder: holds JPEG and PNG files, at any depth.
-        skip_broken_images: see `load_source`.
+        skip_broken_images, max_pixels: see `load_source`.
 
     Raises:
         ValueError: no such folder, no file in it, or files that are not images.
     """
     if not tf.io.gfile.isdir(folder):
         raise ValueError(f"{folder} is not a folder.")
-    paths = [
-        os.path.join(place, name)
-        for place, _, names in tf.io.gfile.walk(folder)
-        for name in names
-        if not name.startswith(".")
-    ]
+    paths = folder_layout.files_below(folder, _files_of(folder))
     if not paths:
         raise ValueError(f"{folder} holds no images.")
     paths = tuple(sorted(paths))
-    source = FileSource(paths, np.full(len(paths), NO_LABEL, np.int32), ())
+    labels = np.full(len(paths), NO_LABEL, np.int32)
+    source = FileSource(paths, labels, (), max_pixels=max_pixels)
     return _without_broken(source, skip_broken_images)
 
 
@@ -149,16 +157,16 @@ def default_image_size(source: Source, *, largest: int = 224) -> int:
     if isinstance(source, ArraySource):
         return source.images.shape[1]
     if isinstance(source, FileSource):
-        shape = _shape_of_file(source.paths[0])
+        shape = _shape_of_file(source.paths[0], source.max_pixels)
     else:
         shape = source.builder.info.features["image"].shape
     return largest if None in shape[:2] else max(8, min(largest, *shape[:2]))
 
 
-def _shape_of_file(path):
-    if find_undecodable([path]):
-        raise ValueError(f"{path} cannot be decoded; remove or replace it.")
-    shape = decode_image(tf.io.read_file(path)).shape
+def _shape_of_file(path, max_pixels):
+    for reason in find_undecodable([path], max_pixels=max_pixels).values():
+        raise ValueError(f"{path} {reason}; remove or replace it.")
+    shape = decode_image(tf.io.read_file(path), max_pixels=max_pixels).shape
     if min(shape[:2]) < SMALLEST_SIDE:
         raise ValueError(
             f"{path} has {shape[1]}x{shape[0]} pixels, too few to take it as the size of all "
@@ -246,36 +254,51 @@ def _load_digits(split):
     )
 
 
-def _load_folder(split, data_dir, skip_broken_images):
-    folder, class_names = folder_layout.find_classes(data_dir, split, tf.io.gfile)
+def _files_of(folder):
+    """What lists a folder: TensorFlow where it is remote, as it refuses names that are not UTF-8."""
+    return tf.io.gfile if "://" in (folder or "") else folder_layout.LOCAL_FILES
+
+
+def _load_folder(split, data_dir, skip_broken_images, max_pixels):
+    files = _files_of(data_dir)
+    folder, class_names = folder_layout.find_classes(data_dir, split, files)
     paths, labels = [], []
     for label, name in enumerate(class_names):
-        files = folder_layout.class_files(folder, name, tf.io.gfile)
-        paths += files
-        labels += [label] * len(files)
+        class_files = folder_layout.class_files(folder, name, files)
+        paths += class_files
+        labels += [label] * len(class_files)
     if not paths:
         raise ValueError(f"{folder} holds no images.")
-    source = FileSource(tuple(paths), np.array(labels, np.int32), tuple(class_names))
+    source = FileSource(
+        tuple(paths), np.array(labels, np.int32), tuple(class_names), max_pixels=max_pixels
+    )
     return _without_broken(source, skip_broken_images)
 
 
 def _without_broken(source, skip_broken_images):
     """Refuses files that are no images, or leaves out all that cannot be decoded."""
-    complaints = find_other_files(source.paths)
+    complaints = find_other_files(source.paths, max_pixels=source.max_pixels)
     if complaints and not skip_broken_images:
         _refuse(complaints, len(source.paths))
     if skip_broken_images:
         images = [path for path in source.paths if path not in complaints]
-        complaints |= dict.fromkeys(find_undecodable(images), "cannot be decoded")
+        complaints |= find_undecodable(images, max_pixels=source.max_pixels)
     return _without(source, complaints)
 
 
+def advice_on_size(complaints: dict[str, str]) -> str:
+    """How to use images that are too large, if there are any among the reasons."""
+    is_large = any("more than the limit" in reason for reason in complaints.values())
+    return " (or raise --max_image_megapixels)" if is_large else ""
+
+
 def _refuse(complaints, num_paths):
-    shown = [f"{path}: {reason}" for path, reason in list(complaints.items())[:10]]
+    shown = [f"{printable(path)}: {why}" for path, why in list(complaints.items())[:10]]
     more = f"\n  and {len(complaints) - 10} more" if len(complaints) > 10 else ""
     raise ValueError(
-        f"{len(complaints)} of {num_paths} files are not JPEG or PNG images; remove or "
-        "replace them, or leave them out with --skip_broken_images:\n  " + "\n  ".join(shown) + more
+        f"{len(complaints)} of {num_paths} files are not JPEG or PNG images that can be used; "
+        "remove or replace them, or leave them out with --skip_broken_images"
+        f"{advice_on_size(complaints)}:\n  " + "\n  ".join(shown) + more
     )
 
 
@@ -290,7 +313,7 @@ def _without(source, complaints):
         what = "" if label == NO_LABEL else f" of the class {source.class_names[label]}"
         raise ValueError(
             f"No image{what} can be decoded: "
-            + "; ".join(f"{path}: {reason}" for path, reason in list(complaints.items())[:3])
+            + "; ".join(f"{printable(path)}: {why}" for path, why in list(complaints.items())[:3])
         )
     return dataclasses.replace(
         source,

@@ -8,7 +8,7 @@ import re
 
 import tensorflow as tf
 
-from supcon_tf.decode import decode_image
+from supcon_tf.decode import MAX_PIXELS, decode_image
 
 # How many bytes of encoded examples the shuffle of a stream may hold on each host. All of CIFAR-10
 # takes 0.1 GiB, so it is shuffled fully; of ImageNet 2 GiB are some 18,000 examples.
@@ -22,6 +22,7 @@ class StreamSource:
     Attributes:
         shuffle_buffer: how many encoded examples a shuffle holds in memory; None: all.
         label_noise: the share of labels that `with_label_noise` replaces, and its seed.
+        max_pixels: an image of more pixels is not decoded.
     """
 
     builder: object
@@ -30,6 +31,7 @@ class StreamSource:
     class_names: tuple[str, ...]
     shuffle_buffer: int | None = None
     label_noise: tuple[float, int] = (0.0, 0)
+    max_pixels: int = MAX_PIXELS
 
     def examples(
         self, *, seed: int | None, start: int = 0, host: int = 0, num_hosts: int = 1
@@ -195,7 +197,7 @@ def find_broken(source: StreamSource) -> str | None:
     """The name of the first example that cannot be decoded; reads the source up to it."""
     for encoded, _, name in source.named_examples():
         try:
-            decode_image(encoded)
+            decode_image(encoded, max_pixels=source.max_pixels)
         except tf.errors.InvalidArgumentError:
             return name.numpy().decode()
     return None

@@ -190,7 +190,7 @@ def _check_same_step(strategy, step):
 def _explaining(explain_failure, at, count):
     try:
         yield
-    except tf.errors.InvalidArgumentError as error:
+    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
         reason = explain_failure(at, at + count - 1) if explain_failure else None
         where = f"Step {at + 1}" if count == 1 else f"A step between {at + 1} and {at + count}"
         raise ValueError(f"{where} failed: {reason or error.message}") from error

@@ -512,7 +512,7 @@ def test_a_file_damaged_behind_its_first_bytes_stops_the_step_and_is_found(tmp_p
         create(source, 1)
     paths = pipeline.paths_of_steps(source, batch_size=8, seed=0, first_step=0, last_step=0)
     assert sorted(paths) == sorted(source.paths)
-    assert sources.find_undecodable(paths) == [str(damaged)]
+    assert list(sources.find_undecodable(paths)) == [str(damaged)]
 
 
 def test_paths_of_steps_are_those_that_the_steps_read(folder):

@@ -26,6 +26,7 @@ from supcon_tf import (
 )
 from supcon_tf import train as training
 from supcon_tf.files import read_json, write_json
+from supcon_tf.folder_layout import printable
 from supcon_tf.stages.run_directory import StageFolder, find_part
 
 # Spread evenly over the training images.
@@ -92,15 +93,21 @@ def open_folder(flags, strategy, stage: str, **options):
 
 def load_sources(flags) -> tuple[sources.Source, sources.Source]:
     """The training and the test split, as the flags change them; looked at once per run."""
-    return _load_sources(flags.dataset, flags.data_dir, flags.skip_broken_images)
+    return _load_sources(
+        flags.dataset, flags.data_dir, flags.skip_broken_images, _max_pixels(flags)
+    )
+
+
+def _max_pixels(flags):
+    return int(flags.max_image_megapixels * 1e6)
 
 
 @functools.lru_cache(maxsize=1)
-def _load_sources(dataset, data_dir, skip_broken_images):
+def _load_sources(dataset, data_dir, skip_broken_images, max_pixels):
+    options = {"skip_broken_images": skip_broken_images, "max_pixels": max_pixels}
     with progress.waiting(f"Reading the dataset {dataset}"):
         train, test = (
-            sources.load_source(dataset, split, data_dir, skip_broken_images=skip_broken_images)
-            for split in sources.SPLITS
+            sources.load_source(dataset, split, data_dir, **options) for split in sources.SPLITS
         )
     print(
         f"Dataset {dataset}: {train.num_examples:,} training and {test.num_examples:,} test "
@@ -113,7 +120,9 @@ def _load_sources(dataset, data_dir, skip_broken_images):
 
 def load_unlabelled(flags, folder: str) -> sources.FileSource:
     """The images of a folder without labels."""
-    source = sources.load_unlabelled(folder, skip_broken_images=flags.skip_broken_images)
+    source = sources.load_unlabelled(
+        folder, skip_broken_images=flags.skip_broken_images, max_pixels=_max_pixels(flags)
+    )
     print(f"Folder {folder}: {source.num_examples:,} images.")
     _say_skipped(source)
     return source
@@ -123,7 +132,7 @@ def _say_skipped(source, split=""):
     skipped = getattr(source, "skipped", {})
     if skipped:
         print(f"Skipped {len(skipped):,} {split}files that are no images:")
-        print("\n".join(f"  {path}: {reason}" for path, reason in skipped.items()))
+        print("\n".join(f"  {printable(path)}: {reason}" for path, reason in skipped.items()))
 
 
 def change_training_examples(flags, source: sources.Source) -> sources.Source:
@@ -409,17 +418,20 @@ def naming_broken_images(source):
     """Turns the failure of a pass over a whole source into a message about what broke it."""
     try:
         yield
-    except tf.errors.InvalidArgumentError as error:
+    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
         raise ValueError(_explain_broken(source) or error.message) from error
 
 
 def _explain_broken(source, paths=None):
     if isinstance(source, sources.FileSource):
-        broken = decode.find_undecodable(source.paths if paths is None else paths)
+        broken = decode.find_undecodable(
+            source.paths if paths is None else paths, max_pixels=source.max_pixels
+        )
         if broken:
             return (
                 "these files cannot be decoded; remove or replace them, or leave them out with "
-                "--skip_broken_images:\n  " + "\n  ".join(broken)
+                f"--skip_broken_images{sources.advice_on_size(broken)}:\n  "
+                + "\n  ".join(f"{path}: {reason}" for path, reason in broken.items())
             )
     if isinstance(source, sources.StreamSource):
         name = sources.find_broken(source)
