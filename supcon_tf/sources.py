@@ -255,7 +255,7 @@ def _load_digits(split):
 
 
 def _files_of(folder):
-    """What lists a folder: TensorFlow where it is remote, as it refuses names that are not UTF-8."""
+    """What lists a folder: TensorFlow where it is remote; it refuses names that are not UTF-8."""
     return tf.io.gfile if "://" in (folder or "") else folder_layout.LOCAL_FILES
 
 
