@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -34,6 +35,7 @@ class CheckpointFolder:
             synchronised variables is a collective, and throw theirs away.
         record: what to note beside the step in `complete.json`: seed, flags, and as
             "environment" what equal bits depend on.
+        check_record: raises ValueError for the record of a checkpoint of another run.
         **objects: what to save: models, optimizers, variables; all built.
     """
 
@@ -44,11 +46,13 @@ class CheckpointFolder:
         max_to_keep: int = 5,
         is_chief: bool = True,
         record: dict | None = None,
+        check_record: Callable[[dict], None] | None = None,
         **objects,
     ):
         self.folder = folder
         self.max_to_keep = max_to_keep
         self.is_chief, self._record = is_chief, record or {}
+        self._check_record = check_record
         self._is_remote = "://" in folder
         self._objects = objects
         self._checkpoint = tf.train.Checkpoint(**objects)
@@ -84,8 +88,8 @@ class CheckpointFolder:
             files.remove(temporary)
             raise OSError(
                 f"The checkpoint of step {step} could not be written to {self.folder}: "
-                f"{_first_line(error)} Now {self.describe_last()}. Make room there and run the "
-                "same command again: it goes on from that step."
+                f"{files.first_line(error)} Now {self.describe_last()}. Make room there and run "
+                "the same command again to resume from that step."
             ) from error
         for old in self.steps()[: -self.max_to_keep]:
             self._delete(old)
@@ -130,35 +134,50 @@ class CheckpointFolder:
         files.remove(temporary)
         self._checkpoint.write(os.path.join(temporary, "state"))
         if not self._is_remote:
-            files.write_json(os.path.join(temporary, "complete.json"), record)
+            files.write_sealed(os.path.join(temporary, "complete.json"), record)
         self._delete(step)
         files.move_whole(temporary, self._path(step))
         if self._is_remote:
-            files.write_json(self._marker(step), record)
+            files.write_sealed(self._marker(step), record)
 
     def _read(self, step):
         """Reads a checkpoint into the objects; returns why it cannot be read, or None."""
         try:
-            record = files.read_json(self._marker(step))
-            if record is None:
-                return "complete.json is missing"
-            environment = record.get("environment", {})
-            version = record.get("format_version", 1)
-        except (ValueError, AttributeError, tf.errors.OpError) as error:
-            return _first_line(error)
-        self._refuse_other_version(step, version)
+            record = self._read_marker(step)
+        except (ValueError, KeyError, tf.errors.OpError) as error:
+            return files.first_line(error)
+        self._refuse_other_version(step, record.get("format_version", 1))
+        try:
+            if self._check_record:
+                self._check_record(record)
+        except ValueError as error:
+            raise ValueError(f"{self._path(step)} cannot be used: {error}") from error
         try:
             status = self._checkpoint.read(os.path.join(self._path(step), "state"))
             status.assert_existing_objects_matched()
         except (tf.errors.OpError, IndexError) as error:  # IndexError: a file cut short.
-            return _first_line(error)
+            return files.first_line(error)
         except (AssertionError, ValueError) as error:
             raise ValueError(
-                f"{self._path(step)} was written by another architecture: {_first_line(error)} "
-                "Use the flags it was written with, or another --model_dir."
+                f"{self._path(step)} was written by another architecture: "
+                f"{files.first_line(error)} Use the flags it was written with, or another "
+                "--model_dir."
             ) from error
-        self._compare(environment)
+        self._compare(record.get("environment", {}))
         return None
+
+    def _read_marker(self, step):
+        """What a checkpoint records; raises ValueError where that is missing or damaged."""
+        record = files.read_json(self._marker(step))
+        if record is None:
+            raise ValueError("complete.json is missing")
+        is_old = isinstance(record, dict) and "checksum" not in record
+        if is_old and record.get("step") == step and "format_version" not in record:
+            return record  # The first version had no checksum.
+        record = files.read_sealed(self._marker(step))
+        if record["step"] != step:
+            raise ValueError(f"it records step {record['step']}: the folder was renamed")
+        return record
 
     def _refuse_other_version(self, step, version):
         if version != FORMAT_VERSION:
@@ -221,5 +240,16 @@ class CheckpointFolder:
         return os.path.join(self._path(step), "complete.json")
 
 
-def _first_line(error):
-    return str(error).strip().splitlines()[0][:300]
+def newest_record(folder: str) -> dict | None:
+    """What the newest whole checkpoint in a folder recorded, without reading its state."""
+    if not tf.io.gfile.isdir(folder):
+        return None
+    for name in sorted(tf.io.gfile.listdir(folder), reverse=True):
+        if _STEP_FOLDER.match(name):
+            try:
+                record = files.read_sealed(os.path.join(folder, name, "complete.json"))
+            except ValueError:
+                continue
+            if record is not None:
+                return record
+    return None

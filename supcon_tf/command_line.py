@@ -35,6 +35,7 @@ INPUT_FLAGS = (
     "crop_compat",
     "horizontal_flip",
 )
+EVAL_DATA_FLAGS = ("eval_dataset", "eval_data_dir", "eval_split")
 WARM_START_FLAGS = ("reference_ckpt", "ignore_missing_checkpoint_vars")
 STAGE_FLAGS = {
     "pretrain": (
@@ -89,8 +90,8 @@ STAGE_FLAGS = {
         "finetune_decay_rate", "finetune_epochs_per_decay", "finetune_decay_boundary_epochs",
         "use_bias_weight_decay",
     ),
-    "eval": (*COMMON_FLAGS, "eval_train_examples"),
-    "embed": (*COMMON_FLAGS, "embed_split", "embed_dir"),
+    "eval": (*COMMON_FLAGS, *EVAL_DATA_FLAGS, "eval_train_examples"),
+    "embed": (*COMMON_FLAGS, *EVAL_DATA_FLAGS, "embed_split", "embed_dir"),
     "export": ("seed",),
     "preview": (
         *COMMON_FLAGS, *INPUT_FLAGS, "num_views", "crop_area_range",

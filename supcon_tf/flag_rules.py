@@ -98,7 +98,10 @@ def define_rules(stages: tuple[str, ...]) -> None:
     flags.register_multi_flags_validator(
         ["skip_broken_images", "dataset", "embed_dir"], _check_skipping
     )
-    flags.register_multi_flags_validator(["embed_split", "embed_dir"], _check_embed)
+    flags.register_multi_flags_validator(
+        ["embed_split", "embed_dir", "eval_dataset", "eval_data_dir", "eval_split"], _check_embed
+    )
+    flags.register_multi_flags_validator(["eval_dataset", "eval_data_dir"], _check_eval_data)
     flags.register_validator(
         "data_service",
         lambda value: value is None or value.startswith("grpc://"),
@@ -373,6 +376,21 @@ def _check_embed(values):
         raise flags.ValidationError(
             "embed_split names a split of --dataset, embed_dir a folder instead of it: give one."
         )
+    other = [name for name in ("eval_dataset", "eval_data_dir") if values[name]]
+    if values["embed_dir"] and other:
+        raise flags.ValidationError(
+            f"embed_dir and {other[0]} both name the images to embed: give one."
+        )
+    if values["embed_split"] and values["eval_split"]:
+        raise flags.ValidationError("embed_split and eval_split both name the split: give one.")
+    return True
+
+
+def _check_eval_data(values):
+    if values["eval_dataset"] == "folder" and not values["eval_data_dir"]:
+        raise flags.ValidationError("eval_dataset=folder needs --eval_data_dir.")
+    if values["eval_dataset"] == "digits" and values["eval_data_dir"]:
+        raise flags.ValidationError("eval_dataset=digits is built in: leave out --eval_data_dir.")
     return True
 
 

@@ -6,11 +6,12 @@ line what it added. It imports TensorFlow only to read a remote --model_dir.
 
 from __future__ import annotations
 
+import json
 import os
 
 from absl import flags
 
-from supcon_tf import command_line, flag_rules, folder_layout, tensorflow_start
+from supcon_tf import command_line, flag_rules, folder_layout, sealed, tensorflow_start
 
 # They name the data together: without the first, the run's others mean nothing.
 DATASET_FLAGS = ("dataset", "data_dir", "skip_broken_images")
@@ -108,20 +109,33 @@ def reads_dataset(values: flags.FlagValues) -> bool:
 
 
 def _read_stage_flags(model_dir, stage):
-    """Name to `--name=value` of a stage.flags file, without flags that are no longer there."""
-    path = os.path.join(model_dir, stage, "stage.flags")
+    """Name to `--name=value` of what a stage recorded, without flags that are no longer there.
+
+    `identity.json` shows whether it is damaged; `stage.flags` alone has the recipe, and stands
+    for it where there is none.
+    """
+    lines = _read(os.path.join(model_dir, stage, "stage.flags")).splitlines()
+    try:
+        record = sealed.unseal(json.loads(_read(os.path.join(model_dir, stage, "identity.json"))))
+    except ValueError:  # Missing or damaged.
+        record = {}
+    if "flags" in record and lines[-len(record["flags"]) :] != record["flags"]:
+        lines = record["flags"]
+    return dict(_named(line) for line in lines if _named(line)[0] in flags.FLAGS)
+
+
+def _read(path):
+    """The text of a file, empty if there is none."""
     if "://" in path:
         file_system = tensorflow_start.import_quietly().io.gfile
         if not file_system.exists(path):
-            return {}
-        with file_system.GFile(path) as file:
-            lines = file.read().splitlines()
-    elif os.path.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
-    else:
-        return {}
-    return dict(_named(line) for line in lines if _named(line)[0] in flags.FLAGS)
+            return ""
+        with file_system.GFile(path, "rb") as file:
+            return file.read().decode(errors="replace")
+    if not os.path.isfile(path):
+        return ""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
 
 
 def _named(line):

@@ -15,6 +15,27 @@ def define_output_flags():
         "For --mode=eval: how many training examples, spread over the split, k-NN and logistic "
         "regression on the frozen embeddings learn from. 0: leave the two out.",
     )
+    define(
+        "eval_dataset",
+        Text(),
+        None,
+        "For --mode=eval and --mode=embed: evaluate this dataset instead of the one that the run "
+        "was trained on. Takes the same values as --dataset. Classes are matched by name. "
+        "Default: the dataset of the run, or folder if --eval_data_dir is given.",
+    )
+    define(
+        "eval_data_dir",
+        Text(),
+        None,
+        "For --mode=eval and --mode=embed: the directory of --eval_dataset, laid out as described "
+        "for --data_dir.",
+    )
+    flags.DEFINE_enum(
+        "eval_split",
+        None,
+        ["train", "test"],
+        "For --mode=eval and --mode=embed: which split to evaluate. Default: test.",
+    )
     flags.DEFINE_enum(
         "embed_split",
         None,

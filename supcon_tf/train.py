@@ -111,6 +111,12 @@ def train(
     with progress.waiting(f"{name}: looking for a checkpoint"):
         at = checkpoints.restore_latest()
     _check_same_step(strategy, at)
+    if at > total_steps:
+        raise ValueError(
+            f"{name} has reached step {at:,} in {checkpoints.folder}, but the flags ask for "
+            f"{total_steps:,} steps. Ask for at least {at / steps_per_epoch:.4g} epochs, or use "
+            "another --model_dir."
+        )
     if at:
         print(f"{name}: continuing at step {at:,} of {total_steps:,}.", flush=True)
     log = MetricsLog(log_folder, start_step=at, is_chief=checkpoints.is_chief)

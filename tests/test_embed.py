@@ -8,7 +8,7 @@ from absl.testing import flagsaver
 from PIL import Image
 from trained_folder import SIDE, run_inside, write_trained
 
-from supcon_tf import pipeline, sources
+from supcon_tf import files, pipeline, sources
 from supcon_tf.stages import embed
 
 
@@ -149,12 +149,20 @@ def test_tfds_examples_are_named(tmp_path):
     assert sources.example_names(Stream(None, "test", 2, ("a", "b"))) == ["x-0", "x-1"]
 
 
-def test_embeddings_written_to_a_remote_folder_are_whole(tmp_path):
+@pytest.mark.parametrize("folder", ["local", "ram://embed"])
+def test_an_archive_is_written_in_pieces_and_read_by_numpy(folder, tmp_path):
     """TensorFlow's in-memory file system stands for gs://."""
-    tf.io.gfile.makedirs("ram://embed")
-    arrays = {"embeddings": np.arange(6.0).reshape(2, 3)}
-    embed._write_npz("ram://embed/embeddings.npz", str(tmp_path / "e.npz"), arrays)
-    with tf.io.gfile.GFile("ram://embed/embeddings.npz", "rb") as file:
+    folder = str(tmp_path) if folder == "local" else folder
+    tf.io.gfile.makedirs(folder)
+    path, rows = f"{folder}/embeddings.npz", np.arange(6, dtype=np.float32).reshape(2, 3)
+    with files.writing(path) as temporary, embed.NpzWriter(temporary) as archive:
+        with archive.rows("embeddings", [2, 3], np.float32) as write_rows:
+            write_rows(rows[:1])
+            write_rows(rows[1:])
+        with archive.rows("names", [2], np.dtype("<U2")) as write_rows:
+            write_rows(np.array(["a", "bc"]))
+    with tf.io.gfile.GFile(path, "rb") as file:
         loaded = np.load(io.BytesIO(file.read()))
-    np.testing.assert_array_equal(loaded["embeddings"], arrays["embeddings"])
-    assert tf.io.gfile.listdir("ram://embed") == ["embeddings.npz"]
+    np.testing.assert_array_equal(loaded["embeddings"], rows)
+    assert loaded["names"].tolist() == ["a", "bc"]
+    assert tf.io.gfile.listdir(folder) == ["embeddings.npz"]

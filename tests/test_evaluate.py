@@ -179,7 +179,7 @@ def test_a_classifier_of_other_classes_or_another_encoder_is_refused(tmp_path):
     folder = write_trained(tmp_path)
     assert len(json.loads((tmp_path / "linear/class_names.json").read_text())) == NUM_CLASSES
     (tmp_path / "linear/class_names.json").write_text('["cat", "dog"]')
-    with pytest.raises(ValueError, match=r"knows the classes \['cat', 'dog'\]"):
+    with pytest.raises(ValueError, match="knows the classes cat, dog"):
         run_inside("--mode=eval", f"--model_dir={tmp_path}")
     models.create_encoder("tiny", image_size=SIDE).save(folder.model_dir / "pretrain/encoder.keras")
     for mode in ("eval", "embed", "export"):

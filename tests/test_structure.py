@@ -8,7 +8,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "supcon_tf"
 # What each module may import; a name stands for itself and all its parts.
 ALLOWED = {
-    "implied_flags": {"command_line", "flag_rules", "folder_layout", "tensorflow_start"},
+    "implied_flags": {
+        "command_line", "flag_rules", "folder_layout", "sealed", "tensorflow_start",
+    },
     "path_checks": {"command_line", "folder_layout", "implied_flags"},
     "flag_suggestions": set(),
     "tensorflow_start": set(),
@@ -26,8 +28,8 @@ ALLOWED = {
         "command_line", "flag_rules", "stages", "train", "steps", "checkpoint", "metrics",
         "evaluation", "pipeline", "sources", "decode", "warm_start", "whitening", "policies",
         "models", "losses", "other_losses", "momentum_queue", "distribute", "optimizers",
-        "files", "blur", "folder_layout", "memory", "program", "progress", "metrics_log",
-        "linear_fit", "defaults",
+        "files", "artifacts", "data_identity", "blur", "folder_layout", "memory", "program",
+        "progress", "metrics_log", "linear_fit", "defaults",
     },
     "defaults": set(),
     "linear_fit": {"metrics"},
@@ -36,8 +38,11 @@ ALLOWED = {
     "memory": set(),
     "similarity": {"class_labels", "distribute", "logsumexp", "losses"},
     "stopping": set(),
-    "files": set(),
+    "files": {"sealed"},
+    "sealed": set(),
     "program": set(),
+    "artifacts": {"files"},
+    "data_identity": {"sources"},
     "steps": {
         "blur", "fused_norm", "losses", "microbatch", "models", "momentum_queue", "distribute",
         "similarity",

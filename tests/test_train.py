@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from supcon_tf import (
+    files,
     metrics_log,
     models,
     optimizers,
@@ -436,11 +437,12 @@ def test_a_checkpoint_of_another_format_version_is_refused_with_a_remedy(version
     variable = tf.Variable([1.0])
     folder = folder_of(tmp_path, variable)
     marker = os.path.join(folder.save(1), "complete.json")
-    with open(marker) as file:
-        record = json.load(file)
+    record = files.read_sealed(marker)
     del record["format_version"]
-    with open(marker, "w") as file:
-        json.dump(record if version is None else {**record, "format_version": version}, file)
+    if version is None:
+        files.write_json(marker, record)
+    else:
+        files.write_sealed(marker, {**record, "format_version": version})
     variable.assign([2.0])
     with pytest.raises(ValueError, match=f"version {version or 1}; .*delete {folder.folder} to"):
         folder.restore_latest()

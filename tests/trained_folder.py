@@ -8,8 +8,7 @@ import keras
 from absl import flags
 from absl.testing import flagsaver
 
-from supcon_tf import command_line, implied_flags, main, models, sources
-from supcon_tf.stages.run_directory import fingerprint
+from supcon_tf import artifacts, command_line, files, implied_flags, main, models, sources
 
 SIDE, NUM_CLASSES = 20, 10
 
@@ -48,8 +47,9 @@ def write_trained(model_dir, *, with_classifier=True) -> TrainedFolder:
     if with_classifier:
         (model_dir / "linear").mkdir()
         classifier.save(model_dir / "linear/classifier.keras")
-        inputs = {"encoder": fingerprint(str(model_dir / "pretrain/encoder.keras"))}
-        (model_dir / "linear/inputs.json").write_text(json.dumps(inputs))
+        inputs = {"encoder": artifacts.model_identity(str(model_dir / "pretrain/encoder.keras"))}
+        record = {"format_version": 1, "flags": [], "inputs": inputs, "data": None}
+        files.write_sealed(str(model_dir / "linear/identity.json"), record)
         names = [str(digit) for digit in range(NUM_CLASSES)]
         (model_dir / "linear/class_names.json").write_text(json.dumps(names))
     return TrainedFolder(model_dir, encoder, projector, classifier)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 
-import keras
-import tensorflow as tf
-
-from supcon_tf import evaluation, metrics, models, progress, steps
-from supcon_tf.files import write_json
+from supcon_tf import data_identity, evaluation, metrics, models, progress, steps
 from supcon_tf.stages import chance, choices, memory_check, setup
-from supcon_tf.stages.run_directory import RunDirectory, find_part, fingerprint, save_model
+from supcon_tf.stages.run_directory import RunDirectory, artifacts_of, find_part
 
 
 def train_classifier(
@@ -24,15 +21,17 @@ def train_classifier(
         train_encoder: train all layers instead of the linear head alone.
     """
     encoder_path = find_encoder(flags)
-    inputs = {"encoder": fingerprint(encoder_path)}
-    head_path = RunDirectory.of(flags).linear_head
-    keeps_head = stage == "linear" and flags.linear_epochs == 0 and tf.io.gfile.exists(head_path)
+    run, inputs = RunDirectory.of(flags), {"encoder": encoder_identity(encoder_path)}
+    keeps_head = (
+        stage == "linear" and flags.linear_epochs == 0 and run.has("pretrain", "linear_head.keras")
+    )
     if keeps_head:
-        inputs["linear_head"] = fingerprint(head_path)
+        inputs["linear_head"] = run.artifacts("pretrain").identity("linear_head.keras")
     train_source, test_source = setup.load_sources(flags)
     choices.choose_batch_size(flags, strategy, train_source, stage)
     choices.choose_warmup(flags, stage)
     with setup.open_folder(flags, strategy, stage, inputs=inputs) as folder:
+        check_data(flags, folder, train_source, encoder_path)
         if folder.result() is not None:
             folder.say_finished()
             return folder.result()
@@ -42,9 +41,9 @@ def train_classifier(
         schedule = setup.create_schedule(flags, stage, train_source.num_examples)
 
         with strategy.scope(), progress.waiting(f"{stage}: loading the encoder"):
-            encoder = keras.models.load_model(encoder_path)
+            encoder = load_encoder(encoder_path)
             linear_head = (
-                keras.models.load_model(head_path)
+                run.artifacts("pretrain").load_model("linear_head.keras")
                 if keeps_head
                 else models.create_linear_head(
                     encoder.output_shape[-1],
@@ -67,7 +66,7 @@ def train_classifier(
             setup.warm_start_part(flags, "classifier", linear_head)
         image_size = encoder.input_shape[1]
         if keeps_head:
-            print(f"linear: no epochs; the classifier is the one of pretraining, {head_path}.")
+            print(f"linear: no epochs; using the classifier of pretraining, {run.linear_head}.")
         print(
             f"{stage}: {len(train_source.class_names)} classes on {encoder.output_shape[-1]} "
             f"features of {encoder_path}, {schedule.total_steps:,} steps, "
@@ -75,7 +74,7 @@ def train_classifier(
         )
         if train_encoder:
             memory_check.check_memory(flags, strategy, step, num_views=1)
-        folder.begin()
+        folder.begin(schedule)
         started = time.monotonic()
         last = setup.train(
             flags,
@@ -95,7 +94,7 @@ def train_classifier(
         }
         if train_encoder:
             with progress.waiting(f"{stage}: saving the encoder"):
-                save_model(encoder, folder.file_to_write("encoder.keras"))
+                folder.artifacts.save_model("encoder.keras", encoder)
         return finish_classifier(
             flags,
             strategy,
@@ -128,8 +127,8 @@ def finish_classifier(
             flags, strategy, classifier, test_source, image_size=encoder.input_shape[1]
         )
     with progress.waiting(f"{folder.stage}: saving the classifier"):
-        save_model(classifier, folder.file_to_write("classifier.keras"))
-    write_json(folder.file_to_write("class_names.json"), list(class_names))
+        folder.artifacts.save_model("classifier.keras", classifier)
+    folder.artifacts.write_json("class_names.json", list(class_names))
     result = {
         **figures,
         "seconds": round(time.monotonic() - started, 1),
@@ -150,10 +149,27 @@ def predict(flags, strategy, model, source, *, image_size) -> tuple:
         )
 
 
+def check_data(flags, folder, source, encoder_path) -> None:
+    """Refuses training data that differs from that of this stage or of the run's encoder."""
+    is_own = encoder_path == RunDirectory.of(flags).encoder
+    folder.check_data(data_identity.describe(source), built_on="pretrain" if is_own else None)
+
+
+def load_encoder(path: str):
+    """The encoder in a file that `find_encoder` found, checked."""
+    return artifacts_of(path).load_model(os.path.basename(path))
+
+
+def encoder_identity(path: str) -> str:
+    """A hash of the encoder's layers and weights."""
+    return artifacts_of(path).identity(os.path.basename(path))
+
+
 def find_encoder(flags) -> str:
     """The encoder that this model directory's pretraining left, else that of --reference_ckpt."""
-    path = RunDirectory.of(flags).encoder
-    if tf.io.gfile.exists(path):
+    run = RunDirectory.of(flags)
+    path = run.encoder
+    if run.has("pretrain", "encoder.keras"):
         return path
     if flags.reference_ckpt and flags.reference_ckpt.endswith(".pth"):
         raise ValueError(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import contextlib
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from supcon_tf import evaluation, progress, sources
-from supcon_tf.stages import setup, trained
+from supcon_tf import evaluation, files, progress, sources
+from supcon_tf.stages import eval_data, setup, trained
 
 
 def run(flags, strategy) -> dict:
@@ -19,21 +20,11 @@ def run(flags, strategy) -> dict:
         model = trained.load(flags)
     with setup.open_folder(flags, strategy, "embed", always_anew=True) as folder:
         setup.check_eval_batches(flags, strategy)
-        source, what = _source(flags)
-        names = sources.example_names(source)
-        path = folder.file_to_write("embeddings.npz")
-        # The embeddings of a large dataset do not fit in memory: they wait on disk.
-        with tempfile.TemporaryDirectory() as scratch:
-            arrays = _embed(flags, strategy, model, source, os.path.join(scratch, "embeddings"))
-            arrays["names"] = np.array(names)
-            if source.class_names:
-                arrays["label_names"] = np.array(source.class_names)
-            if model.class_names:
-                arrays["prediction_names"] = np.array(model.class_names)
-            folder.begin()
-            with progress.waiting(f"embed: writing {path}"):
-                _write_npz(path, os.path.join(scratch, "embeddings.npz"), arrays)
-        shapes = {name: list(array.shape) for name, array in arrays.items()}
+        source, what = _source(flags, model)
+        folder.begin()
+        path = folder.artifacts.path_to_write("embeddings.npz")
+        shapes = _write(flags, strategy, model, source, path)
+        folder.seal()
         print(
             f"embed: {source.num_examples:,} images of {what} in {path}\n       "
             + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -41,40 +32,98 @@ def run(flags, strategy) -> dict:
         return {"path": path, "num_examples": source.num_examples, "arrays": shapes}
 
 
-def _source(flags):
+def _source(flags, model):
     """Which images, and what they are called on the screen."""
     if flags.embed_dir:
         return setup.load_unlabelled(flags, flags.embed_dir), flags.embed_dir
-    split = flags.embed_split or "test"
-    train, test = setup.load_sources(flags)
-    return {"train": train, "test": test}[split], f"{flags.dataset}, {split}"
+    data = eval_data.load(flags, flags.embed_split or flags.eval_split or "test")
+    if data.is_own:
+        eval_data.check_own(flags, model.stage)
+    return data.source, data.name
 
 
-def _embed(flags, strategy, model, source, scratch):
-    """Arrays in the order of the source; labels and predictions where there are any."""
+def _write(flags, strategy, model, source, path):
+    """Writes the arrays in the order of the source; returns their shapes.
+
+    The embeddings go into the archive as they are computed: those of a large dataset fit neither
+    in memory nor in a temporary folder.
+    """
     count, num_features = source.num_examples, model.encoder.output_shape[-1]
-    embeddings = np.memmap(scratch, np.float32, "w+", shape=(count, num_features))
     labels, predictions = np.zeros([2, count], np.int32)
+    arrays = {}
+    with files.writing(path) as temporary, NpzWriter(temporary) as archive:
+        with archive.rows("embeddings", [count, num_features], np.float32) as write_rows:
+            for index, outputs, batch_labels in _outputs(flags, strategy, model, source):
+                write_rows(outputs["unnormalized_embeddings"])
+                labels[index] = batch_labels
+                if "logits" in outputs:
+                    predictions[index] = np.argmax(outputs["logits"], axis=1)
+        if source.class_names:
+            arrays["labels"] = labels
+        if model.linear_head is not None:
+            arrays["predictions"] = predictions
+        arrays["names"] = np.array(sources.example_names(source))
+        if source.class_names:
+            arrays["label_names"] = np.array(source.class_names)
+        if model.class_names:
+            arrays["prediction_names"] = np.array(model.class_names)
+        for name, array in arrays.items():
+            with archive.rows(name, array.shape, array.dtype) as write_rows:
+                write_rows(array)
+    shapes = {name: list(array.shape) for name, array in arrays.items()}
+    return {"embeddings": [count, num_features], **shapes}
+
+
+def _outputs(flags, strategy, model, source):
+    """Parts (index, results, labels) in the order of the source."""
     batches = setup.create_eval_batches(flags, source, image_size=model.image_size)
-    progress = tqdm(total=count, desc="embed", unit="image", dynamic_ncols=True)
-    with progress, setup.naming_broken_images(source):
-        predictions_of = evaluation.create_predictor(strategy, model.outputs)
-        for index, outputs, batch_labels in predictions_of(batches):
-            embeddings[index] = outputs["unnormalized_embeddings"]
-            labels[index] = batch_labels
-            if "logits" in outputs:
-                predictions[index] = np.argmax(outputs["logits"], axis=1)
-            progress.update(len(index))
-    arrays = {"embeddings": embeddings}
-    if source.class_names:
-        arrays["labels"] = labels
-    if model.linear_head is not None:
-        arrays["predictions"] = predictions
-    return arrays
+    bar = tqdm(total=source.num_examples, desc="embed", unit="image", dynamic_ncols=True)
+    done = 0
+    with bar, setup.naming_broken_images(source):
+        for part in evaluation.create_predictor(strategy, model.outputs)(batches):
+            order = np.argsort(part[0])
+            index, outputs, labels = tf.nest.map_structure(lambda x: x[order], part)  # noqa: B023
+            assert np.array_equal(index, np.arange(done, done + len(index)))
+            done += len(index)
+            yield index, outputs, labels
+            bar.update(len(index))
 
 
-def _write_npz(path, scratch, arrays):
-    """Through a local file, because a zip archive is written back and forth."""
-    np.savez(scratch, **arrays)
-    tf.io.gfile.copy(scratch, path + ".writing", overwrite=True)
-    tf.io.gfile.rename(path + ".writing", path, overwrite=True)
+class NpzWriter:
+    """An `.npz` archive of arrays that is written front to back, locally or remotely."""
+
+    def __init__(self, path: str):
+        self._file = tf.io.gfile.GFile(path, "wb")
+        self._archive = zipfile.ZipFile(_FrontToBack(self._file), "w")
+
+    def __enter__(self) -> NpzWriter:
+        return self
+
+    def __exit__(self, *_):
+        try:
+            self._archive.close()
+        finally:
+            self._file.close()
+
+    @contextlib.contextmanager
+    def rows(self, name: str, shape: Sequence[int], dtype) -> Iterator[Callable]:
+        """A function that appends rows to the array `name` of this shape."""
+        header = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+            "fortran_order": False,
+            "shape": tuple(shape),
+        }
+        with self._archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+            np.lib.format.write_array_header_2_0(entry, header)
+            yield lambda rows: entry.write(np.ascontiguousarray(rows, dtype).tobytes())
+
+
+class _FrontToBack:
+    """A file without tell and seek: `zipfile` then never goes back to fill in a size."""
+
+    def __init__(self, file):
+        self._file, self.flush = file, file.flush
+
+    def write(self, data: bytes) -> int:
+        self._file.write(data)
+        return len(data)

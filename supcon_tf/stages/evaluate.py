@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
-from supcon_tf import evaluation, metrics, progress
-from supcon_tf.files import write_json, write_whole
-from supcon_tf.stages import chance, setup, trained
-from supcon_tf.stages.run_directory import fingerprint
+from supcon_tf import evaluation, files, metrics, progress
+from supcon_tf.stages import chance, eval_data, setup, trained
 
 
 def run(flags, strategy) -> dict:
@@ -17,17 +15,17 @@ def run(flags, strategy) -> dict:
         model = trained.load(flags, needs_classifier=True)
     with setup.open_folder(flags, strategy, "eval", always_anew=True) as folder:
         setup.check_eval_batches(flags, strategy)
-        train_source, test_source = setup.load_sources(flags)
-        if test_source.class_names != model.class_names:
-            raise ValueError(
-                f"{model.path} knows the classes {list(model.class_names)}, but "
-                f"--dataset={flags.dataset} has {list(test_source.class_names)}."
-            )
-        outputs, labels = _predict(flags, strategy, model, test_source)
+        data = eval_data.load(flags, flags.eval_split or "test")
+        if data.is_own:
+            eval_data.check_own(flags, model.stage)
+        numbers = eval_data.match_classes(model.class_names, data, model.path)
+        outputs, labels = _predict(flags, strategy, model, data.source)
+        labels = numbers[labels]
         figures = metrics.classification_metrics(outputs["logits"], labels)
         confusion = figures.pop("confusion_matrix")
-        if flags.eval_train_examples:
-            limit = flags.eval_train_examples
+        limit = flags.eval_train_examples
+        train_source = eval_data.training_source(flags, model.stage, data) if limit else None
+        if train_source is not None:
             train_outputs, train_labels = _predict(flags, strategy, model, train_source, limit)
             with progress.waiting(
                 f"eval: fitting k-NN and logistic regression to {len(train_labels):,} embeddings"
@@ -42,15 +40,17 @@ def run(flags, strategy) -> dict:
         result = {
             **figures,
             **chance.of_labels(labels),
-            "dataset": flags.dataset,
-            "data_dir": flags.data_dir,
+            "data": data.name,
+            "dataset": flags.dataset if data.is_own else flags.eval_dataset or "folder",
+            "data_dir": flags.data_dir if data.is_own else flags.eval_data_dir,
             "classifier": model.path,
-            "classifier_sha256": fingerprint(model.path),
+            "classifier_sha256": files.sha256(model.path),
         }
         folder.begin()
-        write_json(folder.file_to_write("eval.json"), result)
+        folder.artifacts.write_json("eval.json", result)
         table = _table(confusion, model.class_names)
-        write_whole(folder.file_to_write("confusion_matrix.csv"), table)
+        folder.artifacts.write_text("confusion_matrix.csv", table)
+        folder.seal()
         print(describe(result))
         return result
 
@@ -59,8 +59,8 @@ def describe(result: dict) -> str:
     """The figures of eval.json in a few lines."""
     lines = [
         f"eval: {describe_top_k(result)}, mean per class "
-        f"{result['mean_per_class_accuracy']:.4f} over all {result['num_examples']:,} test "
-        "examples",
+        f"{result['mean_per_class_accuracy']:.4f} over all {result['num_examples']:,} "
+        f"examples of {result['data']}",
         f"      calibration error {result['expected_calibration_error']:.4f}, negative log "
         f"likelihood {result['negative_log_likelihood']:.4f}",
     ]

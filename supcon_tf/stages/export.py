@@ -7,8 +7,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from supcon_tf import distribute, progress
-from supcon_tf.files import write_json
+from supcon_tf import distribute, files, progress
 from supcon_tf.stages import trained
 from supcon_tf.stages.run_directory import StageFolder
 
@@ -21,12 +20,13 @@ def run(flags, strategy) -> dict:
     with progress.waiting("export: loading the encoder"):
         model = trained.load(flags)
     with StageFolder(flags, "export", always_anew=True) as folder:
-        path = folder.file("saved_model")
+        folder.begin()
+        path = folder.artifacts.path_to_write("saved_model")
         with progress.waiting("export: writing the SavedModel"):
             write_saved_model(model, path)
-        folder.begin()
         if model.class_names:
-            write_json(folder.file("class_names.json"), list(model.class_names))
+            folder.artifacts.write_json("class_names.json", list(model.class_names))
+        folder.seal()
         outputs = tf.saved_model.load(path).signatures["serving_default"].structured_outputs
         shapes = {name: list(spec.shape) for name, spec in sorted(outputs.items())}
         print(
@@ -92,8 +92,5 @@ class ServedModel(tf.Module):
 def write_saved_model(model: trained.Trained, path: str) -> None:
     """Writes the model as a SavedModel, whole or not at all; see `ServedModel`."""
     served = ServedModel(model)
-    temporary = path + ".writing"
-    tf.saved_model.save(served, temporary, signatures=served.signatures())
-    if tf.io.gfile.exists(path):
-        tf.io.gfile.rmtree(path)
-    tf.io.gfile.rename(temporary, path)
+    with files.writing(path) as temporary:
+        tf.saved_model.save(served, temporary, signatures=served.signatures())

@@ -6,13 +6,11 @@ import contextlib
 import dataclasses
 import time
 
-import keras
 import numpy as np
 
 from supcon_tf import distribute, flag_rules, linear_fit, metrics, models, progress
 from supcon_tf.metrics_log import MetricsLog
 from supcon_tf.stages import choices, classify, setup
-from supcon_tf.stages.run_directory import fingerprint
 
 
 def run(flags, strategy) -> dict:
@@ -20,7 +18,7 @@ def run(flags, strategy) -> dict:
     encoder_path = classify.find_encoder(flags)
     if flag_rules.is_linear_fitted(flags):
         with strategy.scope(), progress.waiting("linear: loading the encoder"):
-            encoder = keras.models.load_model(encoder_path)
+            encoder = classify.load_encoder(encoder_path)
         train_source, test_source = setup.load_sources(flags)
         if _can_be_fitted(flags, encoder, train_source):
             flags.linear_optimizer = "lbfgs"
@@ -59,8 +57,9 @@ def _can_be_fitted(flags, encoder, source):
 
 def _fit(flags, strategy, encoder, encoder_path, train_source, test_source):
     """Embeds the training images on all replicas; the chief fits and gives its result to all."""
-    inputs = {"encoder": fingerprint(encoder_path)}
+    inputs = {"encoder": classify.encoder_identity(encoder_path)}
     with setup.open_folder(flags, strategy, "linear", inputs=inputs) as folder:
+        classify.check_data(flags, folder, train_source, encoder_path)
         if folder.result() is not None:
             folder.say_finished()
             return folder.result()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
-import tensorflow as tf
-
 from supcon_tf import (
+    data_identity,
     evaluation,
     flag_rules,
     losses,
@@ -16,10 +15,8 @@ from supcon_tf import (
     progress,
     steps,
 )
-from supcon_tf.files import write_json
 from supcon_tf.momentum_queue import MomentumQueue
 from supcon_tf.stages import chance, choices, image_size, memory_check, setup
-from supcon_tf.stages.run_directory import save_model
 
 # The values of --loss beside supcon and cross_entropy.
 OTHER_LOSSES = {
@@ -38,6 +35,7 @@ def run(flags, strategy) -> dict:
     choices.choose_epochs(flags, train_source)
     choices.choose_warmup(flags, "pretrain")
     with setup.open_folder(flags, strategy, "pretrain") as folder:
+        folder.check_data(data_identity.describe(train_source))
         if folder.result() is not None:
             folder.say_finished()
             return folder.result()
@@ -92,7 +90,7 @@ def run(flags, strategy) -> dict:
             with progress.waiting(f"pretrain: measuring k-NN on {len(arrays[0]):,} embeddings"):
                 return {"knn_accuracy": metrics.knn_accuracy(*arrays)}
 
-        folder.begin()
+        folder.begin(schedule)
         started = time.monotonic()
         last = setup.train(
             flags,
@@ -110,7 +108,7 @@ def run(flags, strategy) -> dict:
                 int(flags.knn_interval_epochs * schedule.steps_per_epoch),
             ),
         )
-        write_json(folder.file_to_write("class_names.json"), list(train_source.class_names))
+        folder.artifacts.write_json("class_names.json", list(train_source.class_names))
         with progress.waiting("pretrain: saving the encoder"):
             _save(step, folder)
         result = {
@@ -145,9 +143,9 @@ def _save(step, folder):
         parts = {"projection_head.keras": models.create_projector(step.model), **parts}
     for name, model in parts.items():
         if model is not None:
-            save_model(model, folder.file_to_write(name))
-        elif folder.is_chief and tf.io.gfile.exists(folder.file(name)):
-            tf.io.gfile.remove(folder.file(name))
+            folder.artifacts.save_model(name, model)
+        elif folder.is_chief:
+            folder.artifacts.remove(name)
 
 
 def _check_microbatch(flags, strategy):

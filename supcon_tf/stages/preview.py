@@ -8,7 +8,7 @@ import textwrap
 import numpy as np
 import tensorflow as tf
 
-from supcon_tf import blur, distribute, pipeline, policies, progress
+from supcon_tf import blur, distribute, files, pipeline, policies, progress
 from supcon_tf.stages import image_size, setup
 from supcon_tf.stages.run_directory import StageFolder
 
@@ -51,9 +51,10 @@ def run(flags, strategy) -> dict:
             ]
             grid.append(tiles)
         folder.begin()
-        path = folder.file("preview.png")
+        path = folder.artifacts.path_to_write("preview.png")
         with progress.waiting("preview: drawing"):
             _write_picture(path, grid, title=_title(flags, size))
+        folder.seal()
         print(f"preview: {count} images and {flags.num_views} views of each in {path}")
         return {"path": path, "examples": count}
 
@@ -123,5 +124,5 @@ def _write_picture(path, grid, *, title):
             draw.multiline_text((left, upper + tile + 2), "\n".join(lines), "black", font)
     file = io.BytesIO()
     picture.save(file, "PNG")
-    with tf.io.gfile.GFile(path, "wb") as output:
+    with files.writing(path) as temporary, tf.io.gfile.GFile(temporary, "wb") as output:
         output.write(file.getvalue())

@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from supcon_tf import (
     checkpoint,
-    command_line,
     decode,
     distribute,
     flag_rules,
@@ -25,7 +24,6 @@ from supcon_tf import (
     whitening,
 )
 from supcon_tf import train as training
-from supcon_tf.files import read_json, write_json
 from supcon_tf.folder_layout import printable
 from supcon_tf.stages.run_directory import StageFolder, find_part
 
@@ -232,7 +230,7 @@ def create_train_batches(
 def whitening_constants(flags, source, folder, image_size):
     """Mean and deviation for the encoder, or (None, None).
 
-    What is measured stays in the stage's folder, so that a run that goes on uses the same.
+    `folder.measured` records what is measured, so that a resumed run uses the same.
     """
     if flags.whitening == "given":
         return flags.whitening_mean, flags.whitening_std
@@ -240,16 +238,14 @@ def whitening_constants(flags, source, folder, image_size):
         return None, None
     if flags.dataset != "folder":
         return sources.whitening_constants(flags.dataset)
-    path = folder.file("whitening.json")
-    measured = read_json(path)
+    measured = folder.measured.get("whitening")
     if measured is None:
         create_batches = create_eval_batches(
             flags, source, image_size=image_size, limit=WHITENING_EXAMPLES
         )
         with naming_broken_images(source), progress.waiting("Measuring the whitening constants"):
             mean, std = whitening.measure_whitening(create_batches())
-        measured = {"mean": mean, "std": std}
-        write_json(folder.file_to_write("whitening.json"), measured)
+        measured = folder.measured["whitening"] = {"mean": mean, "std": std}
     texts = {name: ",".join(map(str, values)) for name, values in measured.items()}
     print(
         f"Whitening as measured on up to {WHITENING_EXAMPLES:,} training images: --whitening=given "
@@ -338,6 +334,15 @@ def train(flags, strategy, folder, *, step, schedule, source, evaluation=None, *
         **batch_options: what `create_train_batches` takes.
     """
     evaluate, evaluate_interval_steps = evaluation or (None, 0)
+    checkpoints = checkpoint.CheckpointFolder(
+        folder.file("checkpoints"),
+        max_to_keep=flags.max_checkpoints_to_keep,
+        record=_record(flags, folder),
+        check_record=folder.check_checkpoint,
+        is_chief=folder.is_chief,
+        **step.models,
+        **step.optimizers,
+    )
     return training.train(
         strategy=strategy,
         step=step,
@@ -350,14 +355,7 @@ def train(flags, strategy, folder, *, step, schedule, source, evaluation=None, *
             num_hosts=num_hosts,
             **batch_options,
         ),
-        checkpoints=checkpoint.CheckpointFolder(
-            folder.file("checkpoints"),
-            max_to_keep=flags.max_checkpoints_to_keep,
-            record=_record(flags, folder.stage),
-            is_chief=folder.is_chief,
-            **step.models,
-            **step.optimizers,
-        ),
+        checkpoints=checkpoints,
         log_folder=folder.path,
         total_steps=schedule.total_steps,
         steps_per_epoch=schedule.steps_per_epoch,
@@ -373,12 +371,12 @@ def train(flags, strategy, folder, *, step, schedule, source, evaluation=None, *
     )
 
 
-def _record(flags, stage):
+def _record(flags, folder):
     """What a checkpoint notes beside the state. Bits also depend on versions and threads."""
     threads = tf.config.threading.get_intra_op_parallelism_threads() or _count_cpus()
     return {
         "seed": flags.seed,
-        "flags": list(command_line.stage_flags(flags, stage).values()),
+        **folder.record(),
         "environment": {
             "tensorflow": tf.__version__,
             "keras": keras.__version__,

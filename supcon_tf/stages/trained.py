@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 import keras
 import tensorflow as tf
 
 from supcon_tf import models
-from supcon_tf.files import read_json
-from supcon_tf.stages.run_directory import RunDirectory, fingerprint
+from supcon_tf.stages.run_directory import RunDirectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +18,7 @@ class Trained:
     Attributes:
         encoder: images float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
         path: the file of the classifier; without one, of the encoder.
+        stage: the stage that made that file.
         projector: [B, F] -> unit vectors [B, D]; None if the encoder has none.
         linear_head: [B, F] -> logits [B, C]; None without a classifier.
         class_names: of the classifier; None without one.
@@ -27,6 +26,7 @@ class Trained:
 
     encoder: keras.Model
     path: str
+    stage: str
     projector: keras.Model | None
     linear_head: keras.Model | None
     class_names: tuple[str, ...] | None
@@ -58,43 +58,46 @@ def load(flags, *, needs_classifier: bool = False) -> Trained:
             trained again after the classifier.
     """
     run = RunDirectory.of(flags)
-    has_encoder = tf.io.gfile.exists(run.encoder)
-    projector = None
-    if has_encoder and tf.io.gfile.exists(run.projection_head):
-        projector = keras.models.load_model(run.projection_head)
-    if tf.io.gfile.exists(run.classifier):
-        return _load_classifier(run, projector)
-    if not has_encoder:
+    stage, pretrained = run.classifier_stage, run.artifacts("pretrain")
+    if run.has(stage, "classifier.keras"):
+        return _load_classifier(run, stage)
+    if not pretrained.has("encoder.keras"):
         raise ValueError(
             f"There is no trained encoder in {run.path}: run "
             "--mode=pretrain,linear with this --model_dir first."
         )
-    names = read_json(run.file("pretrain", "class_names.json"))
-    has_classifier = names is not None and tf.io.gfile.exists(run.linear_head)
+    has_classifier = pretrained.has("linear_head.keras")
     if needs_classifier and not has_classifier:
         raise ValueError(
-            f"There is no classifier at {run.classifier}: run --mode=linear or "
-            "--mode=finetune with this --model_dir first."
+            f"There is no classifier at {run.file(stage, 'classifier.keras')}: run --mode=linear "
+            "or --mode=finetune with this --model_dir first."
         )
-    encoder = keras.models.load_model(run.encoder)
+    encoder, projector = pretrained.load_model("encoder.keras"), _projector(pretrained)
     if not has_classifier:
-        return Trained(encoder, run.encoder, projector, None, None)
+        return Trained(encoder, run.encoder, "pretrain", projector, None, None)
     print(f"Classifier: the one that pretraining trained, {run.linear_head}.")
-    head = keras.models.load_model(run.linear_head)
-    return Trained(encoder, run.linear_head, projector, head, tuple(names))
+    head = pretrained.load_model("linear_head.keras")
+    names = tuple(pretrained.read_json("class_names.json", list))
+    return Trained(encoder, run.linear_head, "pretrain", projector, head, names)
 
 
-def _load_classifier(run, projector):
+def _load_classifier(run, stage):
     """What finetune or linear saved."""
-    folder = os.path.dirname(run.classifier)
-    inputs = read_json(os.path.join(folder, "inputs.json")) or {}
-    if tf.io.gfile.exists(run.encoder) and inputs.get("encoder") != fingerprint(run.encoder):
+    artifacts, pretrained = run.artifacts(stage), run.artifacts("pretrain")
+    path = artifacts.path("classifier.keras")
+    old, has_encoder = (run.inputs(stage) or {}).get("encoder"), pretrained.has("encoder.keras")
+    if has_encoder and old not in (None, pretrained.identity("encoder.keras")):
         raise ValueError(
-            f"{run.classifier} was trained on another encoder than {run.encoder}. Delete "
-            f"{folder} and run its stage again."
+            f"{path} was trained on another encoder than {run.encoder}. Delete "
+            f"{artifacts.folder} and run its stage again."
         )
-    if os.path.basename(folder) == "finetune":
-        projector = None  # It belongs to the encoder before the fine-tuning.
-    encoder, head = models.split_classifier(keras.models.load_model(run.classifier))
-    names = tuple(read_json(os.path.join(folder, "class_names.json")))
-    return Trained(encoder, run.classifier, projector, head, names)
+    # The projection head belongs to the encoder before the fine-tuning.
+    projector = _projector(pretrained) if has_encoder and stage != "finetune" else None
+    encoder, head = models.split_classifier(artifacts.load_model("classifier.keras"))
+    names = tuple(artifacts.read_json("class_names.json", list))
+    return Trained(encoder, path, stage, projector, head, names)
+
+
+def _projector(pretrained):
+    name = "projection_head.keras"
+    return pretrained.load_model(name) if pretrained.has(name) else None

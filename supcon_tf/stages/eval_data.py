@@ -1,0 +1,97 @@
+"""The data that eval and embed read: the run's own, or what --eval_dataset names."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from supcon_tf import data_identity, sources
+from supcon_tf.stages import setup
+from supcon_tf.stages.run_directory import RunDirectory
+
+OTHER_DATA = (
+    "Restore that data; to read other data, name it with --eval_dataset or --eval_data_dir."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalData:
+    """One split to evaluate.
+
+    Attributes:
+        source: the examples.
+        name: what they are called in messages.
+        is_own: they belong to the data set that the run was trained on.
+    """
+
+    source: sources.Source
+    name: str
+    is_own: bool
+
+
+def load(flags, split: str) -> EvalData:
+    """The split of --eval_dataset or --eval_data_dir, else of --dataset."""
+    if not (flags.eval_dataset or flags.eval_data_dir):
+        train, test = setup.load_sources(flags)
+        return EvalData({"train": train, "test": test}[split], f"{flags.dataset}, {split}", True)
+    dataset = flags.eval_dataset or "folder"
+    source = sources.load_source(
+        dataset,
+        split,
+        flags.eval_data_dir,
+        skip_broken_images=flags.skip_broken_images and dataset == "folder",
+    )
+    name = f"{flags.eval_data_dir or dataset}, {split}"
+    print(f"Evaluation data {name}: {source.num_examples:,} examples.")
+    return EvalData(source, name, False)
+
+
+def check_own(flags, stage: str) -> None:
+    """Refuses a --dataset that is not the one that the stage was trained on.
+
+    Raises:
+        ValueError: says what differs.
+    """
+    train, _ = setup.load_sources(flags)
+    RunDirectory.of(flags).check_data(stage, data_identity.describe(train), OTHER_DATA)
+
+
+def training_source(flags, stage: str, data: EvalData) -> sources.Source | None:
+    """The training split for k-NN and logistic regression; None, with a line, if it is not there.
+
+    It must be what the run was trained on, whatever is evaluated.
+    """
+    if data.is_own:
+        source = setup.load_sources(flags)[0]
+        if data.source is source:
+            print("eval: k-NN and logistic regression are left out: they learn from this split.")
+            return None
+        return source
+    try:
+        check_own(flags, stage)
+    except ValueError as error:
+        reason = str(error).splitlines()[0].rstrip(":")
+        print(f"eval: k-NN and logistic regression are left out ({reason}).")
+        return None
+    return setup.load_sources(flags)[0]
+
+
+def match_classes(class_names: tuple[str, ...], data: EvalData, model_path: str) -> np.ndarray:
+    """The number that the classifier gives each class of the data, by name: int32 [C].
+
+    Raises:
+        ValueError: the classifier lacks a class of the data.
+    """
+    unknown = [name for name in data.source.class_names if name not in class_names]
+    if unknown:
+        raise ValueError(
+            f"{model_path} knows the classes {_listed(class_names)}, but {data.name} also has "
+            f"{_listed(unknown)}. Classes are matched by name: evaluate data with the same class "
+            "names, or embed it with --mode=embed."
+        )
+    return np.array([class_names.index(name) for name in data.source.class_names], np.int32)
+
+
+def _listed(names):
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
