@@ -172,7 +172,7 @@ def test_a_remote_folder_works_and_is_locked_while_its_owner_is_alive():
     run_inside(*SHORT, "--model_dir=ram://run")
     evaluation = files.read_json("ram://run/eval/eval.json")
     assert evaluation["num_examples"] == 360
-    lock, owner = "ram://run/eval/lock", {"host": "other", "process": 7}
+    lock, owner = f"ram://run/eval/locks/000000001-{'0' * 32}", {"host": "other", "process": 7}
     files.write_json(lock, {**owner, "time": time.time()})
     with pytest.raises(ValueError, match="other, process 7"):
         run_inside(*SHORT, "--mode=eval", "--model_dir=ram://run")
