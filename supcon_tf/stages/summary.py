@@ -47,6 +47,7 @@ def create(flags, results: dict[str, dict], arguments: list[str]) -> str:
         path = run.file(name)
         if tf.io.gfile.exists(path):
             parts.append(f"  {path:<{len(model_dir) + 26}} {what}")
+    parts += advice.describe(flags, results, [python_program(), "-m", "supcon_tf.main"])
     if "pretrain" in results:
         snippet = SNIPPET.format(
             encoder=run.encoder,
@@ -60,7 +61,6 @@ def create(flags, results: dict[str, dict], arguments: list[str]) -> str:
             path=export["path"], side=export["image_size"], names=", ".join(export["outputs"])
         )
         parts += ["", "Use the exported model:", "", textwrap.indent(snippet, "    ")]
-    parts += advice.describe(flags, results, [python_program(), "-m", "supcon_tf.main"])
     parts += ["", "Next:", "", f"    {_next_command(flags, results, arguments)}"]
     return "\n".join(parts)
 

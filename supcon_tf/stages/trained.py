@@ -61,16 +61,17 @@ def load(flags, *, needs_classifier: bool = False) -> Trained:
     stage, pretrained = run.classifier_stage, run.artifacts("pretrain")
     if run.has(stage, "classifier.keras"):
         return _load_classifier(run, stage)
-    if not pretrained.has("encoder.keras"):
-        raise ValueError(
-            f"There is no trained encoder in {run.path}: run "
-            "--mode=pretrain,linear with this --model_dir first."
-        )
-    has_classifier = pretrained.has("linear_head.keras")
+    has_encoder = pretrained.has("encoder.keras")
+    has_classifier = has_encoder and pretrained.has("linear_head.keras")
     if needs_classifier and not has_classifier:
         raise ValueError(
             f"There is no classifier at {run.file(stage, 'classifier.keras')}: run --mode=linear "
             "or --mode=finetune with this --model_dir first."
+        )
+    if not has_encoder:
+        raise ValueError(
+            f"There is no trained encoder in {run.path}: run "
+            "--mode=pretrain,linear with this --model_dir first."
         )
     encoder, projector = pretrained.load_model("encoder.keras"), _projector(pretrained)
     if not has_classifier:
