@@ -310,8 +310,11 @@ def test_bad_input_is_refused_before_training(tmp_path, arguments, message):
 
 def test_later_stages_of_an_unfinished_run_say_what_is_missing(tmp_path):
     (tmp_path / "run/pretrain").mkdir(parents=True)
-    for mode, message in (("linear", "no pretrained encoder .* run --mode=pretrain"),
-                          ("eval", "no classifier .* run --mode=linear")):  # fmt: skip
+    expected = {
+        "linear": "no pretrained encoder .* run --mode=pretrain",
+        "eval": "no trained encoder .* run --mode=pretrain,linear",
+    }
+    for mode, message in expected.items():
         with pytest.raises(ValueError, match=message):
             run_inside(f"--mode={mode}", f"--model_dir={tmp_path / 'run'}")
 
