@@ -312,7 +312,7 @@ def test_later_stages_of_an_unfinished_run_say_what_is_missing(tmp_path):
     (tmp_path / "run/pretrain").mkdir(parents=True)
     expected = {
         "linear": "no pretrained encoder .* run --mode=pretrain",
-        "eval": "no trained encoder .* run --mode=pretrain,linear",
+        "eval": "no classifier .* run --mode=linear",
     }
     for mode, message in expected.items():
         with pytest.raises(ValueError, match=message):
