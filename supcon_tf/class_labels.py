@@ -12,6 +12,11 @@ def as_class_labels(labels, features) -> tf.Tensor | None:
     if labels is None:
         return None
     labels = tf.convert_to_tensor(labels)
+    if labels.dtype == tf.string:
+        raise ValueError(
+            "Invalid labels of type string: expected class numbers. Number the classes first, for "
+            "example with np.unique(labels, return_inverse=True)[1] or keras.layers.StringLookup."
+        )
     rank = labels.shape.rank
     if rank not in (1, 2):
         raise ValueError(

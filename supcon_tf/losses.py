@@ -277,6 +277,11 @@ def as_views(features) -> tf.Tensor:
             f"Invalid features rank: the shape is {features.shape}, expected [batch, views, "
             "features] or [batch, features]."
         )
+    if features.shape[0] == 0:
+        raise ValueError(
+            f"The batch is empty: features have the shape {features.shape}. Leave empty batches "
+            "out, for example with dataset.batch(batch_size, drop_remainder=True)."
+        )
     if rank == 2:
         return features[:, None, :]
     for name, axes in (("num_views", features.shape[1:2]), ("size", features.shape[2:])):

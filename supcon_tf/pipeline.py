@@ -14,6 +14,7 @@ import tensorflow as tf
 from supcon_tf import blur, views
 from supcon_tf.crops import central_box as central_box
 from supcon_tf.crops import check_eval_crop, crop_and_resize, eval_crop, flip_if
+from supcon_tf.data_service import check_reachable
 from supcon_tf.decode import MAX_PIXELS, decode_crops, decode_image
 from supcon_tf.order import BatchPlan
 from supcon_tf.pixel_values import check_examples
@@ -73,6 +74,7 @@ def create_train_batches(
     Raises:
         ValueError: if the batch does not fit the source or the replicas, or a stream is to be
             balanced.
+        OSError: nothing answers at the address of the data service.
     """
     check_batch_size(batch_size, num_examples=source.num_examples, num_replicas=num_replicas)
     if num_replicas % num_hosts:
@@ -104,6 +106,7 @@ def create_train_batches(
             examples = examples.map(lambda example, draw: (*example, draw))
         batches = _batches_of_examples(examples, plan, draws, image_size, source.max_pixels)
     if data_service is not None:
+        check_reachable(data_service)
         # Splits the steps (of a stream: its epochs) over the workers.
         sharding = tf.data.experimental.service.ShardingPolicy.DYNAMIC
         batches = batches.apply(

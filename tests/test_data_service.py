@@ -1,6 +1,8 @@
 """Batches from other processes: one dispatcher and two workers on loopback."""
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ import tensorflow as tf
 from PIL import Image
 from test_main import SHORT, run_inside
 
-from supcon_tf import pipeline, policies, sources
+from supcon_tf import data_service, pipeline, policies, sources
 
 WORKER = """
 import sys, time
@@ -91,3 +93,31 @@ def test_the_command_trains_from_the_service_and_says_what_that_costs(address, t
     losses = [json.loads(line)["loss"] for line in lines]
     assert len(losses) == 11 and np.isfinite(losses).all()
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+@pytest.mark.parametrize(
+    "address,message",
+    [
+        ("grpc://127.0.0.1:9", "No tf.data service dispatcher answers at .*127.0.0.1:9"),
+        ("grpc://no-such-host.invalid:5050", "no-such-host.invalid:5050"),
+        ("grpc://127.0.0.1", "expected grpc://host:port"),
+        ("grpc://127.0.0.1:many", "expected grpc://host:port"),
+    ],
+)
+def test_an_unreachable_service_is_refused_with_its_address(address, message, tmp_path):
+    with pytest.raises((OSError, ValueError), match=message):
+        run_inside(*SHORT, f"--data_service={address}", f"--model_dir={tmp_path}")
+
+
+def test_a_service_that_does_not_answer_has_a_deadline():
+    """A full queue of connections: nobody accepts, so the next connection waits."""
+    with socket.socket() as server, contextlib.ExitStack() as stack:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        address = f"grpc://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(OSError, match="timed out"):
+            data_service.check_reachable(address, timeout_seconds=0.5)

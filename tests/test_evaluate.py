@@ -8,6 +8,7 @@ import tensorflow as tf
 from trained_folder import NUM_CLASSES, SIDE, run_inside, write_trained
 
 from supcon_tf import evaluation, metrics, models, pipeline, sources
+from supcon_tf.stages.evaluate import _table, as_csv_text
 
 
 def one_device():
@@ -185,3 +186,10 @@ def test_a_classifier_of_other_classes_or_another_encoder_is_refused(tmp_path):
     for mode in ("eval", "embed", "export"):
         with pytest.raises(ValueError, match="trained on another encoder"):
             run_inside(f"--mode={mode}", f"--model_dir={tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["=cmd|'/C calc'!A0", "+1", "-1", "@SUM(1)"])
+def test_a_class_name_cannot_open_a_formula_in_a_spreadsheet(name):
+    assert as_csv_text(name) == f"'{name}"
+    table = _table(np.eye(2, dtype=int), [name, "cat"])
+    assert list(csv.reader(table.splitlines()))[0][1:] == [f"'{name}", "cat"]

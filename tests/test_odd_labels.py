@@ -124,3 +124,11 @@ def check_vectorized(loss):
     mapped = tf.vectorized_map(lambda batch: loss(*batch), batches)
     assert np.all(np.abs(looped) > 0)
     np.testing.assert_allclose(mapped, looped, rtol=1e-5, atol=1e-6)
+
+
+def test_labels_of_text_and_empty_batches_are_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r"expected class numbers.*np.unique"):
+        supcon_loss(np.array(["cat", "dog"]), FEATURES[:2])
+    for options in ({}, {"summation_location": "inside"}):
+        with pytest.raises(ValueError, match="batch is empty.*drop_remainder"):
+            supcon_loss(LABELS[:0], FEATURES[:0], **options)

@@ -53,7 +53,7 @@ ALLOWED = {
     "metrics": set(),
     "metrics_log": {"files"},
     "evaluation": {"metrics", "distribute", "pixel_values"},
-    "pipeline": {
+    "pipeline": {"data_service",
         "sources", "decode", "order", "crops", "view_draws", "pixel_values", "policies",
         "views", "blur",
     },
@@ -66,6 +66,7 @@ ALLOWED = {
     "streams": {"decode"},
     "folder_layout": set(),
     "decode": {"image_header"},
+    "data_service": set(),
     "image_header": set(),
     "order": set(),
     "crops": set(),

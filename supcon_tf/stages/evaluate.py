@@ -91,7 +91,13 @@ def _table(confusion, class_names):
     """Comma-separated: a row per true class, a column per predicted one."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["true \\ predicted", *class_names])
-    for name, row in zip(class_names, confusion.tolist(), strict=True):
+    names = [as_csv_text(name) for name in class_names]
+    writer.writerow(["true \\ predicted", *names])
+    for name, row in zip(names, confusion.tolist(), strict=True):
         writer.writerow([name, *row])
     return text.getvalue()
+
+
+def as_csv_text(name: str) -> str:
+    """The name with a quote before a sign that spreadsheets take for the start of a formula."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
