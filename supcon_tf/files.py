@@ -129,7 +129,7 @@ def move_whole(temporary: str, path: str) -> None:
             sync(os.path.join(place, name))
     sync(temporary)
     old = path + ".old" + WRITING
-    if tf.io.gfile.isdir(path):
+    if tf.io.gfile.isdir(temporary) and tf.io.gfile.exists(path):
         remove(old)
         tf.io.gfile.rename(path, old)  # A folder cannot be renamed to one that is not empty.
     tf.io.gfile.rename(temporary, path, overwrite=True)
