@@ -12,11 +12,14 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 # 75 is EX_TEMPFAIL of sysexits.h, "try again later": SLURM, Kubernetes and shell scripts can
 # tell it from a failure (1). 130 is what shells give for SIGINT.
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
+# After a signal, how long the process may wait for input that does not come.
+WAIT_SECONDS = 10.0
 
 
 class Stopped(SystemExit):
@@ -38,6 +41,7 @@ class _State:
     lock = threading.RLock()
     received: int | None = None  # The first signal.
     on_signal: Callable[[], None] | None = None  # While a loop finishes its step.
+    is_waiting: Callable[[], bool] | None = None  # Whether that loop waits for input.
 
 
 def listen() -> None:
@@ -54,15 +58,21 @@ def listen() -> None:
 
 
 @contextlib.contextmanager
-def deferred(on_signal: Callable[[], None]) -> Iterator[None]:
-    """Within, a signal only calls `on_signal`, from any thread; Stopped follows at the end."""
-    _State.on_signal = on_signal
+def deferred(
+    on_signal: Callable[[], None], is_waiting: Callable[[], bool] | None = None
+) -> Iterator[None]:
+    """Within, a signal only calls `on_signal`, from any thread; Stopped follows at the end.
+
+    Where `is_waiting` says for WAIT_SECONDS that the block waits for input, the process ends
+    without that: the step will never finish.
+    """
+    _State.on_signal, _State.is_waiting = on_signal, is_waiting
     try:
         if _State.received is not None:
             on_signal()
         yield
     finally:
-        _State.on_signal = None
+        _State.on_signal = _State.is_waiting = None
     if _State.received is not None:
         raise Stopped(_State.received)
 
@@ -92,6 +102,29 @@ def _watch(reader, _writer):
                 os.write(2, b"\nEnded at once; the last checkpoint is whole.\n")
                 os._exit(EXIT_CODES[signal.SIGINT])
             _receive(number)
+            if signals == 1:
+                threading.Thread(target=_end_if_stuck, args=(number,), daemon=True).start()
+
+
+def _end_if_stuck(number, pause_seconds=0.5):
+    """Ends a process that TensorFlow keeps waiting for input, where no handler of Python runs.
+
+    Outside of `deferred` the handler has ended it already, unless it waits as well.
+    """
+    stuck_seconds = 0.0
+    while stuck_seconds < WAIT_SECONDS:
+        time.sleep(pause_seconds)
+        if _State.received is None:  # A program that uses the package went on with other work.
+            return
+        is_stuck = _State.on_signal is None or (_State.is_waiting or bool)()
+        stuck_seconds = stuck_seconds + pause_seconds if is_stuck else 0.0
+    name = signal.Signals(number).name
+    message = (
+        f"\nStopped by {name} while waiting for input. Steps since the last checkpoint are lost. "
+        "Run the same command again to resume.\n"
+    )
+    os.write(2, message.encode())
+    os._exit(EXIT_CODES[number])
 
 
 def _receive(number):

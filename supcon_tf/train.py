@@ -21,6 +21,7 @@ def create_loop(
     step,
     stop: tf.Variable | None = None,
     *,
+    is_waiting: tf.Variable | None = None,
     jit_compile: bool = False,
 ) -> Callable:
     """A function (iterator, num_steps) -> (steps done, metrics of the last one), one graph.
@@ -29,11 +30,20 @@ def create_loop(
     sees `stop` above 0 on any worker; what the replicas read is summed with the metrics, so
     that all workers end at the same step. The loop is outside `strategy.run`, because a
     collective inside a loop of the replica function fails under MirroredStrategy. With
-    jit_compile XLA compiles the step, not the loop around it.
+    jit_compile XLA compiles the step, not the loop around it. While it waits for a batch,
+    `is_waiting` is 1.
     """
     replica_step = tf.function(step, jit_compile=True) if jit_compile else step
     names = [*step.metric_names, "finite"]
     stop = create_stop_flag() if stop is None else stop
+    is_waiting = create_stop_flag() if is_waiting is None else is_waiting
+
+    def next_batch(iterator):
+        with tf.control_dependencies([is_waiting.assign(1.0)]):
+            batch = next(iterator)
+        with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
+            is_waiting.assign(0.0)
+        return batch
 
     def on_replica(batch, stop):
         metrics = replica_step(batch)
@@ -45,7 +55,7 @@ def create_loop(
         done, goes_on = 0, True
         values = tf.zeros([len(names) + 1])
         while goes_on and done < num_steps:
-            per_replica = strategy.run(on_replica, args=(next(iterator), stop.read_value()))
+            per_replica = strategy.run(on_replica, args=(next_batch(iterator), stop.read_value()))
             values = strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
             metrics = dict(zip([*names, "stop"], tf.unstack(values), strict=True))
             is_finite = tf.math.is_finite(metrics["finite"]) & tf.math.is_finite(metrics["loss"])
@@ -57,7 +67,7 @@ def create_loop(
 
 
 def create_stop_flag() -> tf.Variable:
-    """This worker's wish to stop: 0.0, or 1.0 once somebody assigns it."""
+    """A sign between this worker's loop and its other threads: 0.0, or 1.0 once assigned."""
     with tf.device("CPU:0"):
         return tf.Variable(0.0, trainable=False)
 
@@ -124,7 +134,8 @@ def train(
     batches = strategy.distribute_datasets_from_function(
         lambda context: create_batches(at, context.input_pipeline_id, context.num_input_pipelines)
     )
-    run_steps = create_loop(strategy, step, stop, jit_compile=jit_compile)
+    is_waiting = create_stop_flag()
+    run_steps = create_loop(strategy, step, stop, is_waiting=is_waiting, jit_compile=jit_compile)
     iterator = iter(batches)
     intervals = (
         steps_per_loop, summary_interval_steps, save_interval_steps, evaluate_interval_steps,
@@ -132,7 +143,8 @@ def train(
     bar = progress.Progress(name, total_steps, is_shown=checkpoints.is_chief)
     speed, shown = progress.Speed(step.global_batch_size), {}
     collapse = similarity.CollapseWatch()
-    with stopping.deferred(lambda: stop.assign(1.0)), bar, contextlib.closing(log):
+    signals = stopping.deferred(lambda: stop.assign(1.0), lambda: bool(is_waiting.numpy()))
+    with signals, bar, contextlib.closing(log):
         while at < total_steps:
             to_next = (interval - at % interval for interval in intervals if interval)
             count = min(total_steps - at, *to_next, _most_steps(speed))

@@ -465,3 +465,46 @@ def test_a_flag_of_a_later_version_had_its_default_before(tmp_path):
     with pytest.raises(ValueError, match=r"\(no --use_initial_max_pool\)  ->  --use_initial"):
         run_inside(*arguments, "--use_initial_max_pool")
     assert flags.FLAGS.temperature == 0.1  # Nothing of it stays.
+
+
+STARVED = """
+import threading, sys
+import numpy as np, tensorflow as tf
+from supcon_tf import stopping, train
+stopping.WAIT_SECONDS = 1.0
+stopping.listen()
+class Step:
+    metric_names = ("loss",)
+    def __call__(self, batch):
+        return {"loss": tf.reduce_sum(batch), "finite": 1.0}
+def batches():
+    for _ in range(3):
+        yield np.ones(2, np.float32)
+    print("starved", flush=True)
+    threading.Event().wait()
+data = tf.data.Dataset.from_generator(batches, output_signature=tf.TensorSpec([2], tf.float32))
+if sys.argv[1] == "in the loop":
+    stop, waits = train.create_stop_flag(), train.create_stop_flag()
+    run = train.create_loop(tf.distribute.get_strategy(), Step(), stop, is_waiting=waits)
+    iterator = iter(data)
+    with stopping.deferred(lambda: stop.assign(1.0), lambda: bool(waits.numpy())):
+        run(iterator, tf.constant(10))
+else:
+    list(data)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["in the loop", "before the loop"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_process_that_waits_for_input(where, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARVED, where],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "starved\n"
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGTERM: 75, signal.SIGINT: 130}[number]
+    assert "waiting for input" in errors and "Traceback" not in errors
