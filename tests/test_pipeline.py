@@ -480,7 +480,8 @@ def test_a_test_folder_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match="test holds classes that .*train lacks: cow"):
         sources.load_source("folder", "test", root)
     tf.io.gfile.rmtree(os.path.join(root, "test"))
-    with pytest.raises(ValueError, match=r"test or .*validation or .*val is missing; .* holds train"):
+    message = r"test or .*validation or .*val is missing; .* holds train"
+    with pytest.raises(ValueError, match=message):
         sources.load_source("folder", "test", root)
     os.makedirs(os.path.join(root, "test", "cat"))
     with pytest.raises(ValueError, match="holds no images"):
