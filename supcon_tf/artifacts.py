@@ -75,8 +75,7 @@ class Artifacts:
             return {MANIFEST: str(error)}
         if recorded is None:
             return {MANIFEST: f"{self.path(MANIFEST)} is missing."}
-        found = {name: self._problem(name, entry) for name, entry in recorded["files"].items()}
-        return {name: problem for name, problem in found.items() if problem}
+        return self._problems(recorded["files"])
 
     def check(self, name: str) -> str:
         """The path of an artefact that is as it was written.
@@ -94,6 +93,8 @@ class Artifacts:
             raise self.damaged(f"{self.path(MANIFEST)} is missing.")
         entry = (recorded or {"files": {}})["files"].get(name)
         problem = self._problem(name, entry) if entry else None
+        if problem:  # Perhaps it is the record that is wrong.
+            problem = self._problems(recorded["files"]).get(MANIFEST, problem)
         if entry is None and not tf.io.gfile.exists(self.path(name)):
             problem = f"{self.path(name)} is missing."
         if problem:
@@ -138,6 +139,14 @@ class Artifacts:
             return (files.read_sealed(self.path(MANIFEST)) or {"files": {}})["files"]
         except ValueError:
             return {}
+
+    def _problems(self, entries):
+        found = {name: self._problem(name, entry) for name, entry in entries.items()}
+        found = {name: problem for name, problem in found.items() if problem}
+        if len(found) > len(entries) / 2:
+            path = self.path(MANIFEST)
+            return {MANIFEST: f"{path} is damaged: it does not describe the files beside it."}
+        return found
 
     def _problem(self, name, entry):
         path = self.path(name)

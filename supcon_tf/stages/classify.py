@@ -162,7 +162,9 @@ def load_encoder(path: str):
 
 def encoder_identity(path: str) -> str:
     """A hash of the encoder's layers and weights."""
-    return artifacts_of(path).identity(os.path.basename(path))
+    artifacts, name = artifacts_of(path), os.path.basename(path)
+    artifacts.check(name)
+    return artifacts.identity(name)
 
 
 def find_encoder(flags) -> str:

@@ -88,6 +88,7 @@ def _load_classifier(run, stage):
     path = artifacts.path("classifier.keras")
     old, has_encoder = (run.inputs(stage) or {}).get("encoder"), pretrained.has("encoder.keras")
     if has_encoder and old not in (None, pretrained.identity("encoder.keras")):
+        pretrained.check("encoder.keras")  # If its record is damaged, this says so.
         raise ValueError(
             f"{path} was trained on another encoder than {run.encoder}. Delete "
             f"{artifacts.folder} and run its stage again."
