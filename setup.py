@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="supcon-tf",
@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
-    packages=["supcon_tf", "supcon_tf.stages", "supcon_tf.flags"],
+    packages=[*find_packages(include=["supcon_tf", "supcon_tf.*"]), "supcon_tf.flags"],
     package_dir={"supcon_tf.flags": "flags"},
     package_data={"supcon_tf.flags": ["*.flags"]},
     install_requires=[

@@ -43,7 +43,7 @@ def raw_pixel_accuracies():
     from sklearn.neighbors import KNeighborsClassifier
 
     sys.path.insert(0, str(ROOT))
-    from supcon_tf import sources
+    from supcon_tf.data import sources
 
     train, test = (sources.load_source("digits", split) for split in sources.SPLITS)
 

@@ -80,7 +80,8 @@ def our_dataset(source, policy_name, compat, folder):
     """The whole pipeline as the command uses it: shuffled, cropped, flipped, augmented."""
     import numpy as np
 
-    from supcon_tf import pipeline, policies, sources
+    from supcon_tf.augment import policies
+    from supcon_tf.data import pipeline, sources
 
     size, batch_size, is_jpeg = SOURCES[source]
     labels, names = np.arange(batch_size, dtype=np.int32) % 2, ("a", "b")
@@ -136,7 +137,7 @@ def pillow_dataset(source, policy_name, folder):
     sys.path.insert(0, str(REPOSITORY / "tests"))
     import pillow_ops
 
-    from supcon_tf import operations, policies
+    from supcon_tf.augment import levels, policies
 
     random, size = np.random.default_rng(0), SOURCES[source][0]
 
@@ -157,9 +158,9 @@ def pillow_dataset(source, policy_name, folder):
         image = image.resize((size, size), Image.Resampling.BILINEAR, box)
         image = ImageOps.mirror(image) if random.random() < 0.5 else image
         for name, level in calls() if policy_name != "identity" else ():
-            call = operations.Call(name, level, int(random.choice([-1, 1])))
-            argument = operations.argument(
-                call, size=size, constants=operations.RANDAUGMENT_CONSTANTS, compat="pillow"
+            call = levels.Call(name, level, int(random.choice([-1, 1])))
+            argument = levels.argument(
+                call, size=size, constants=levels.RANDAUGMENT_CONSTANTS, compat="pillow"
             )
             if name == "Cutout":
                 image = pillow_ops.cutout(image, argument, random.integers(0, size, 2).tolist())

@@ -140,7 +140,7 @@ def differences(whole, killed):
     import numpy as np
 
     sys.path.insert(0, str(ROOT))
-    from supcon_tf import models  # noqa: F401  The projection head is a layer of its own.
+    from supcon_tf.models import contrastive  # noqa: F401  The projection head is a layer of its own.
 
     found = []
     for name in (

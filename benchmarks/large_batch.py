@@ -29,10 +29,10 @@ TEMPERATURE, NUM_CLASSES, NUM_VIEWS, IMAGE_SIZE = 0.1, 10, 2, 32
 def create_model(depth):
     import keras
 
-    from supcon_tf import models
+    from supcon_tf.models import contrastive
 
     keras.utils.set_random_seed(0)
-    encoder = models.create_encoder(
+    encoder = contrastive.create_encoder(
         "resnet_v1",
         depth=depth,
         image_size=IMAGE_SIZE,
@@ -41,7 +41,7 @@ def create_model(depth):
         use_initial_max_pool=False,
         use_global_batch_norm=False,
     )
-    return models.ContrastiveModel(encoder, models.ProjectionHead((2048, 128)))
+    return contrastive.ContrastiveModel(encoder, contrastive.ProjectionHead((2048, 128)))
 
 
 def create_batch(batch):
@@ -56,11 +56,12 @@ def cached_step(batch, microbatch, depth, update):
     """Loss and gradient norm on one device with gradient caching, and an optimizer's update."""
     import tensorflow as tf
 
-    from supcon_tf import losses, optimizers
-    from supcon_tf import microbatch as caching
+    from supcon_tf.losses import supcon
+    from supcon_tf.training import gradient_cache as caching
+    from supcon_tf.training import optimizers
 
     model, (images, labels) = create_model(depth), create_batch(batch)
-    loss = losses.SupConLoss(temperature=TEMPERATURE, reduction=None)
+    loss = supcon.SupConLoss(temperature=TEMPERATURE, reduction=None)
     optimizer = optimizers.create_optimizer("lars", 0.1)
     optimizer.build(model.trainable_variables)
 
@@ -87,13 +88,14 @@ def replicated_step(batch, replicas, depth):
     """The same over logical CPUs without caching: each replica holds its share at once."""
     import tensorflow as tf
 
-    from supcon_tf import distribute, losses
+    from supcon_tf import strategies
+    from supcon_tf.losses import supcon
 
-    distribute.split_cpu(replicas)
-    strategy = distribute.create_strategy("mirrored")
+    strategies.split_cpu(replicas)
+    strategy = strategies.create_strategy("mirrored")
     with strategy.scope():
         model = create_model(depth)
-    loss = losses.SupConLoss(temperature=TEMPERATURE, reduction=None)
+    loss = supcon.SupConLoss(temperature=TEMPERATURE, reduction=None)
     images, labels = create_batch(batch)
     share = batch // replicas
 

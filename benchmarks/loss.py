@@ -109,7 +109,7 @@ def measure(name, batch):
     elif name == "dense":
         run = tensorflow_step(dense_supcon_loss, batch, jit_compile=False)
     else:
-        from supcon_tf.losses import supcon_loss
+        from supcon_tf.losses.supcon import supcon_loss
 
         run = tensorflow_step(supcon_loss, batch, jit_compile=name == "blocked, jit")
     idle = peak_megabytes()

@@ -1,6 +1,6 @@
 """Peak memory of a pretraining step beside the estimate that refuses runs that cannot fit.
 
-    python benchmarks/memory.py
+    .venv/bin/python benchmarks/memory.py
 
 Each case takes two steps in a process of its own on a batch that is in memory. "measured" is how
 much the resident size grows from the built model to the peak; "estimated" must never lie above it,
@@ -46,14 +46,16 @@ def measure(architecture, depth, image_size, examples, precision):
     import numpy as np
     import tensorflow as tf
 
-    from supcon_tf import losses, memory, models, optimizers, steps
+    from supcon_tf.losses import supcon
+    from supcon_tf.models import contrastive
+    from supcon_tf.training import memory, optimizers, steps
 
     keras.config.set_dtype_policy(precision)
     options = {"depth": depth} if depth else {}
-    encoder = models.create_encoder(architecture, image_size=image_size, **options)
+    encoder = contrastive.create_encoder(architecture, image_size=image_size, **options)
     step = steps.ContrastiveStep(
-        model=models.ContrastiveModel(encoder),
-        loss=losses.SupConLoss(reduction=None),
+        model=contrastive.ContrastiveModel(encoder),
+        loss=supcon.SupConLoss(reduction=None),
         optimizer=optimizers.create_optimizer("momentum", 0.1),
         global_batch_size=examples,
     )

@@ -47,10 +47,12 @@ def tensorflow_step(depth, images, precision):
     import numpy as np
     import tensorflow as tf
 
-    from supcon_tf import losses, models, optimizers, steps
+    from supcon_tf.losses import supcon
+    from supcon_tf.models import contrastive
+    from supcon_tf.training import optimizers, steps
 
     keras.mixed_precision.set_global_policy(PRECISIONS[precision])
-    encoder = models.create_encoder(
+    encoder = contrastive.create_encoder(
         "resnet_v1",
         depth=depth,
         image_size=IMAGE_SIZE,
@@ -59,8 +61,8 @@ def tensorflow_step(depth, images, precision):
         use_initial_max_pool=False,
     )
     step = steps.ContrastiveStep(
-        model=models.ContrastiveModel(encoder),
-        loss=losses.SupConLoss(temperature=TEMPERATURE, reduction=None),
+        model=contrastive.ContrastiveModel(encoder),
+        loss=supcon.SupConLoss(temperature=TEMPERATURE, reduction=None),
         optimizer=optimizers.create_optimizer("momentum", 0.1),
         global_batch_size=images // 2,
     )

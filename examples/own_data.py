@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 import supcon_tf
-from supcon_tf import models, sources
+from supcon_tf.data import sources
+from supcon_tf.models import contrastive
 
 SIZE = 24
 
@@ -55,7 +56,7 @@ def main() -> None:
     model.compile(optimizer=keras.optimizers.Adam(0.003), loss=supcon_tf.SupConLoss())
     model.fit(views, steps_per_epoch=arguments.steps, verbose=0)
 
-    classifier = models.create_classifier(encoder, supcon_tf.create_linear_head(64, 10))
+    classifier = contrastive.create_classifier(encoder, supcon_tf.create_linear_head(64, 10))
     classifier.compile(
         optimizer=keras.optimizers.Adam(0.03),
         loss=keras.losses.BinaryCrossentropy(from_logits=True),

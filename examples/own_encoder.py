@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras import layers
 
 import supcon_tf
-from supcon_tf import sources
+from supcon_tf.data import sources
 
 SIZE = 32
 

@@ -23,66 +23,66 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # For editors and type checkers; the same names as below.
-    from supcon_tf.distribute import create_strategy as create_strategy
-    from supcon_tf.distribute import gather as gather
-    from supcon_tf.evaluation import evaluate_classifier as evaluate_classifier
-    from supcon_tf.evaluation import evaluate_embeddings as evaluate_embeddings
-    from supcon_tf.losses import SupConLoss as SupConLoss
-    from supcon_tf.losses import collapse_loss as collapse_loss
-    from supcon_tf.losses import supcon_loss as supcon_loss
-    from supcon_tf.models import ContrastiveModel as ContrastiveModel
-    from supcon_tf.models import ProjectionHead as ProjectionHead
-    from supcon_tf.models import create_classifier as create_classifier
-    from supcon_tf.models import create_encoder as create_encoder
-    from supcon_tf.models import create_linear_head as create_linear_head
-    from supcon_tf.momentum_queue import MomentumQueue as MomentumQueue
-    from supcon_tf.momentum_queue import momentum_queue_loss as momentum_queue_loss
-    from supcon_tf.optimizers import LARS as LARS
-    from supcon_tf.optimizers import Momentum as Momentum
-    from supcon_tf.optimizers import WarmUpThenDecay as WarmUpThenDecay
-    from supcon_tf.other_losses import MaxMarginLoss as MaxMarginLoss
-    from supcon_tf.other_losses import NPairsLoss as NPairsLoss
-    from supcon_tf.other_losses import TripletLoss as TripletLoss
-    from supcon_tf.other_losses import max_margin_loss as max_margin_loss
-    from supcon_tf.other_losses import npairs_loss as npairs_loss
-    from supcon_tf.other_losses import triplet_loss as triplet_loss
-    from supcon_tf.pipeline import create_view_batches as create_view_batches
-    from supcon_tf.policies import create_policy as create_policy
-    from supcon_tf.resnet import create_resnet as create_resnet
-    from supcon_tf.torch_weights import load_supcontrast as load_supcontrast
-    from supcon_tf.torch_weights import load_supcontrast_head as load_supcontrast_head
+    from supcon_tf.augment.policies import create_policy as create_policy
+    from supcon_tf.collectives import gather as gather
+    from supcon_tf.data.pipeline import create_view_batches as create_view_batches
+    from supcon_tf.evaluation.predictions import evaluate_classifier as evaluate_classifier
+    from supcon_tf.evaluation.predictions import evaluate_embeddings as evaluate_embeddings
+    from supcon_tf.interop.torch_weights import load_supcontrast as load_supcontrast
+    from supcon_tf.interop.torch_weights import load_supcontrast_head as load_supcontrast_head
+    from supcon_tf.losses.baselines import MaxMarginLoss as MaxMarginLoss
+    from supcon_tf.losses.baselines import NPairsLoss as NPairsLoss
+    from supcon_tf.losses.baselines import TripletLoss as TripletLoss
+    from supcon_tf.losses.baselines import max_margin_loss as max_margin_loss
+    from supcon_tf.losses.baselines import npairs_loss as npairs_loss
+    from supcon_tf.losses.baselines import triplet_loss as triplet_loss
+    from supcon_tf.losses.momentum_queue import MomentumQueue as MomentumQueue
+    from supcon_tf.losses.momentum_queue import momentum_queue_loss as momentum_queue_loss
+    from supcon_tf.losses.supcon import SupConLoss as SupConLoss
+    from supcon_tf.losses.supcon import collapse_loss as collapse_loss
+    from supcon_tf.losses.supcon import supcon_loss as supcon_loss
+    from supcon_tf.models.contrastive import ContrastiveModel as ContrastiveModel
+    from supcon_tf.models.contrastive import ProjectionHead as ProjectionHead
+    from supcon_tf.models.contrastive import create_classifier as create_classifier
+    from supcon_tf.models.contrastive import create_encoder as create_encoder
+    from supcon_tf.models.contrastive import create_linear_head as create_linear_head
+    from supcon_tf.models.resnet import create_resnet as create_resnet
+    from supcon_tf.strategies import create_strategy as create_strategy
+    from supcon_tf.training.optimizers import LARS as LARS
+    from supcon_tf.training.optimizers import Momentum as Momentum
+    from supcon_tf.training.optimizers import WarmUpThenDecay as WarmUpThenDecay
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
-    "supcon_loss": "losses",
-    "SupConLoss": "losses",
-    "collapse_loss": "losses",
-    "npairs_loss": "other_losses",
-    "NPairsLoss": "other_losses",
-    "triplet_loss": "other_losses",
-    "TripletLoss": "other_losses",
-    "max_margin_loss": "other_losses",
-    "MaxMarginLoss": "other_losses",
-    "momentum_queue_loss": "momentum_queue",
-    "MomentumQueue": "momentum_queue",
-    "ContrastiveModel": "models",
-    "ProjectionHead": "models",
-    "create_encoder": "models",
-    "create_linear_head": "models",
-    "create_classifier": "models",
-    "create_resnet": "resnet",
-    "LARS": "optimizers",
-    "Momentum": "optimizers",
-    "WarmUpThenDecay": "optimizers",
-    "create_policy": "policies",
-    "create_view_batches": "pipeline",
-    "evaluate_classifier": "evaluation",
-    "evaluate_embeddings": "evaluation",
-    "load_supcontrast": "torch_weights",
-    "load_supcontrast_head": "torch_weights",
-    "create_strategy": "distribute",
-    "gather": "distribute",
+    "supcon_loss": "losses.supcon",
+    "SupConLoss": "losses.supcon",
+    "collapse_loss": "losses.supcon",
+    "npairs_loss": "losses.baselines",
+    "NPairsLoss": "losses.baselines",
+    "triplet_loss": "losses.baselines",
+    "TripletLoss": "losses.baselines",
+    "max_margin_loss": "losses.baselines",
+    "MaxMarginLoss": "losses.baselines",
+    "momentum_queue_loss": "losses.momentum_queue",
+    "MomentumQueue": "losses.momentum_queue",
+    "ContrastiveModel": "models.contrastive",
+    "ProjectionHead": "models.contrastive",
+    "create_encoder": "models.contrastive",
+    "create_linear_head": "models.contrastive",
+    "create_classifier": "models.contrastive",
+    "create_resnet": "models.resnet",
+    "LARS": "training.optimizers",
+    "Momentum": "training.optimizers",
+    "WarmUpThenDecay": "training.optimizers",
+    "create_policy": "augment.policies",
+    "create_view_batches": "data.pipeline",
+    "evaluate_classifier": "evaluation.predictions",
+    "evaluate_embeddings": "evaluation.predictions",
+    "load_supcontrast": "interop.torch_weights",
+    "load_supcontrast_head": "interop.torch_weights",
+    "create_strategy": "strategies",
+    "gather": "collectives",
 }
 
 

@@ -8,15 +8,14 @@ import sys
 
 from absl import app, flags, logging
 
-from supcon_tf import (
+from supcon_tf.cli import (
     command_line,
     flag_suggestions,
     implied_flags,
     path_checks,
-    progress,
-    stopping,
     tensorflow_start,
 )
+from supcon_tf.training import progress, signals
 
 STAGE_MODULES = {
     "pretrain": "pretrain",
@@ -34,14 +33,14 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(
             f"Unexpected argument {argv[1]!r}: every flag starts with --, as in --batch_size=64."
         )
-    stopping.listen()
+    signals.listen()
     if isinstance(sys.stdout, io.TextIOWrapper):  # In a log file, lines must appear in time.
         sys.stdout.reconfigure(line_buffering=True)
     try:
         if flags.FLAGS.verbosity <= 0:
             logging.set_verbosity(logging.WARNING)
         run_stages(flags.FLAGS, sys.argv[1:])
-    except stopping.Stopped as stop:
+    except signals.Stopped as stop:
         sys.stdout.flush()
         print(f"\n{stop.message}. The same command goes on from there.", file=sys.stderr)
         sys.exit(stop.code)
@@ -76,16 +75,16 @@ def run_stages(flag_values: flags.FlagValues, arguments: list[str]) -> None:
     if flag_values.verbosity <= 0:
         with progress.waiting("Starting TensorFlow"):
             tensorflow_start.import_quietly()
-    from supcon_tf import distribute
+    from supcon_tf import strategies
     from supcon_tf.stages import setup, summary
 
     strategy = setup.start(flag_values)
-    with distribute.working_together(strategy):
+    with strategies.working_together(strategy):
         results = {}
         for mode in flag_values.mode:
             stage = importlib.import_module(f"supcon_tf.stages.{STAGE_MODULES[mode]}")
             results[mode] = stage.run(flag_values, strategy)
-        if distribute.is_chief(strategy):
+        if strategies.is_chief(strategy):
             print(summary.create(flag_values, results, arguments))
 
 

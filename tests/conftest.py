@@ -9,9 +9,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import pytest
 import tensorflow as tf
 
-from supcon_tf import distribute
+from supcon_tf import strategies
 
-distribute.split_cpu(4)
+strategies.split_cpu(4)
 
 
 def pytest_addoption(parser):

@@ -97,7 +97,7 @@ def run(read, numbers, *, legacy=False):
 
 
 if __name__ == "__main__":
-    from supcon_tf import torch_file
+    from supcon_tf.interop import torch_file
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=1500)

@@ -3,8 +3,8 @@
     PYTHON_WITH_TORCH tests/make_torch_momentum.py
 
 made the stored file with PyTorch 2.14.1. tests/test_momentum.py imports the problem and the
-learning rates from here, which need NumPy alone, and compares `supcon_tf.optimizers.Momentum` with
-the stored weights.
+learning rates from here, which need NumPy alone, and compares
+`supcon_tf.training.optimizers.Momentum` with the stored weights.
 """
 
 from pathlib import Path

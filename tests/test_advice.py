@@ -5,7 +5,7 @@ from absl import flags
 from absl.testing import flagsaver
 from trained_folder import run_inside, write_trained
 
-from supcon_tf import command_line
+from supcon_tf.cli import command_line
 from supcon_tf.stages import advice
 
 SUPCON = {

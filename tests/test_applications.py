@@ -7,7 +7,9 @@ import pytest
 import tensorflow as tf
 from trained_folder import run_inside
 
-from supcon_tf import applications, checkpoint, losses, models, optimizers, steps
+from supcon_tf.losses import supcon
+from supcon_tf.models import applications, contrastive
+from supcon_tf.training import checkpoint, optimizers, steps
 
 SIDE = 32
 NAME = "keras.applications.MobileNet"
@@ -17,7 +19,7 @@ SMALL = {"alpha": 0.25}
 @pytest.fixture(scope="module")
 def encoder():
     keras.utils.set_random_seed(0)
-    return models.create_encoder(NAME, image_size=SIDE, **SMALL)
+    return contrastive.create_encoder(NAME, image_size=SIDE, **SMALL)
 
 
 def random_images(count=4):
@@ -26,7 +28,7 @@ def random_images(count=4):
 
 
 def test_a_network_of_keras_keeps_the_contract(encoder):
-    models.check_encoder(encoder)
+    contrastive.check_encoder(encoder)
     assert encoder.input_shape == (None, SIDE, SIDE, 3) and encoder.output_shape == (None, 256)
     assert encoder.outputs[0].dtype == "float32"
 
@@ -52,7 +54,7 @@ def test_images_are_prepared_as_the_network_wants_them_and_the_saved_file_needs_
     images, expected = random_images(), {}
     for name in names:
         module, options = NETWORKS[name]
-        encoder = models.create_encoder(applications.PREFIX + name, image_size=SIDE, **options)
+        encoder = contrastive.create_encoder(applications.PREFIX + name, image_size=SIDE, **options)
         encoder.save(tmp_path / f"{name}.keras")
         network = next(layer for layer in encoder.layers if isinstance(layer, keras.Model))
         prepared = getattr(keras.applications, module).preprocess_input(images.copy())
@@ -86,7 +88,7 @@ def test_global_batch_norm_is_set_and_saved(encoder, tmp_path):
     assert len(norms(encoder)) == 27 and all(norms(encoder))
     encoder.save(tmp_path / "encoder.keras")
     assert all(norms(keras.models.load_model(tmp_path / "encoder.keras")))
-    local = models.create_encoder(NAME, image_size=SIDE, use_global_batch_norm=False, **SMALL)
+    local = contrastive.create_encoder(NAME, image_size=SIDE, use_global_batch_norm=False, **SMALL)
     assert not any(norms(local))
 
 
@@ -98,7 +100,7 @@ def test_four_replicas_normalise_as_one_device(mirrored):
     def batch_variances(strategy, is_global):
         with strategy.scope():
             keras.utils.set_random_seed(0)
-            encoder = models.create_encoder(
+            encoder = contrastive.create_encoder(
                 NAME, image_size=SIDE, use_global_batch_norm=is_global, **SMALL
             )
 
@@ -127,8 +129,8 @@ def test_dropout_goes_on_where_the_checkpoint_stands(tmp_path):
         x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(images))
         encoder = keras.Model(images, keras.layers.Dense(4)(x))
         step = steps.ContrastiveStep(
-            model=models.ContrastiveModel(encoder),
-            loss=losses.SupConLoss(reduction=None),
+            model=contrastive.ContrastiveModel(encoder),
+            loss=supcon.SupConLoss(reduction=None),
             optimizer=optimizers.create_optimizer("momentum", 0.1),
             global_batch_size=8,
         )
@@ -165,7 +167,7 @@ def test_batch_norm_under_any_name_has_no_weight_decay(encoder):
 )
 def test_what_cannot_be_built_is_refused(name, size, message):
     with pytest.raises(ValueError, match=message):
-        models.create_encoder(name, image_size=size)
+        contrastive.create_encoder(name, image_size=size)
 
 
 def functional(shape=(8, 8, 3), dtype="float32", flat=True, output_dtype="float32"):
@@ -186,9 +188,9 @@ def functional(shape=(8, 8, 3), dtype="float32", flat=True, output_dtype="float3
     ],
 )
 def test_a_model_that_breaks_the_contract_is_refused(options, message):
-    models.ContrastiveModel(functional())
+    contrastive.ContrastiveModel(functional())
     with pytest.raises(ValueError, match=message):
-        models.ContrastiveModel(functional(**options))
+        contrastive.ContrastiveModel(functional(**options))
 
 
 def test_a_model_without_inputs_is_refused():
@@ -197,7 +199,7 @@ def test_a_model_without_inputs_is_refused():
             return images
 
     with pytest.raises(ValueError, match="has 0 inputs and 0 outputs: expected a functional"):
-        models.ContrastiveModel(Subclassed())
+        contrastive.ContrastiveModel(Subclassed())
 
 
 TINY_STAGES = (

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
-from supcon_tf import augment, blur, warp
+from supcon_tf.augment import blur, color, geometry
 
 LEVELS = np.arange(0, 10.5, 0.5)
 FACTORS = (LEVELS / 10 * 1.8 + 0.1).astype(np.float32)
@@ -33,21 +33,21 @@ def some_images(size, seed, count):
 
 # name: (our op, (what Pillow's op takes, as our op does), one entry per level)
 LEVEL_OPS = {
-    "AutoContrast": (lambda x, _: augment.autocontrast(x), LEVELS),
-    "Equalize": (lambda x, _: augment.equalize(x), LEVELS),
-    "Invert": (lambda x, _: augment.invert(x), LEVELS),
-    "Posterize": (augment.posterize, np.arange(len(LEVELS), dtype=np.int32) % 8 + 1),
-    "Solarize": (augment.solarize, (LEVELS / 10 * 256).astype(np.int32)),
-    "SolarizeAdd": (augment.solarize_add, (LEVELS / 10 * 110).astype(np.int32)),
-    "Color": (augment.color, FACTORS),
-    "Contrast": (augment.contrast, FACTORS),
-    "Brightness": (augment.brightness, FACTORS),
-    "Sharpness": (augment.sharpness, FACTORS),
-    "Rotate": (warp.rotate, np.concatenate([LEVELS * 3, -LEVELS * 3, [90.0, 180.0, 270.0]])),
-    "ShearX": (warp.shear_x, np.concatenate([LEVELS * 0.03, -LEVELS * 0.03])),
-    "ShearY": (warp.shear_y, np.concatenate([LEVELS * 0.03, -LEVELS * 0.03])),
-    "TranslateX": (warp.translate_x, np.concatenate([LEVELS * 2.9, -LEVELS * 2.9])),
-    "TranslateY": (warp.translate_y, np.concatenate([LEVELS * 2.9, -LEVELS * 2.9])),
+    "AutoContrast": (lambda x, _: color.autocontrast(x), LEVELS),
+    "Equalize": (lambda x, _: color.equalize(x), LEVELS),
+    "Invert": (lambda x, _: color.invert(x), LEVELS),
+    "Posterize": (color.posterize, np.arange(len(LEVELS), dtype=np.int32) % 8 + 1),
+    "Solarize": (color.solarize, (LEVELS / 10 * 256).astype(np.int32)),
+    "SolarizeAdd": (color.solarize_add, (LEVELS / 10 * 110).astype(np.int32)),
+    "Color": (color.color, FACTORS),
+    "Contrast": (color.contrast, FACTORS),
+    "Brightness": (color.brightness, FACTORS),
+    "Sharpness": (color.sharpness, FACTORS),
+    "Rotate": (geometry.rotate, np.concatenate([LEVELS * 3, -LEVELS * 3, [90.0, 180.0, 270.0]])),
+    "ShearX": (geometry.shear_x, np.concatenate([LEVELS * 0.03, -LEVELS * 0.03])),
+    "ShearY": (geometry.shear_y, np.concatenate([LEVELS * 0.03, -LEVELS * 0.03])),
+    "TranslateX": (geometry.translate_x, np.concatenate([LEVELS * 2.9, -LEVELS * 2.9])),
+    "TranslateY": (geometry.translate_y, np.concatenate([LEVELS * 2.9, -LEVELS * 2.9])),
 }
 
 
@@ -95,10 +95,10 @@ def test_ops_equal_pillow_at_every_size():
 @hypothesis.given(degrees=st.floats(-400, 400), shift=st.floats(-70, 70), size=st.integers(1, 64))
 def test_geometry_equals_pillow_for_any_argument(degrees, shift, size):
     images = some_images(size, seed=0, count=1)
-    rotated = warp.rotate(images, np.array([degrees]))
+    rotated = geometry.rotate(images, np.array([degrees]))
     expected = pillow_ops.each(pillow_ops.OPS["Rotate"], images, [degrees])
     np.testing.assert_array_equal(rotated, expected)
-    for op, name in ((warp.translate_x, "TranslateX"), (warp.translate_y, "TranslateY")):
+    for op, name in ((geometry.translate_x, "TranslateX"), (geometry.translate_y, "TranslateY")):
         expected = pillow_ops.each(pillow_ops.OPS[name], images, [shift])
         np.testing.assert_array_equal(op(images, np.array([shift])), expected)
 
@@ -108,7 +108,7 @@ def test_cutout_equals_pillow():
     halves = np.arange(10, dtype=np.int32)
     centers = np.random.default_rng(0).integers(0, 16, [10, 2]).astype(np.int32)
     expected = pillow_ops.each(pillow_ops.cutout, images, halves.tolist(), centers.tolist())
-    np.testing.assert_array_equal(warp.cutout(images, halves, centers), expected)
+    np.testing.assert_array_equal(geometry.cutout(images, halves, centers), expected)
 
 
 def test_flip_and_grayscale_equal_pillow():
@@ -117,8 +117,8 @@ def test_flip_and_grayscale_equal_pillow():
     images = some_images(33, seed=0, count=10)
     chosen = np.arange(10) % 2 == 0
     for ours, theirs in (
-        (augment.flip(images, chosen), lambda image: ImageOps.mirror(image)),
-        (augment.grayscale(images, chosen), lambda image: image.convert("L").convert("RGB")),
+        (color.flip(images, chosen), lambda image: ImageOps.mirror(image)),
+        (color.grayscale(images, chosen), lambda image: image.convert("L").convert("RGB")),
     ):
         expected = np.where(chosen[:, None, None, None], pillow_ops.each(theirs, images), images)
         np.testing.assert_array_equal(ours, expected)
@@ -127,7 +127,7 @@ def test_flip_and_grayscale_equal_pillow():
 def test_crop_and_resize_is_slice_and_resize_within_one_level():
     images = some_images(40, seed=1, count=8)
     boxes = np.random.default_rng(0).integers(1, 21, [8, 4]).astype(np.int32)
-    result = augment.crop_and_resize(images, boxes, 24).numpy()
+    result = color.crop_and_resize(images, boxes, 24).numpy()
     for image, (top, left, height, width), ours in zip(images, boxes, result, strict=True):
         crop = image[top : top + height, left : left + width]
         expected = tf.image.resize(crop, [24, 24]).numpy()
@@ -149,11 +149,11 @@ def test_reference_blends_equal_its_library(size):
     for factor in FACTORS.tolist():
         factors = np.full([5], factor, np.float32)
         gray = tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(images))
-        ours = augment.color(images, factors, compat="reference")
+        ours = color.color(images, factors, compat="reference")
         np.testing.assert_array_equal(ours, blend_as_reference(gray, images, factor))
         # The number of pixels over 256, not the mean gray.
         mean = tf.fill(images.shape, np.uint8(min(size * size // 256, 255)))
-        ours = augment.contrast(images, factors, compat="reference")
+        ours = color.contrast(images, factors, compat="reference")
         np.testing.assert_array_equal(ours, blend_as_reference(mean, images, factor))
         kernel = np.ones([3, 3, 1, 1], np.float32) / 13
         kernel[1, 1] = 5 / 13
@@ -161,7 +161,7 @@ def test_reference_blends_equal_its_library(size):
         smooth[:, 1:-1, 1:-1] = tf.nn.depthwise_conv2d(
             tf.cast(images, tf.float32), np.tile(kernel, [1, 1, 3, 1]), [1, 1, 1, 1], "VALID"
         ).numpy()
-        ours = augment.sharpness(images, factors, compat="reference").numpy().astype(int)
+        ours = color.sharpness(images, factors, compat="reference").numpy().astype(int)
         # Truncation after a float sum: a whole number may come out one lower there.
         expected = blend_as_reference(smooth, images, factor).numpy()
         assert np.abs(ours - expected).max() <= 2
@@ -171,7 +171,7 @@ def test_reference_blends_equal_its_library(size):
 def test_reference_grayscale_equals_tensorflow():
     images = some_images(32, seed=3, count=5)
     expected = tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(images))
-    ours = augment.grayscale(images, np.full([5], True), compat="reference")
+    ours = color.grayscale(images, np.full([5], True), compat="reference")
     np.testing.assert_array_equal(ours, expected)
 
 
@@ -182,7 +182,7 @@ def test_reference_autocontrast_truncates_in_float32():
     scale = np.float32(255) / np.maximum(high - low, 1)
     stretched = np.clip(images.astype(np.float32) * scale + -low * scale, 0, 255)
     expected = np.where(high > low, stretched, images).astype(np.uint8)
-    np.testing.assert_array_equal(augment.autocontrast(images, compat="reference"), expected)
+    np.testing.assert_array_equal(color.autocontrast(images, compat="reference"), expected)
 
 
 def projective(images, matrix):
@@ -210,11 +210,11 @@ def test_reference_geometry_equals_its_library(size):
         x_offset = (far - (cos * far - sin * far)) / 2
         y_offset = (far - (sin * far + cos * far)) / 2
         for op, argument, matrix in (
-            (warp.rotate, degrees, [cos, -sin, x_offset, sin, cos, y_offset, 0, 0]),
-            (warp.shear_x, shear, [1, shear, 0, 0, 1, 0, 0, 0]),
-            (warp.shear_y, shear, [1, 0, 0, shear, 1, 0, 0, 0]),
-            (warp.translate_x, pixels, [1, 0, pixels, 0, 1, 0, 0, 0]),
-            (warp.translate_y, pixels, [1, 0, 0, 0, 1, pixels, 0, 0]),
+            (geometry.rotate, degrees, [cos, -sin, x_offset, sin, cos, y_offset, 0, 0]),
+            (geometry.shear_x, shear, [1, shear, 0, 0, 1, 0, 0, 0]),
+            (geometry.shear_y, shear, [1, 0, 0, shear, 1, 0, 0, 0]),
+            (geometry.translate_x, pixels, [1, 0, pixels, 0, 1, 0, 0, 0]),
+            (geometry.translate_y, pixels, [1, 0, 0, 0, 1, pixels, 0, 0]),
         ):
             expected = projective(images, tf.stack([tf.cast(v, tf.float32) for v in matrix])[None])
             ours = op(images, np.array([argument]), compat="reference")
@@ -253,13 +253,13 @@ def jitter_as_torchvision(image, amounts, order):
     return values.numpy() * 255
 
 
-@pytest.mark.parametrize("variant", augment.JITTER_VARIANTS)
+@pytest.mark.parametrize("variant", color.JITTER_VARIANTS)
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_color_jitter_is_its_librarys_within_rounding(variant, strength):
     images = some_images(12, seed=6, count=24)
-    draws = np.random.default_rng(1).random([24, augment.JITTER_DRAWS], np.float32)
-    ours = augment.color_jitter(images, draws, strength=strength, variant=variant).numpy()
-    amounts, order = augment.jitter_plan(draws, strength=strength, variant=variant)
+    draws = np.random.default_rng(1).random([24, color.JITTER_DRAWS], np.float32)
+    ours = color.color_jitter(images, draws, strength=strength, variant=variant).numpy()
+    amounts, order = color.jitter_plan(draws, strength=strength, variant=variant)
     oracle = {"tensorflow": jitter_as_tensorflow, "torchvision": jitter_as_torchvision}[variant]
     for k, image in enumerate(images):
         expected = oracle(image, amounts.numpy()[k], order.numpy()[k])
@@ -267,11 +267,11 @@ def test_color_jitter_is_its_librarys_within_rounding(variant, strength):
 
 
 def test_color_jitter_rejects_strengths_that_it_does_not_define():
-    draws = np.zeros([1, augment.JITTER_DRAWS], np.float32)
+    draws = np.zeros([1, color.JITTER_DRAWS], np.float32)
     with pytest.raises(ValueError, match="strength from 0 to 1.25"):
-        augment.jitter_plan(draws, strength=1.3, variant="tensorflow")
+        color.jitter_plan(draws, strength=1.3, variant="tensorflow")
     with pytest.raises(ValueError, match="Unknown jitter variant"):
-        augment.jitter_plan(draws, strength=1.0, variant="other")
+        color.jitter_plan(draws, strength=1.0, variant="other")
 
 
 @pytest.mark.parametrize("size", [8, 20, 64])
@@ -304,14 +304,16 @@ def test_warp_equals_tensorflow_addons(size, compiled):
     images, source, destination, warped = (
         numbers[f"{name}_{size}"] for name in ("images", "source", "destination", "warped")
     )
-    op = tf.function(warp.sparse_image_warp, jit_compile=compiled)
+    op = tf.function(geometry.sparse_image_warp, jit_compile=compiled)
     np.testing.assert_allclose(op(images, source, destination), warped, atol=1e-4)
 
 
 def test_warp_moves_its_control_points():
-    source, destination = warp.random_warp_points(np.full([1, warp.WARP_DRAWS], 0.3, "f"), 32)
+    source, destination = geometry.random_warp_points(
+        np.full([1, geometry.WARP_DRAWS], 0.3, "f"), 32
+    )
     rows = np.broadcast_to(np.arange(32.0)[:, None, None], [32, 32, 3])[None].astype(np.float32)
-    moved = warp.sparse_image_warp(rows, source, tf.round(destination)).numpy()[0, ..., 0]
+    moved = geometry.sparse_image_warp(rows, source, tf.round(destination)).numpy()[0, ..., 0]
     for (row, _), (to_row, to_column) in zip(
         source.numpy()[0], np.round(destination.numpy()[0]).astype(int), strict=True
     ):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from trained_folder import run_inside, write_trained
 
-from supcon_tf import models
+from supcon_tf.models import contrastive
 from supcon_tf.stages import chance
 
 
@@ -24,7 +24,7 @@ def test_guesses_are_at_chance_nearly_always_and_a_little_knowledge_is_not(count
 
 def test_a_classifier_that_always_answers_the_same_is_named(tmp_path, capsys):
     run = write_trained(tmp_path)
-    _, head = models.split_classifier(run.classifier)
+    _, head = contrastive.split_classifier(run.classifier)
     kernel, bias = head.get_weights()
     head.set_weights([0 * kernel, 0 * bias])
     run.classifier.save(tmp_path / "linear/classifier.keras")

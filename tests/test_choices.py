@@ -8,7 +8,7 @@ from absl.testing import flagsaver
 from helpers.tiny_images import write_images
 from trained_folder import run_inside
 
-from supcon_tf import command_line, implied_flags
+from supcon_tf.cli import command_line, implied_flags
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,10 @@ from absl import flags
 from absl.testing import flagsaver
 from test_main import SHORT, run_inside
 
-from supcon_tf import command_line, losses, models, optimizers, steps
+from supcon_tf.cli import command_line
+from supcon_tf.losses import supcon
+from supcon_tf.models import contrastive
+from supcon_tf.training import optimizers, steps
 
 if "mode" not in flags.FLAGS:
     command_line.define_flags()
@@ -23,14 +26,14 @@ def create_step(weight=None, *, stop_gradient=False, label_smoothing=0.0):
     images = keras.Input([SIDE, SIDE, 3])
     x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
     encoder = keras.Model(images, keras.layers.Dense(5)(x))
-    model = models.ContrastiveModel(encoder, models.ProjectionHead([4]))
-    head = models.create_linear_head(5, 3)
+    model = contrastive.ContrastiveModel(encoder, contrastive.ProjectionHead([4]))
+    head = contrastive.create_linear_head(5, 3)
     term = weight and steps.ClassificationTerm(
         head, weight=weight, stop_gradient=stop_gradient, label_smoothing=label_smoothing
     )
     return steps.ContrastiveStep(
         model=model,
-        loss=losses.SupConLoss(reduction=None),
+        loss=supcon.SupConLoss(reduction=None),
         optimizer=optimizers.create_optimizer("momentum", 0.5),
         global_batch_size=BATCH,
         classification=term,

@@ -8,25 +8,13 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from supcon_tf import (
-    applications,
-    command_line,
-    crops,
-    distribute,
-    flag_rules,
-    flag_suggestions,
-    losses,
-    models,
-    momentum_queue,
-    optimizers,
-    pipeline,
-    policies,
-    random_crops,
-    resnet,
-    sources,
-    steps,
-    train,
-)
+from supcon_tf import strategies
+from supcon_tf.augment import policies
+from supcon_tf.cli import command_line, flag_rules, flag_suggestions
+from supcon_tf.data import crops, pipeline, random_crops, sources
+from supcon_tf.losses import momentum_queue, supcon
+from supcon_tf.models import applications, contrastive, resnet
+from supcon_tf.training import loop, optimizers, steps
 
 ROOT = Path(__file__).parent.parent
 
@@ -228,13 +216,13 @@ def test_bad_paths_and_names_are_refused_before_tensorflow_starts(arguments, mes
 # Every flag that is an argument of a function has that function's default. What differs on
 # purpose is what the digits need, and is listed with its reason in DIGITS_DEFAULTS.
 PAIRS = {
-    "temperature": losses.supcon_loss,
-    "contrast_mode": losses.supcon_loss,
-    "summation_location": losses.supcon_loss,
-    "denominator_mode": losses.supcon_loss,
-    "positives_cap": losses.supcon_loss,
-    "scale_by_temperature": losses.supcon_loss,
-    "use_labels": losses.SupConLoss.__init__,
+    "temperature": supcon.supcon_loss,
+    "contrast_mode": supcon.supcon_loss,
+    "summation_location": supcon.supcon_loss,
+    "denominator_mode": supcon.supcon_loss,
+    "positives_cap": supcon.supcon_loss,
+    "scale_by_temperature": supcon.supcon_loss,
+    "use_labels": supcon.SupConLoss.__init__,
     "num_views": pipeline.create_train_batches,
     "class_balanced": pipeline.create_train_batches,
     "blur_probability": pipeline.create_train_batches,
@@ -250,24 +238,27 @@ PAIRS = {
     "warp_probability": policies.create_policy,
     "encoder_momentum": (momentum_queue.MomentumQueue.__init__, "momentum"),
     "microbatch_size": steps.ContrastiveStep.__init__,
-    "normalize_embedding": models.ContrastiveModel.__init__,
-    "projection_head_use_batch_norm": (models.ProjectionHead.__init__, "use_batch_norm"),
-    "projection_head_use_batch_norm_beta": (models.ProjectionHead.__init__, "use_batch_norm_beta"),
+    "normalize_embedding": contrastive.ContrastiveModel.__init__,
+    "projection_head_use_batch_norm": (contrastive.ProjectionHead.__init__, "use_batch_norm"),
+    "projection_head_use_batch_norm_beta": (
+        contrastive.ProjectionHead.__init__,
+        "use_batch_norm_beta",
+    ),
     "use_global_batch_norm": resnet.create_resnet,
     "resnet_depth": (resnet.create_resnet, "depth"),
     "resnet_width": (resnet.create_resnet, "width"),
-    "zero_initialize_classifier": (models.create_linear_head, "zero_initialize"),
-    "strategy": (distribute.create_strategy, "name"),
-    "encoder": (models.create_encoder, "architecture"),
+    "zero_initialize_classifier": (contrastive.create_linear_head, "zero_initialize"),
+    "strategy": (strategies.create_strategy, "name"),
+    "encoder": (contrastive.create_encoder, "architecture"),
     "label_smoothing": steps.ClassifierStep.__init__,
     "pretrain_label_smoothing": (steps.ClassifierStep.__init__, "label_smoothing"),
     "stop_gradient_before_classifier": (steps.ClassificationTerm.__init__, "stop_gradient"),
     "use_bias_weight_decay": (optimizers.undecayed_variables, "decay_biases"),
     "linear_rmsprop_epsilon": (optimizers.create_optimizer, "rmsprop_epsilon"),
-    "tpu_name": distribute.create_strategy,
-    "tpu_zone": distribute.create_strategy,
-    "gcp_project": distribute.create_strategy,
-    "jit_compile": train.train,
+    "tpu_name": strategies.create_strategy,
+    "tpu_zone": strategies.create_strategy,
+    "gcp_project": strategies.create_strategy,
+    "jit_compile": loop.train,
     "pretrain_weight_decay": (optimizers.create_optimizer, "weight_decay"),
     "linear_weight_decay": (optimizers.create_optimizer, "weight_decay"),
     "pretrain_learning_rate_decay": (optimizers.WarmUpThenDecay.__init__, "decay"),
@@ -316,10 +307,10 @@ def test_a_flag_has_the_default_of_its_function(name):
 @pytest.mark.parametrize(
     "name,choices",
     [
-        ("contrast_mode", losses.CONTRAST_MODES),
-        ("summation_location", losses.SUMMATION_LOCATIONS),
-        ("denominator_mode", losses.DENOMINATOR_MODES),
-        ("strategy", distribute.STRATEGIES),
+        ("contrast_mode", supcon.CONTRAST_MODES),
+        ("summation_location", supcon.SUMMATION_LOCATIONS),
+        ("denominator_mode", supcon.DENOMINATOR_MODES),
+        ("strategy", strategies.STRATEGIES),
         ("eval_crop_method", crops.EVAL_CROP_METHODS),
         ("crop_compat", random_crops.CROP_COMPATS),
         ("augmentation_type", policies.AUGMENTATION_TYPES),

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from trained_folder import run_inside
 
-from supcon_tf import files
-from supcon_tf.metrics_log import MetricsLog
 from supcon_tf.stages.run_directory import RunDirectory
+from supcon_tf.storage import files
+from supcon_tf.training.metrics_log import MetricsLog
 
 CLASSES = ("cat", "dog")
 SHORT = (

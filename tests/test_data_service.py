@@ -13,7 +13,8 @@ import tensorflow as tf
 from PIL import Image
 from test_main import SHORT, run_inside
 
-from supcon_tf import data_service, pipeline, policies, sources
+from supcon_tf.augment import policies
+from supcon_tf.data import data_service, pipeline, sources
 
 WORKER = """
 import sys, time

@@ -2,7 +2,7 @@
 
 import pytest
 
-from supcon_tf import defaults
+from supcon_tf.data import defaults
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from supcon_tf import distribute
-from supcon_tf.losses import SupConLoss, supcon_loss
+from supcon_tf import collectives, strategies
+from supcon_tf.losses.supcon import SupConLoss, supcon_loss
 
 NUM_EXAMPLES = 16
 X = np.random.default_rng(0).normal(size=(NUM_EXAMPLES, 6)).astype(np.float32)
@@ -131,8 +131,8 @@ def test_three_steps_on_four_replicas_equal_one_device(mirrored, one_device):
 def test_independent_local_batches_would_differ(mirrored, one_device, monkeypatch):
     """So that the tests above can fail: without the gather the result is another one."""
     losses, gradients = losses_and_gradients(one_device)
-    monkeypatch.setattr(distribute, "gather", lambda values: values)
-    monkeypatch.setattr(distribute, "num_replicas", lambda: 1)
+    monkeypatch.setattr(strategies, "gather", lambda values: values)
+    monkeypatch.setattr(strategies, "num_replicas", lambda: 1)
     local_losses, local_gradients = losses_and_gradients(mirrored)
     assert abs(local_losses.mean() - losses.mean()) > 0.01
     assert np.max(np.abs(local_gradients - gradients)) > 1e-4
@@ -142,9 +142,9 @@ def test_gather_keeps_order_type_and_static_shape(mirrored):
     shapes = []
 
     def replica(values):
-        gathered = distribute.gather(values)
+        gathered = collectives.gather(values)
         shapes.append(gathered.shape)
-        return gathered, distribute.replica_offset(2) + tf.zeros([], tf.int32)
+        return gathered, collectives.replica_offset(2) + tf.zeros([], tf.int32)
 
     for array in (np.arange(8) + 2**40, np.arange(8.0)[:, None], np.arange(8) % 2 == 0):
         (values,) = split(mirrored, array)
@@ -178,7 +178,9 @@ def test_fit_refuses_a_ragged_last_batch(mirrored):
 @pytest.mark.parametrize("is_static", [True, False])
 def test_unequal_shares_are_refused(mirrored, is_static):
     def replica(values):
-        return distribute.gather(values if is_static else tf.boolean_mask(values, values[:, 0] > 0))
+        return collectives.gather(
+            values if is_static else tf.boolean_mask(values, values[:, 0] > 0)
+        )
 
     values = mirrored.experimental_distribute_values_from_function(
         lambda context: tf.ones([1 + context.replica_id_in_sync_group // 3, 2])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from supcon_tf.program import python_program
+from supcon_tf.cli.program import python_program
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "tpu/README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -8,8 +8,9 @@ from absl.testing import flagsaver
 from PIL import Image
 from trained_folder import SIDE, run_inside, write_trained
 
-from supcon_tf import files, pipeline, sources
+from supcon_tf.data import pipeline, sources
 from supcon_tf.stages import embed
+from supcon_tf.storage import files
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,9 @@ import pytest
 import tensorflow as tf
 from trained_folder import NUM_CLASSES, SIDE, run_inside, write_trained
 
-from supcon_tf import evaluation, metrics, models, pipeline, sources
+from supcon_tf.data import pipeline, sources
+from supcon_tf.evaluation import metrics, predictions
+from supcon_tf.models import contrastive
 from supcon_tf.stages.evaluate import _table, as_csv_text
 
 
@@ -28,7 +30,7 @@ def test_predictions_are_of_every_example_in_order_on_one_and_four_replicas(num_
     source = sources.ArraySource(images, labels, tuple("abcdefg"))
     batches = pipeline.create_eval_batches(source, batch_size=8, image_size=SIDE)
     for strategy in (one_device(), mirrored):
-        outputs, result = evaluation.predict(
+        outputs, result = predictions.predict(
             strategy,
             lambda x: tf.reduce_mean(x, axis=(1, 2)),
             batches.skip(1).concatenate(batches.take(1)),  # The index, not the arrival, orders.
@@ -46,10 +48,10 @@ def test_any_dataset_of_images_and_labels_is_seen_once_and_in_order(form, mirror
     dataset = tf.data.Dataset.from_tensor_slices((images, labels))
     dataset = dataset.batch(6) if form == "ragged batches" else dataset
     for strategy in (tf.distribute.get_strategy(), one_device(), mirrored):
-        outputs, result = evaluation.predict(
+        outputs, result = predictions.predict(
             strategy,
             lambda x: {"red": x[:, 0, 0, 0], "sum": tf.reduce_sum(x, axis=(1, 2, 3))},
-            evaluation.eval_batches(dataset, batch_size=8),
+            predictions.eval_batches(dataset, batch_size=8),
         )
         np.testing.assert_array_equal(outputs["red"], np.arange(21))
         np.testing.assert_array_equal(outputs["sum"], np.arange(21) * SIDE**2)
@@ -66,11 +68,11 @@ def test_datasets_of_another_form_are_refused():
     ):
         dataset = tf.data.Dataset.from_tensor_slices(wrong)
         with pytest.raises(ValueError, match=r"Expected a dataset of \(image, label\)"):
-            evaluation.eval_batches(dataset, batch_size=2)
+            predictions.eval_batches(dataset, batch_size=2)
     empty = tf.data.Dataset.from_tensor_slices((images, np.arange(4))).take(0)
     with pytest.raises(ValueError, match="the dataset is empty"):
-        evaluation.predict(
-            one_device(), lambda x: x[:, 0, 0], evaluation.eval_batches(empty, batch_size=2)
+        predictions.predict(
+            one_device(), lambda x: x[:, 0, 0], predictions.eval_batches(empty, batch_size=2)
         )
 
 
@@ -85,27 +87,27 @@ def data():
 
 def build_classifier():
     keras.utils.set_random_seed(0)
-    encoder = models.create_encoder("tiny", image_size=SIDE)
-    return encoder, models.create_classifier(encoder, models.create_linear_head(64, 3))
+    encoder = contrastive.create_encoder("tiny", image_size=SIDE)
+    return encoder, contrastive.create_classifier(encoder, contrastive.create_linear_head(64, 3))
 
 
 def test_figures_of_a_keras_model_do_not_depend_on_the_replicas(data, mirrored):
     images, labels = data
     dataset = tf.data.Dataset.from_tensor_slices(data)
     encoder, classifier = build_classifier()
-    one = evaluation.evaluate_classifier(classifier, dataset, batch_size=8)
+    one = predictions.evaluate_classifier(classifier, dataset, batch_size=8)
     logits = classifier.predict(images.astype(np.float32), verbose=0)
     expected = metrics.classification_metrics(logits, labels)
-    one_embedded = evaluation.evaluate_embeddings(encoder, dataset, dataset, batch_size=8)
+    one_embedded = predictions.evaluate_embeddings(encoder, dataset, dataset, batch_size=8)
     with mirrored.scope():
         encoder, classifier = build_classifier()
-    four = evaluation.evaluate_classifier(classifier, dataset, batch_size=8, strategy=mirrored)
+    four = predictions.evaluate_classifier(classifier, dataset, batch_size=8, strategy=mirrored)
     assert one["num_examples"] == four["num_examples"] == 21
     for name, value in expected.items():
         np.testing.assert_allclose(one[name], value, rtol=1e-5)
         np.testing.assert_allclose(four[name], value, rtol=1e-5)
     options = {"batch_size": 8, "strategy": mirrored}
-    four_embedded = evaluation.evaluate_embeddings(encoder, dataset, dataset, **options)
+    four_embedded = predictions.evaluate_embeddings(encoder, dataset, dataset, **options)
     assert one_embedded == pytest.approx(four_embedded)
     assert one_embedded["linear_probe_top_1"] > 0.9
 
@@ -116,11 +118,11 @@ def test_several_labels_are_measured_by_average_precision(data):
     dataset = tf.data.Dataset.from_tensor_slices((images, several))
     encoder, classifier = build_classifier()
     logits = classifier.predict(images.astype(np.float32), verbose=0)
-    assert evaluation.evaluate_classifier(classifier, dataset, batch_size=8) == {
+    assert predictions.evaluate_classifier(classifier, dataset, batch_size=8) == {
         "mean_average_precision": pytest.approx(metrics.mean_average_precision(logits, several)),
         "num_examples": 21,
     }
-    embedded = evaluation.evaluate_embeddings(encoder, dataset, dataset, batch_size=8)
+    embedded = predictions.evaluate_embeddings(encoder, dataset, dataset, batch_size=8)
     assert embedded["linear_probe_mean_average_precision"] > 0.9
 
 
@@ -182,7 +184,9 @@ def test_a_classifier_of_other_classes_or_another_encoder_is_refused(tmp_path):
     (tmp_path / "linear/class_names.json").write_text('["cat", "dog"]')
     with pytest.raises(ValueError, match="knows the classes cat, dog"):
         run_inside("--mode=eval", f"--model_dir={tmp_path}")
-    models.create_encoder("tiny", image_size=SIDE).save(folder.model_dir / "pretrain/encoder.keras")
+    contrastive.create_encoder("tiny", image_size=SIDE).save(
+        folder.model_dir / "pretrain/encoder.keras"
+    )
     for mode in ("eval", "embed", "export"):
         with pytest.raises(ValueError, match="trained on another encoder"):
             run_inside(f"--mode={mode}", f"--model_dir={tmp_path}")

@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from supcon_tf import command_line, flag_types
+from supcon_tf.cli import command_line, flag_types
 
 if "mode" not in flags.FLAGS:
     command_line.define_flags()

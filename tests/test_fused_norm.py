@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from supcon_tf import fused_norm, models
+from supcon_tf.models import batch_norm, contrastive
 
 RNG = np.random.default_rng(0)
 
@@ -21,7 +21,7 @@ def create_pair(**options):
     for variable in stock.variables:
         variable.assign(RNG.uniform(0.5, 2.0, variable.shape))
     fused.set_weights(stock.get_weights())
-    fused_norm.fuse_batch_norm(fused)
+    batch_norm.fuse_batch_norm(fused)
     return stock, fused
 
 
@@ -71,10 +71,10 @@ def test_bfloat16_keeps_float32_statistics():
 
 
 def test_inference_and_the_saved_model_are_those_of_keras(tmp_path):
-    encoder = models.create_encoder("tiny", image_size=8)
+    encoder = contrastive.create_encoder("tiny", image_size=8)
     images = tf.constant(RNG.uniform(0, 255, [4, 8, 8, 3]), tf.float32)
     before = encoder(images, training=False)
-    fused_norm.fuse_batch_norm(encoder)
+    batch_norm.fuse_batch_norm(encoder)
     np.testing.assert_array_equal(encoder(images, training=False), before)
     encoder(images, training=True)
     encoder.save(tmp_path / "encoder.keras")
@@ -84,10 +84,10 @@ def test_inference_and_the_saved_model_are_those_of_keras(tmp_path):
 
 
 def test_models_inside_models_are_fused_too():
-    encoder = models.create_encoder("tiny", image_size=8)
+    encoder = contrastive.create_encoder("tiny", image_size=8)
     inputs = keras.Input([8, 8, 3])
     outer = keras.Model(inputs, encoder(inputs))
-    fused_norm.fuse_batch_norm(outer)
+    batch_norm.fuse_batch_norm(outer)
     kernels = kernels_of(outer, [4, 8, 8, 3])
     assert "FusedBatchNormV3" in kernels and "SquaredDifference" not in kernels
 

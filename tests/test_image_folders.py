@@ -7,8 +7,8 @@ import image_folders
 import pytest
 from trained_folder import run_inside
 
-from supcon_tf import sources
-from supcon_tf.folder_layout import printable
+from supcon_tf.data import sources
+from supcon_tf.data.folder_layout import printable
 
 HANGS_AFTER_SECONDS = 300
 SMALL = (

@@ -8,7 +8,8 @@ from absl.testing import flagsaver
 from helpers.tiny_images import write_images
 from trained_folder import run_inside
 
-from supcon_tf import command_line, flag_rules, implied_flags, sources
+from supcon_tf.cli import command_line, flag_rules, implied_flags
+from supcon_tf.data import sources
 from supcon_tf.stages import setup
 
 SHORT = ("--image_size=8", "--knn_interval_epochs=0", "--steps_per_loop=2", "--seed=3")

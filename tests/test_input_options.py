@@ -10,7 +10,8 @@ import test_main
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from supcon_tf import blur, crops, decode, order, pipeline, policies, sources, whitening
+from supcon_tf.augment import blur, policies
+from supcon_tf.data import batch_plan, crops, decode, pipeline, sources, whitening
 from supcon_tf.stages import setup
 
 IDENTITY = policies.create_policy("identity")
@@ -33,7 +34,7 @@ def photos(tmp_path_factory):
 
 
 def balanced_rows(labels, num_steps, batch_size, **options):
-    plan = order.BatchPlan(
+    plan = batch_plan.BatchPlan(
         num_examples=len(labels), batch_size=batch_size, seed=3, balanced_labels=labels, **options
     )
     return np.concatenate([plan.index(step).numpy() for step in range(num_steps)])

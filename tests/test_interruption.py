@@ -17,7 +17,8 @@ from absl import flags
 from test_main import ROOT, read_lines, run_command, run_inside
 from test_train import create_step, folder_of, one_device, pipeline_batches, read_log, run, state
 
-from supcon_tf import checkpoint, metrics_log, stopping, train
+from supcon_tf.training import checkpoint, metrics_log, signals
+from supcon_tf.training import loop as training_loop
 
 # A run of 32 steps, then 16 of the linear stage.
 TINY = (
@@ -31,13 +32,13 @@ TINY = (
 @pytest.fixture
 def listening():
     """Signals as the command takes them, for one test."""
-    before = {number: signal.getsignal(number) for number in stopping.EXIT_CODES}
-    stopping.listen()
+    before = {number: signal.getsignal(number) for number in signals.EXIT_CODES}
+    signals.listen()
     yield
     signal.set_wakeup_fd(-1)
     for number, handler in before.items():
         signal.signal(number, handler)
-    stopping._State.received = None
+    signals._State.received = None
 
 
 def signalled_at(step, number=signal.SIGTERM):
@@ -74,7 +75,7 @@ def test_a_signal_in_a_long_loop_saves_at_that_step_and_the_next_run_goes_on(
     options = {"steps_per_loop": 40, "summary_interval_steps": 40, "save_interval_steps": 40}
     whole = create_step(one_device())
     run(one_device(), whole, tmp_path / "whole", 40, **options)
-    with pytest.raises(stopping.Stopped, match=f"^{code}$") as caught:
+    with pytest.raises(signals.Stopped, match=f"^{code}$") as caught:
         run(
             one_device(), create_step(one_device()), tmp_path / "run", 40,
             create_batches=signalled_at(9, number), **options,
@@ -85,7 +86,7 @@ def test_a_signal_in_a_long_loop_saves_at_that_step_and_the_next_run_goes_on(
         f"Stopped by {number.name}: train is saved at step {saved} of 40"
     )
     assert not (tmp_path / "run/metrics.jsonl").exists()  # Its lines stand at the intervals.
-    stopping._State.received = None
+    signals._State.received = None
     continued = create_step(one_device())
     run(one_device(), continued, tmp_path / "run", 40, **options)
     for name, expected in state(whole).items():
@@ -95,8 +96,8 @@ def test_a_signal_in_a_long_loop_saves_at_that_step_and_the_next_run_goes_on(
 def test_all_replicas_stop_at_the_same_step_when_one_is_told_to(mirrored, tmp_path):
     """What they read is summed; here only the worker's one flag exists, and four read it."""
     step = create_step(mirrored)
-    stop = train.create_stop_flag()
-    loop = train.create_loop(mirrored, step, stop)
+    stop = training_loop.create_stop_flag()
+    loop = training_loop.create_loop(mirrored, step, stop)
     batches = mirrored.distribute_datasets_from_function(lambda _: pipeline_batches(0, 4))
     iterator = iter(batches)
     done, metrics = loop(iterator, tf.constant(3))
@@ -113,7 +114,7 @@ def test_a_signal_during_an_evaluation_stops_after_it(listening, tmp_path):
         calls.append(os.kill(os.getpid(), signal.SIGTERM))
         return {"knn_accuracy": 0.5}
 
-    with pytest.raises(stopping.Stopped):
+    with pytest.raises(signals.Stopped):
         run(
             one_device(), create_step(one_device()), tmp_path, 9,
             evaluate=evaluate, evaluate_interval_steps=3,
@@ -124,15 +125,15 @@ def test_a_signal_during_an_evaluation_stops_after_it(listening, tmp_path):
 
 
 def test_a_signal_between_stages_stops_at_once(listening):
-    with pytest.raises(stopping.Stopped, match="^75$"):
+    with pytest.raises(signals.Stopped, match="^75$"):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
 
 def test_a_signal_before_the_loop_stops_its_first_step(listening, tmp_path):
     """Such as one that came while the graph was traced."""
-    stopping._State.received = signal.SIGTERM
-    with pytest.raises(stopping.Stopped, match="^75$"):
+    signals._State.received = signal.SIGTERM
+    with pytest.raises(signals.Stopped, match="^75$"):
         run(one_device(), create_step(one_device()), tmp_path, 9)
     assert folder_of(tmp_path, tf.Variable(0.0)).steps() == [1]
 

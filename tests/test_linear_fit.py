@@ -6,7 +6,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from supcon_tf import linear_fit, metrics, models
+from supcon_tf.evaluation import linear_fit, metrics
+from supcon_tf.models import contrastive
 
 
 def draw(num_classes, num_examples=120, num_features=7, seed=0):
@@ -20,7 +21,7 @@ def draw(num_classes, num_examples=120, num_features=7, seed=0):
 
 
 def create_head(fitted, normalize=True):
-    head = models.create_linear_head(*fitted.kernel.shape, normalize_embedding=normalize)
+    head = contrastive.create_linear_head(*fitted.kernel.shape, normalize_embedding=normalize)
     head.set_weights([fitted.kernel, fitted.bias])
     return head
 

@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from trained_folder import run_inside, write_trained
 
-from supcon_tf import linear_fit, sources
+from supcon_tf.data import sources
+from supcon_tf.evaluation import linear_fit
 from supcon_tf.stages import linear
 
 

@@ -4,7 +4,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supcon_tf.logsumexp import (
+from supcon_tf.losses.blockwise import (
     cross_logsumexp,
     is_safe_without_maximum,
     map_row_blocks,

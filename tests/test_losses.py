@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from supcon_tf.losses import (
+from supcon_tf.losses.supcon import (
     CONTRAST_MODES,
     DENOMINATOR_MODES,
     SUMMATION_LOCATIONS,

@@ -18,8 +18,9 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from supcon_tf import command_line, implied_flags, main
-from supcon_tf.program import python_program
+from supcon_tf import main
+from supcon_tf.cli import command_line, implied_flags
+from supcon_tf.cli.program import python_program
 
 ROOT = Path(__file__).parent.parent
 SHORT = (
@@ -167,7 +168,7 @@ def test_a_second_run_in_the_same_folder_is_refused(digits):
 
 def test_a_remote_folder_works_and_is_locked_while_its_owner_is_alive():
     """TensorFlow's in-memory file system stands for gs://."""
-    from supcon_tf import files
+    from supcon_tf.storage import files
 
     run_inside(*SHORT, "--model_dir=ram://run")
     evaluation = files.read_json("ram://run/eval/eval.json")
@@ -484,7 +485,7 @@ def test_the_wheel_brings_its_recipes(tmp_path):
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", f"--target={place}", wheel],
         check=True,
     )
-    code = "import supcon_tf.command_line as c; print(c.recipe_path('digits'))"
+    code = "import supcon_tf.cli.command_line as c; print(c.recipe_path('digits'))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(place)},

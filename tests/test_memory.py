@@ -9,13 +9,15 @@ import tensorflow as tf
 import trained_folder
 from PIL import Image
 
-from supcon_tf import losses, memory, models, optimizers, steps
+from supcon_tf.losses import supcon
+from supcon_tf.models import contrastive
+from supcon_tf.training import memory, optimizers, steps
 
 
 def step_of(encoder, batch_size=8):
     return steps.ContrastiveStep(
-        model=models.ContrastiveModel(encoder),
-        loss=losses.SupConLoss(reduction=None),
+        model=contrastive.ContrastiveModel(encoder),
+        loss=supcon.SupConLoss(reduction=None),
         optimizer=optimizers.create_optimizer("momentum", 0.1),
         global_batch_size=batch_size,
     )
@@ -32,7 +34,7 @@ def test_output_bytes_count_every_layer_once_in_its_precision():
 
 
 def test_the_estimate_grows_with_images_and_replicas():
-    step = step_of(models.create_encoder("tiny", image_size=8))
+    step = step_of(contrastive.create_encoder("tiny", image_size=8))
     options = {"images_per_replica": 16, "eval_images_per_replica": 4}
     one = memory.estimate(step, **options)
     two = memory.estimate(step, **options, num_replicas=2)
@@ -50,8 +52,8 @@ def test_photographs_with_the_stem_of_cifar_exceed_what_was_measured_and_the_def
         sizes = [
             16 * memory.ACTIVATION_FACTOR * memory.output_bytes(encoder)[0]
             for encoder in (
-                models.create_encoder("resnet_v1", image_size=224, **cifar),
-                models.create_encoder("resnet_v1", image_size=224),
+                contrastive.create_encoder("resnet_v1", image_size=224, **cifar),
+                contrastive.create_encoder("resnet_v1", image_size=224),
             )
         ]
     assert sizes[0] > 22e9 and sizes[1] < 3e9

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from supcon_tf import metrics
+from supcon_tf.evaluation import metrics
 
 
 def top_k_loop(logits, labels, k):

@@ -4,9 +4,11 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from supcon_tf import losses, microbatch, models
+from supcon_tf.losses import supcon
+from supcon_tf.models import contrastive
+from supcon_tf.training import gradient_cache
 
-LOSS = losses.SupConLoss(reduction=None)
+LOSS = supcon.SupConLoss(reduction=None)
 
 
 def create_model(encoder=None):
@@ -16,7 +18,7 @@ def create_model(encoder=None):
         images = keras.Input([8, 8, 3])
         x = layers.Conv2D(8, 3, activation="relu")(layers.Rescaling(1 / 127.5, -1.0)(images))
         encoder = keras.Model(images, layers.GlobalAveragePooling2D()(x))
-    return models.ContrastiveModel(encoder, models.ProjectionHead((16, 8)))
+    return contrastive.ContrastiveModel(encoder, contrastive.ProjectionHead((16, 8)))
 
 
 def draw_batch(num_examples=12):
@@ -54,7 +56,9 @@ def test_pieces_give_the_gradient_of_the_whole_batch(size):
 
     @tf.function
     def cached(images):
-        return microbatch.cached_gradients(model, images, objective(labels), microbatch_size=size)
+        return gradient_cache.cached_gradients(
+            model, images, objective(labels), microbatch_size=size
+        )
 
     loss, gradients, embeddings = cached(images)
     expected_loss, expected = whole_gradients(model, images, labels)
@@ -66,7 +70,7 @@ def test_pieces_give_the_gradient_of_the_whole_batch(size):
 def test_pieces_train_a_classifier_on_the_embeddings_too():
     """The objective of joint training uses both outputs and has variables of its own."""
     model, (images, labels) = create_model(), draw_batch()
-    head = models.create_linear_head(8, 3)
+    head = contrastive.create_linear_head(8, 3)
 
     def joint(embeddings, projections):
         logits = head(embeddings[:, 0])
@@ -74,7 +78,7 @@ def test_pieces_train_a_classifier_on_the_embeddings_too():
         loss = tf.reduce_mean(LOSS.call(labels, projections)) + tf.reduce_mean(values)
         return loss, {"loss": loss}
 
-    metrics, gradients, _ = microbatch.cached_gradients(
+    metrics, gradients, _ = gradient_cache.cached_gradients(
         model, images, joint, microbatch_size=3, other_variables=head.trainable_variables
     )
     with tf.GradientTape() as tape:
@@ -93,7 +97,7 @@ def test_pieces_on_four_replicas_give_the_gradient_of_the_global_batch(mirrored)
     @tf.function
     def cached(images, labels):
         def on_replica(images, labels):
-            _, gradients, _ = microbatch.cached_gradients(
+            _, gradients, _ = gradient_cache.cached_gradients(
                 model, images, objective(labels), microbatch_size=1
             )
             return tf.distribute.get_replica_context().all_reduce("SUM", gradients)
@@ -117,7 +121,7 @@ def test_moving_averages_are_those_of_one_pass_over_the_pieces():
     images, labels = draw_batch()
 
     def create():
-        encoder = models.create_encoder(
+        encoder = contrastive.create_encoder(
             "tiny",
             image_size=8,
             first_conv_kernel_size=3,
@@ -129,7 +133,7 @@ def test_moving_averages_are_those_of_one_pass_over_the_pieces():
 
     model, by_hand = create(), create()
     by_hand.set_weights(model.get_weights())
-    microbatch.cached_gradients(model, images, objective(labels), microbatch_size=4)
+    gradient_cache.cached_gradients(model, images, objective(labels), microbatch_size=4)
     for start in (0, 4, 8):
         by_hand(images[start : start + 4], training=True)
     for a, b in zip(model.get_weights(), by_hand.get_weights(), strict=True):
@@ -139,4 +143,4 @@ def test_moving_averages_are_those_of_one_pass_over_the_pieces():
 def test_a_piece_that_does_not_divide_the_batch_is_refused():
     images, _ = draw_batch()
     with pytest.raises(ValueError, match="microbatch_size=5 must divide .* 12"):
-        microbatch.cached_gradients(create_model(), images, objective(None), microbatch_size=5)
+        gradient_cache.cached_gradients(create_model(), images, objective(None), microbatch_size=5)

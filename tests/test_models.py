@@ -3,14 +3,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from supcon_tf import models, resnet
-from supcon_tf.losses import SupConLoss, supcon_loss
+from supcon_tf.losses.supcon import SupConLoss, supcon_loss
+from supcon_tf.models import contrastive, resnet
 
 SIDE = 8
 
 
 def create_tiny(**options):
-    return models.create_encoder(
+    return contrastive.create_encoder(
         "tiny",
         image_size=SIDE,
         first_conv_kernel_size=3,
@@ -22,8 +22,10 @@ def create_tiny(**options):
 
 def create_contrastive(layer_sizes=(16,), *, normalize_embedding=True, **head_options):
     keras.utils.set_random_seed(0)
-    head = models.ProjectionHead(layer_sizes, **head_options)
-    return models.ContrastiveModel(create_tiny(), head, normalize_embedding=normalize_embedding)
+    head = contrastive.ProjectionHead(layer_sizes, **head_options)
+    return contrastive.ContrastiveModel(
+        create_tiny(), head, normalize_embedding=normalize_embedding
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def weight_names(layer):
 
 
 def num_parameters(layer_sizes, num_features=2048, **options):
-    head = models.ProjectionHead(layer_sizes, **options)
+    head = contrastive.ProjectionHead(layer_sizes, **options)
     head.build((None, num_features))
     return sum(np.prod(weight.shape) for weight in head.trainable_weights)
 
@@ -129,7 +131,7 @@ def test_training_flag_reaches_encoder_and_head(how):
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 def test_head_has_a_bias_in_every_layer_but_the_last(num_layers):
-    head = models.ProjectionHead([4] * num_layers)
+    head = contrastive.ProjectionHead([4] * num_layers)
     head.build((None, 5))
     names = weight_names(head)
     assert names.count("kernel") == num_layers
@@ -141,7 +143,9 @@ def test_head_has_a_bias_in_every_layer_but_the_last(num_layers):
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("beta", [True, False])
 def test_head_with_batch_norm_has_no_bias(num_layers, beta):
-    head = models.ProjectionHead([4] * num_layers, use_batch_norm=True, use_batch_norm_beta=beta)
+    head = contrastive.ProjectionHead(
+        [4] * num_layers, use_batch_norm=True, use_batch_norm_beta=beta
+    )
     head.build((None, 5))
     names = weight_names(head)
     assert names.count("kernel") == num_layers
@@ -152,7 +156,7 @@ def test_head_with_batch_norm_has_no_bias(num_layers, beta):
 
 def test_head_batch_norm_has_the_constants_of_the_encoder():
     for synchronized in (True, False):
-        head = models.ProjectionHead(
+        head = contrastive.ProjectionHead(
             [4, 4], use_batch_norm=True, use_global_batch_norm=synchronized
         )
         (norm,) = (step for step in head.steps if isinstance(step, keras.layers.BatchNormalization))
@@ -164,7 +168,7 @@ def test_head_batch_norm_has_the_constants_of_the_encoder():
 
 
 def test_head_is_the_formula_of_the_reference():
-    head = models.ProjectionHead([7, 3])
+    head = contrastive.ProjectionHead([7, 3])
     x = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
     head.build(x.shape)
     first, second = head.steps[0], head.steps[2]
@@ -174,7 +178,7 @@ def test_head_is_the_formula_of_the_reference():
 
 
 def test_head_kernels_start_small_and_biases_at_zero():
-    head = models.ProjectionHead([256, 128])
+    head = contrastive.ProjectionHead([256, 128])
     head.build((None, 256))
     for weight in head.trainable_weights:
         if weight.path.endswith("kernel"):
@@ -192,13 +196,13 @@ def test_head_parameter_counts_equal_the_reference():
 
 @pytest.mark.parametrize("num_classes,expected", [(1000, 2_049_000), (10, 20_490)])
 def test_linear_head_parameter_counts_equal_the_reference(num_classes, expected):
-    head = models.create_linear_head(2048, num_classes)
+    head = contrastive.create_linear_head(2048, num_classes)
     assert sum(np.prod(weight.shape) for weight in head.trainable_weights) == expected
     assert len(head.trainable_weights) == 2
 
 
 def test_default_head_is_one_layer_of_128():
-    model = models.ContrastiveModel(create_tiny())
+    model = contrastive.ContrastiveModel(create_tiny())
     assert model.projection_head.layer_sizes == (128,)
     assert model.normalize_embedding
 
@@ -206,13 +210,13 @@ def test_default_head_is_one_layer_of_128():
 def test_head_refuses_another_rank():
     for shape in ([None, 2, 4], [4]):
         with pytest.raises(ValueError, match=r"takes \[batch, features\], not"):
-            models.ProjectionHead([3]).build(shape)
+            contrastive.ProjectionHead([3]).build(shape)
 
 
 @pytest.mark.parametrize("layer_sizes", [[], [0], [4, -1]])
 def test_head_refuses_bad_sizes(layer_sizes):
     with pytest.raises(ValueError, match="one or more sizes of at least 1"):
-        models.ProjectionHead(layer_sizes)
+        contrastive.ProjectionHead(layer_sizes)
 
 
 def test_head_survives_serialisation_with_every_argument():
@@ -222,10 +226,10 @@ def test_head_survives_serialisation_with_every_argument():
         "use_batch_norm_beta": False,
         "use_global_batch_norm": False,
     }
-    config = models.ProjectionHead(**changed).get_config()
+    config = contrastive.ProjectionHead(**changed).get_config()
     assert {name: config[name] for name in changed} == changed
-    assert models.ProjectionHead.from_config(config).get_config() == config
-    defaults = models.ProjectionHead().get_config()
+    assert contrastive.ProjectionHead.from_config(config).get_config() == config
+    defaults = contrastive.ProjectionHead().get_config()
     assert all(defaults[name] != value for name, value in changed.items())
 
 
@@ -267,7 +271,7 @@ def test_the_loss_trains_it_under_fit():
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_linear_head_is_one_affine_map(normalize):
-    head = models.create_linear_head(5, 3, normalize_embedding=normalize)
+    head = contrastive.create_linear_head(5, 3, normalize_embedding=normalize)
     x = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
     kernel, bias = head.trainable_weights
     bias.assign([1.0, 2.0, 3.0])
@@ -276,19 +280,21 @@ def test_linear_head_is_one_affine_map(normalize):
 
 
 def test_linear_head_starts_as_glorot_or_at_zero():
-    assert not np.any(models.create_linear_head(5, 3, zero_initialize=True).trainable_weights[0])
-    kernel = models.create_linear_head(300, 100).trainable_weights[0].numpy()
+    assert not np.any(
+        contrastive.create_linear_head(5, 3, zero_initialize=True).trainable_weights[0]
+    )
+    kernel = contrastive.create_linear_head(300, 100).trainable_weights[0].numpy()
     limit = np.sqrt(6 / 400)
     assert 0.98 * limit < np.abs(kernel).max() <= limit
 
 
 def test_classifier_is_the_linear_head_on_the_frozen_encoder():
     """Even when the caller says training=True, batch norm neither uses nor updates the batch."""
-    encoder, head = create_tiny(), models.create_linear_head(64, 3)
+    encoder, head = create_tiny(), contrastive.create_linear_head(64, 3)
     images = draw_images(4).astype(np.float32)
     encoder(images, training=True)
     statistics = [variable.numpy() for variable in encoder.non_trainable_variables]
-    classifier = models.create_classifier(encoder, head)
+    classifier = contrastive.create_classifier(encoder, head)
     expected = head(encoder(images, training=False))
     for training in (True, False):
         np.testing.assert_allclose(classifier(images, training=training), expected, rtol=1e-5)
@@ -306,7 +312,7 @@ def test_projector_is_the_part_behind_the_encoder(normalize, tmp_path):
     model = create_contrastive((12, 6), normalize_embedding=normalize, use_batch_norm=True)
     images = draw_images(4)
     model(images, training=True)
-    projector = models.create_projector(model)
+    projector = contrastive.create_projector(model)
     embeddings = model.encoder(images.astype(np.float32))
     np.testing.assert_allclose(projector(embeddings), model(images)[:, 0], rtol=1e-5, atol=1e-6)
     projector.save(tmp_path / "projection_head.keras")
@@ -317,7 +323,7 @@ def test_projector_is_the_part_behind_the_encoder(normalize, tmp_path):
 def test_any_keras_model_of_the_contract_is_an_encoder():
     inputs = keras.Input([SIDE, SIDE, 3])
     encoder = keras.Model(inputs, keras.layers.Dense(9)(keras.layers.Flatten()(inputs)))
-    model = models.ContrastiveModel(encoder, models.ProjectionHead([5]))
+    model = contrastive.ContrastiveModel(encoder, contrastive.ProjectionHead([5]))
     images = draw_images(3, 2)
     assert model(images).shape == (3, 2, 5)
     model.compile(optimizer=keras.optimizers.SGD(0.1), loss=SupConLoss())
@@ -331,8 +337,8 @@ def test_any_keras_model_of_the_contract_is_an_encoder():
 
 def test_a_tensorflow_checkpoint_holds_every_variable(tmp_path):
     """The head's batch norm too, which no optimizer holds a second time."""
-    head = models.ProjectionHead([6, 4], use_batch_norm=True)
-    model = models.ContrastiveModel(create_tiny(), head)
+    head = contrastive.ProjectionHead([6, 4], use_batch_norm=True)
+    model = contrastive.ContrastiveModel(create_tiny(), head)
     before = [variable.numpy() + 1.0 for variable in model.variables]
     for variable, value in zip(model.variables, before, strict=True):
         variable.assign(value)

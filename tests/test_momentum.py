@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from make_torch_momentum import PATH, STEPS, WEIGHT_DECAY, draw_problem, learning_rates
 
-from supcon_tf import optimizers
+from supcon_tf.training import optimizers
 
 SCHEDULES = learning_rates()
 NAMES = ("momentum", "nesterov")

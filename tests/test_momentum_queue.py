@@ -10,8 +10,10 @@ import pytest
 import tensorflow as tf
 from test_distribute import split
 
-from supcon_tf import losses, models, momentum_queue, optimizers, steps
-from supcon_tf.checkpoint import CheckpointFolder
+from supcon_tf.losses import momentum_queue, supcon
+from supcon_tf.models import contrastive
+from supcon_tf.training import optimizers, steps
+from supcon_tf.training.checkpoint import CheckpointFolder
 
 B, V, D, Q = 8, 2, 4, 10
 LABELS = np.array([0, 1, 2, 0, 1, 1, 0, 3], np.int32)  # 3 is alone in the batch.
@@ -102,7 +104,7 @@ def test_an_empty_queue_with_the_model_itself_as_network_is_supcon():
     values = momentum_queue.momentum_queue_loss(
         LABELS, z, z, tf.zeros([Q, D]), QUEUE_LABELS, tf.zeros([Q], tf.bool)
     )
-    np.testing.assert_allclose(values, losses.supcon_loss(LABELS, z), rtol=1e-5)
+    np.testing.assert_allclose(values, supcon.supcon_loss(LABELS, z), rtol=1e-5)
 
 
 def test_a_queued_key_of_the_class_is_a_positive():
@@ -132,11 +134,11 @@ def create_model():
     x = keras.layers.BatchNormalization(momentum=0.9, synchronized=True)(x)
     x = keras.layers.Flatten()(keras.layers.ReLU()(x))
     encoder = keras.Model(images, keras.layers.Dense(6)(x))
-    return models.ContrastiveModel(encoder, models.ProjectionHead([D]))
+    return contrastive.ContrastiveModel(encoder, contrastive.ProjectionHead([D]))
 
 
 def create_step(strategy, *, queue_size=20, momentum=0.9, **options):
-    loss = losses.SupConLoss(reduction=None, **options)
+    loss = supcon.SupConLoss(reduction=None, **options)
     with strategy.scope():
         model = create_model()
         return steps.ContrastiveStep(
@@ -270,4 +272,4 @@ def test_a_restored_step_continues_to_the_same_bits(one_device, tmp_path, three_
 )
 def test_bad_options_are_refused(options, loss_options, message):
     with pytest.raises(ValueError, match=message):
-        momentum_queue.MomentumQueue(create_model(), losses.SupConLoss(**loss_options), **options)
+        momentum_queue.MomentumQueue(create_model(), supcon.SupConLoss(**loss_options), **options)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from supcon_tf import other_losses
-from supcon_tf.class_labels import class_index
-from supcon_tf.losses import SupConLoss, supcon_loss
+from supcon_tf.losses import baselines
+from supcon_tf.losses.class_labels import class_index
+from supcon_tf.losses.supcon import SupConLoss, supcon_loss
 
 NAN = float("nan")
 LABELS = np.array([1, NAN, 0, 1, 2, NAN, 0, 1], np.float32)
@@ -22,7 +22,7 @@ OPTIONS = [
     {"denominator_mode": "one_positive"},
     {"positives_cap": 2},
 ]
-LOSSES = [other_losses.npairs_loss, other_losses.triplet_loss, other_losses.max_margin_loss]
+LOSSES = [baselines.npairs_loss, baselines.triplet_loss, baselines.max_margin_loss]
 
 
 def one_hot(labels):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from supcon_tf import models, optimizers
-from supcon_tf.optimizers import LARS, WarmUpThenDecay
+from supcon_tf.models import contrastive
+from supcon_tf.training import optimizers
+from supcon_tf.training.optimizers import LARS, WarmUpThenDecay
 
 RECIPES = pathlib.Path(__file__).parent.parent / "flags"
 STEPS_PER_EPOCH = 100
@@ -84,7 +85,7 @@ def test_lars_leaves_zero_weights_and_zero_gradients_unscaled():
 def create_parts():
     """A projection head with batch norm, and an encoder whose batch norm has a name of its own,
     as in keras.applications; every weight away from its start."""
-    head = models.ProjectionHead([4, 4], use_batch_norm=True)
+    head = contrastive.ProjectionHead([4, 4], use_batch_norm=True)
     head.build((None, 3))
     inputs = keras.Input([3])
     x = keras.layers.Dense(4, name="mix")(inputs)

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from supcon_tf import decode, image_header
+from supcon_tf.data import decode, image_header
 
 # Smooth, so that the JPEG's colours survive; no symmetry, so that no turn is like another.
 ROWS, COLUMNS = np.mgrid[0:40, 0:56]

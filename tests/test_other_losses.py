@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from test_distribute import split
 
-from supcon_tf import losses, other_losses
+from supcon_tf.losses import baselines, supcon
 
 NUM_EXAMPLES = 8
 LABELS = np.array([0, 1, 2, 0, 1, 1, 0, 3])  # 2 and 3 have one example each.
@@ -81,13 +81,13 @@ def max_margin(labels, features, margin=1.0):
 
 
 LOSSES = {
-    "npairs": (other_losses.npairs_loss, npairs, {}),
-    "triplet": (other_losses.triplet_loss, triplet, {}),
-    "triplet with a wide margin": (other_losses.triplet_loss, triplet, {"margin": 1.5}),
-    "max_margin": (other_losses.max_margin_loss, max_margin, {}),
-    "max_margin with a wide margin": (other_losses.max_margin_loss, max_margin, {"margin": 1.8}),
+    "npairs": (baselines.npairs_loss, npairs, {}),
+    "triplet": (baselines.triplet_loss, triplet, {}),
+    "triplet with a wide margin": (baselines.triplet_loss, triplet, {"margin": 1.5}),
+    "max_margin": (baselines.max_margin_loss, max_margin, {}),
+    "max_margin with a wide margin": (baselines.max_margin_loss, max_margin, {"margin": 1.8}),
 }
-CLASSES = (other_losses.NPairsLoss, other_losses.TripletLoss, other_losses.MaxMarginLoss)
+CLASSES = (baselines.NPairsLoss, baselines.TripletLoss, baselines.MaxMarginLoss)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -124,7 +124,7 @@ def test_multi_hot_positives_share_a_class(name):
 
 def test_every_example_is_the_positive_of_one_other_of_its_class():
     """Following it visits a whole class and comes back."""
-    following = other_losses._next_of_class(tf.constant(LABELS)).numpy()
+    following = baselines._next_of_class(tf.constant(LABELS)).numpy()
     assert sorted(following) == list(range(NUM_EXAMPLES))
     assert list(LABELS[following]) == list(LABELS)
     assert following[0] == 3 and following[6] == 0 and following[7] == 7
@@ -188,10 +188,10 @@ def test_four_replicas_equal_one_device(mirrored, name):
 @pytest.mark.parametrize("loss_class", CLASSES)
 def test_the_keras_loss_is_the_function_and_can_be_saved(loss_class):
     options = {"block_size": 5}
-    if loss_class is not other_losses.NPairsLoss:
+    if loss_class is not baselines.NPairsLoss:
         options["margin"] = 0.7
     loss, features = loss_class(**options), draw_features()
-    function = getattr(other_losses, loss.name)
+    function = getattr(baselines, loss.name)
     expected = function(LABELS, features, **options)
     np.testing.assert_allclose(loss(LABELS, features), np.mean(expected), rtol=1e-5)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
@@ -213,7 +213,7 @@ def test_descent_brings_classes_together(loss_class):
 
     values = [float(step()) for _ in range(60)]
     assert values[-1] < 0.7 * values[0]
-    z = losses.l2_normalize(features)[:, 0].numpy()
+    z = supcon.l2_normalize(features)[:, 0].numpy()
     same = (LABELS[:, None] == LABELS) & ~np.eye(NUM_EXAMPLES, dtype=bool)
     assert (z @ z.T)[same].mean() > (z @ z.T)[
         ~same & ~np.eye(NUM_EXAMPLES, dtype=bool)
@@ -222,8 +222,8 @@ def test_descent_brings_classes_together(loss_class):
 
 def test_missing_labels_and_a_margin_of_0_are_refused():
     with pytest.raises(ValueError, match="needs labels"):
-        other_losses.triplet_loss(None, draw_features())
+        baselines.triplet_loss(None, draw_features())
     with pytest.raises(ValueError, match="margin=0 must be above 0"):
-        other_losses.MaxMarginLoss(margin=0)
+        baselines.MaxMarginLoss(margin=0)
     with pytest.raises(ValueError, match="margin=-1 must be above 0"):
-        other_losses.triplet_loss(LABELS, draw_features(), margin=-1)
+        baselines.triplet_loss(LABELS, draw_features(), margin=-1)

@@ -10,8 +10,11 @@ import trained_folder  # noqa: F401  (defines the flags)
 from absl import flags
 from absl.testing import flagsaver
 
-from supcon_tf import blur, evaluation, models, pipeline, policies, sources
-from supcon_tf.losses import SupConLoss
+from supcon_tf.augment import blur, policies
+from supcon_tf.data import pipeline, sources
+from supcon_tf.evaluation import predictions
+from supcon_tf.losses.supcon import SupConLoss
+from supcon_tf.models import contrastive
 from supcon_tf.stages import setup
 
 SIZE = 16
@@ -81,7 +84,7 @@ def test_own_data_meets_what_an_array_source_meets():
         "crop_area_range": (0.5, 1.0),
     }
     batch = next(iter(pipeline.create_train_batches(source, **options)))
-    from supcon_tf.order import BatchPlan
+    from supcon_tf.data.batch_plan import BatchPlan
 
     order = BatchPlan(num_examples=8, batch_size=4, seed=3).index(0).numpy()
     dataset = tf.data.Dataset.from_tensor_slices((images[order], labels[order]))
@@ -97,7 +100,7 @@ def test_fit_lowers_the_loss_for_class_numbers_and_several_labels(several):
     images, labels = textured()
     labels = np.eye(4, dtype=np.float32)[labels] if several else labels
     dataset = tf.data.Dataset.from_tensor_slices((images, labels))
-    model = models.ContrastiveModel(models.create_encoder("tiny", image_size=SIZE))
+    model = contrastive.ContrastiveModel(contrastive.create_encoder("tiny", image_size=SIZE))
     model.compile(optimizer=keras.optimizers.Adam(0.003), loss=SupConLoss())
     batches = create(dataset, batch_size=8, crop_area_range=(0.8, 1.0))
     history = model.fit(batches, steps_per_epoch=5, epochs=4, verbose=0).history["loss"]
@@ -169,7 +172,7 @@ def test_arrays_of_another_form_are_refused(arrays, message):
 def small_model():
     pixels = keras.Input([SIZE, SIZE, 3], dtype="float32")
     features = keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(pixels))
-    model = models.ContrastiveModel(keras.Model(pixels, features))
+    model = contrastive.ContrastiveModel(keras.Model(pixels, features))
     model.compile(optimizer="sgd", loss=SupConLoss())
     return model
 
@@ -186,7 +189,7 @@ def entry_points(views, labels):
         "predict": lambda: model.predict(views, verbose=0),
         "call": lambda: model(views),
         "embed": lambda: model.embed(views),
-        "evaluate_embeddings": lambda: evaluation.evaluate_embeddings(
+        "evaluate_embeddings": lambda: predictions.evaluate_embeddings(
             model.encoder, examples, examples
         ),
     }

@@ -9,7 +9,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tensorflow.python.eager import context
 
-from supcon_tf import augment, pipeline, policies, random_crops, sources
+from supcon_tf.augment import color, policies
+from supcon_tf.data import pipeline, random_crops, sources
 
 SIDE = 8
 SIMCLR = policies.create_policy("simclr", magnitude=0.5)
@@ -580,7 +581,7 @@ def test_crop_and_resize_equals_slice_and_resize_within_a_level(size):
     draws = tf.random.stateless_uniform([20, random_crops.num_crop_draws("reference")], [size, 0])
     boxes = random_crops.random_crop_boxes(draws, tf.fill([20], 24), tf.fill([20], 31)).numpy()
     boxes[0], boxes[1] = (0, 0, 24, 31), (23, 30, 1, 1)
-    result = augment.crop_and_resize(tf.constant(images), tf.constant(boxes), size)
+    result = color.crop_and_resize(tf.constant(images), tf.constant(boxes), size)
     assert result.dtype == tf.uint8 and result.shape == (20, size, size, 3)
     for row, (top, left, height, width) in enumerate(boxes):
         crop = images[row, top : top + height, left : left + width]
@@ -590,6 +591,6 @@ def test_crop_and_resize_equals_slice_and_resize_within_a_level(size):
 
 def test_flip_mirrors_the_chosen_images():
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 3, 3)).astype(np.uint8)
-    result = augment.flip(tf.constant(images), tf.constant([True, False, True, False])).numpy()
+    result = color.flip(tf.constant(images), tf.constant([True, False, True, False])).numpy()
     np.testing.assert_array_equal(result[[1, 3]], images[[1, 3]])
     np.testing.assert_array_equal(result[[0, 2]], images[[0, 2], :, ::-1])

@@ -7,7 +7,8 @@ import tensorflow as tf
 from PIL import Image
 from test_augment import some_images
 
-from supcon_tf import augment, operations, policies, random_crops, views
+from supcon_tf.augment import color, compiled, levels, policies
+from supcon_tf.data import random_crops
 
 BATCH = 96
 TABLES = {
@@ -41,10 +42,10 @@ def policy_by_hand(name, image, draws, magnitude):
     size = len(image)
     result = Image.fromarray(image)
     for operation, level, sign, position in calls_by_hand(name, draws, magnitude):
-        argument = operations.argument(
-            operations.Call(operation, level, sign if operation in operations.SIGNED else 1),
+        argument = levels.argument(
+            levels.Call(operation, level, sign if operation in levels.SIGNED else 1),
             size=size,
-            constants=operations.RANDAUGMENT_CONSTANTS,
+            constants=levels.RANDAUGMENT_CONSTANTS,
             compat="pillow",
         )
         if operation == "Cutout":
@@ -83,10 +84,10 @@ def test_randaugment_equals_pillow_at_more_sizes_and_levels(size, level):
 def test_stages_apply_in_order(name):
     policy = policies.create_policy(name, magnitude=0.5, warp_probability=0.3)
     images, draws = some_images(20, seed=2, count=BATCH), uniform(policy, seed=4)
-    jitter_end = 1 + augment.JITTER_DRAWS
+    jitter_end = 1 + color.JITTER_DRAWS
     expected = np.where(
         (draws[:, 0] < 0.8)[:, None, None, None],
-        augment.color_jitter(images, draws[:, 1:jitter_end], strength=0.5),
+        color.color_jitter(images, draws[:, 1:jitter_end], strength=0.5),
         images,
     )
     if name == "stacked_randaugment":
@@ -95,7 +96,7 @@ def test_stages_apply_in_order(name):
         expected = layers.apply(expected, draws[:, jitter_end:layer_end]).numpy()
         jitter_end = layer_end
     chosen = draws[:, jitter_end] < 0.2
-    expected = augment.grayscale(expected, chosen).numpy().astype(int)
+    expected = color.grayscale(expected, chosen).numpy().astype(int)
     unwarped = draws[:, jitter_end + 1] >= 0.3
     result = policy.apply(images, draws).numpy()
     # Jitter is float arithmetic: compiled code may round a level to the other side, and the
@@ -113,7 +114,7 @@ def test_views_are_crop_flip_and_policy():
     crop_draws = tf.random.stateless_uniform([48, num_draws], [8, 0], alg="philox")
     boxes = random_crops.random_crop_boxes(crop_draws, tf.fill([48], 40), tf.fill([48], 40))
     flips = draws[:, 0] < 0.5
-    result = views.augment_views(
+    result = compiled.augment_views(
         images,
         tf.reshape(boxes, [24, 2, 4]),
         tf.reshape(flips, [24, 2]),
@@ -122,8 +123,8 @@ def test_views_are_crop_flip_and_policy():
         size=24,
     )
     assert result.shape == [24, 2, 24, 24, 3] and result.dtype == tf.uint8
-    crops = augment.crop_and_resize(np.repeat(images, 2, axis=0), boxes, 24)
-    expected = policy.apply(augment.flip(crops, flips), draws).numpy()
+    crops = color.crop_and_resize(np.repeat(images, 2, axis=0), boxes, 24)
+    expected = policy.apply(color.flip(crops, flips), draws).numpy()
     # The crop is float arithmetic: a level may round to the other side under XLA.
     assert np.mean(result.numpy().reshape(expected.shape) != expected) < 0.01
 
@@ -137,11 +138,11 @@ def test_an_image_does_not_depend_on_its_batch():
 
 
 def test_reference_policy_takes_absolute_pixels_and_few_bits():
-    settings = {"constants": operations.AUTOAUGMENT_CONSTANTS, "size": 32}
+    settings = {"constants": levels.AUTOAUGMENT_CONSTANTS, "size": 32}
 
     def both(name, level):
-        call = operations.Call(name, level)
-        return [operations.argument(call, compat=compat, **settings) for compat in augment.COMPATS]
+        call = levels.Call(name, level)
+        return [levels.argument(call, compat=compat, **settings) for compat in color.COMPATS]
 
     assert both("TranslateY", 9) == [13, 225]
     assert both("Posterize", 2) == [4, 1]
@@ -207,9 +208,9 @@ def test_wrong_arguments_raise(arguments, message):
 def test_a_batch_goes_through_a_compiled_loop():
     # Without XLA the same loop is some thirty times slower, and nothing else would tell.
     policy = policies.create_policy("autoaugment")
-    for function in (views.apply_policy, views.augment_views):
+    for function in (compiled.apply_policy, compiled.augment_views):
         arguments = [tf.zeros([2, 8, 8, 3], tf.uint8)]
-        if function is views.augment_views:
+        if function is compiled.augment_views:
             arguments += [tf.tile([[[0, 0, 8, 8]]], [2, 1, 1]), tf.zeros([2, 1], tf.bool)]
             arguments += [tf.zeros([2, 1, policy.num_draws])]
             options = {"policy": policy, "size": 8}

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 from test_main import run_inside
 
-from supcon_tf import pipeline, policies, sources
+from supcon_tf.augment import policies
+from supcon_tf.data import pipeline, sources
 
 
 @pytest.mark.parametrize("augmentation", ["autoaugment", "simclr"])

@@ -7,7 +7,7 @@ import time
 import pytest
 import trained_folder
 
-from supcon_tf import progress
+from supcon_tf.training import progress
 
 
 def test_a_long_wait_says_once_what_it_waits_for(monkeypatch, capsys):

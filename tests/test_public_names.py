@@ -1,7 +1,6 @@
 """What editors, `dir` and `help` show of the package."""
 
 import ast
-import pkgutil
 import pydoc
 import re
 from pathlib import Path
@@ -34,11 +33,10 @@ def test_dir_lists_every_public_name_and_each_can_be_loaded():
 
 
 def test_help_is_a_summary_of_one_screen():
-    """pydoc adds a line for each module, which no package can turn off."""
     text = pydoc.plain(pydoc.render_doc(supcon_tf))
     assert not re.search(r"^(CLASSES|FUNCTIONS|DATA)$", text, re.M)
-    lines, modules = text.splitlines(), list(pkgutil.iter_modules(supcon_tf.__path__))
-    assert lines.index("PACKAGE CONTENTS") <= 30 and len(lines) - len(modules) <= 40
+    lines = text.splitlines()
+    assert len(lines) <= 50
     summary = "\n".join(lines[: lines.index("PACKAGE CONTENTS")])
     for name in supcon_tf._MODULE_OF:
         assert re.search(rf"\b{name}\b", summary), name

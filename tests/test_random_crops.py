@@ -8,7 +8,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supcon_tf import augment, crops, pipeline, policies, random_crops, sources
+from supcon_tf.augment import color, policies
+from supcon_tf.data import crops, pipeline, random_crops, sources
 
 TORCHVISION = np.load(Path(__file__).parent / "torchvision_crops.npz")
 NUM_BOXES = 20_000
@@ -167,7 +168,7 @@ def test_reference_resizing_drops_the_fraction_in_training_and_evaluation():
         expected = expected.astype(np.uint8)
         single = crops.crop_and_resize(image, box, 16, compat=compat).numpy()
         np.testing.assert_array_equal(single, expected)
-        (batch,) = augment.crop_and_resize(image[None], box[None], 16, compat=compat).numpy()
+        (batch,) = color.crop_and_resize(image[None], box[None], 16, compat=compat).numpy()
         assert np.mean(batch != expected) < 0.01
     for method, start, side in (("crop_then_resize", 5, 20), ("auto", 2, 26)):
         resized = tf.image.resize(image[start:][:side, start:][:, :side], [16, 16]).numpy()
@@ -182,7 +183,7 @@ def test_the_compat_of_the_policy_decides_how_views_are_rounded(kind):
     stripes = np.tile(np.array([100, 101], np.uint8)[None, :, None], (16, 8, 3))
     images, labels = np.stack([stripes] * 8), np.zeros(8, np.int32)
     means = {}
-    for compat in augment.COMPATS:
+    for compat in color.COMPATS:
         policy = policies.create_policy("identity", compat=compat)
         options = {"policy": policy, "batch_size": 8, "image_size": 24, "seed": 0}
         if kind == "array":

@@ -13,7 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 from keras.src.backend.common import global_state
 
-from supcon_tf import command_line
+from supcon_tf.cli import command_line
 from supcon_tf.stages import pretrain, setup
 
 ROOT = Path(__file__).parent.parent

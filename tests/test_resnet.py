@@ -12,7 +12,8 @@ import tensorflow as tf
 from keras import layers
 from keras.src.backend.common import global_state
 
-from supcon_tf import resnet, sources
+from supcon_tf.data import sources
+from supcon_tf.models import resnet
 
 # Trainable parameters (gamma and beta, no moving statistics) of the reference's encoders; a
 # CIFAR stem of 3x3 has 7 * 7 * 3 * 64 - 3 * 3 * 3 * 64 = 7,680 fewer.

@@ -8,7 +8,7 @@ import tensorflow as tf
 import trained_folder
 from PIL import Image
 
-from supcon_tf import similarity
+from supcon_tf.training import similarity
 
 
 def unit_vectors(batch, num_views, seed=0):

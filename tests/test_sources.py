@@ -12,7 +12,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from test_main import run_inside
 
-from supcon_tf import decode, pipeline, policies, sources
+from supcon_tf.augment import policies
+from supcon_tf.data import decode, pipeline, sources
 
 IDENTITY = policies.create_policy("identity")
 PHOTO = load_sample_images().images[0][:75, :101]

@@ -18,19 +18,14 @@ import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 
-from supcon_tf import (
-    command_line,
-    distribute,
-    models,
-    optimizers,
-    pipeline,
-    policies,
-    sources,
-    steps,
-    train,
-)
-from supcon_tf.losses import SupConLoss
+from supcon_tf import strategies
+from supcon_tf.augment import policies
+from supcon_tf.cli import command_line
+from supcon_tf.data import pipeline, sources
+from supcon_tf.losses.supcon import SupConLoss
+from supcon_tf.models import contrastive
 from supcon_tf.stages import setup
+from supcon_tf.training import loop, optimizers, steps
 
 ROOT = Path(__file__).parent.parent
 TWO_WORKERS = {"worker": ["host0:1", "host1:1"]}
@@ -56,22 +51,22 @@ def set_tf_config(monkeypatch, cluster, job="worker", index=0):
 
 
 def test_without_a_cluster_it_is_one_device(no_cluster):
-    assert distribute.find_cluster() is None
+    assert strategies.find_cluster() is None
     set_tf_config(no_cluster, {"worker": ["host0:1"]})
-    assert distribute.find_cluster() is None
+    assert strategies.find_cluster() is None
     no_cluster.setenv("SLURM_NTASKS", "4")  # An allocation, in which srun started nothing.
     no_cluster.setenv("SLURM_PROCID", "0")
     no_cluster.delenv("TF_CONFIG")
-    assert distribute.find_cluster() is None
-    strategy = distribute.create_strategy("auto")
-    assert distribute.strategy_name(strategy) == "one_device"
-    assert distribute.is_chief(strategy) and distribute.num_hosts(strategy) == 1
-    assert distribute.gather_from_workers(strategy, 7) == [7]
+    assert strategies.find_cluster() is None
+    strategy = strategies.create_strategy("auto")
+    assert strategies.strategy_name(strategy) == "one_device"
+    assert strategies.is_chief(strategy) and strategies.num_hosts(strategy) == 1
+    assert strategies.gather_from_workers(strategy, 7) == [7]
 
 
 def test_tf_config_names_the_cluster(no_cluster):
     set_tf_config(no_cluster, TWO_WORKERS, index=1)
-    resolver = distribute.find_cluster()
+    resolver = strategies.find_cluster()
     assert resolver.cluster_spec().as_dict() == TWO_WORKERS
     assert (resolver.task_type, resolver.task_id) == ("worker", 1)
 
@@ -84,7 +79,7 @@ def test_slurm_names_the_cluster_on_nodes_without_gpus(no_cluster):
         "SLURM_STEP_TASKS_PER_NODE": "2,1",
     }.items():  # fmt: skip
         no_cluster.setenv(name, value)
-    resolver = distribute.find_cluster()
+    resolver = strategies.find_cluster()
     tasks = ["node07:8888", "node07:8889", "node08:8888"]
     assert resolver.cluster_spec().as_dict() == {"worker": tasks}
     assert (resolver.task_type, resolver.task_id) == ("worker", 2)
@@ -111,12 +106,12 @@ def test_slurm_names_the_cluster_on_nodes_without_gpus(no_cluster):
 def test_a_wrong_tf_config_is_refused(no_cluster, config, message):
     no_cluster.setenv("TF_CONFIG", config if isinstance(config, str) else json.dumps(config))
     with pytest.raises(ValueError, match=message):
-        distribute.create_strategy("auto")
+        strategies.create_strategy("auto")
 
 
 def test_multi_worker_without_a_cluster_says_how_to_name_one(no_cluster):
     with pytest.raises(ValueError, match='TF_CONFIG=.{"cluster": {"worker": .*srun'):
-        distribute.create_strategy("multi_worker")
+        strategies.create_strategy("multi_worker")
 
 
 @pytest.mark.parametrize(
@@ -137,8 +132,8 @@ def test_the_chief_is_the_chief_task_or_else_worker_0(cluster, job, index, is_ch
         def __init__(self):
             pass
 
-    assert distribute.is_chief(Several()) is is_chief
-    assert distribute.is_multi_worker(Several()) and distribute.num_hosts(Several()) == 2
+    assert strategies.is_chief(Several()) is is_chief
+    assert strategies.is_multi_worker(Several()) and strategies.num_hosts(Several()) == 2
 
 
 @pytest.fixture
@@ -164,7 +159,7 @@ def tpu(monkeypatch):
 def test_a_tpu_is_connected_initialised_and_taken(tpu, name, no_cluster):
     set_tf_config(no_cluster, TWO_WORKERS)  # A TPU machine may have one too.
     options = {"tpu_name": "mine", "tpu_zone": "us-east5-a", "gcp_project": "project"}
-    assert distribute.create_strategy(name, **options) == "the strategy"
+    assert strategies.create_strategy(name, **options) == "the strategy"
     assert tpu == [
         {"tpu": "mine", "zone": "us-east5-a", "project": "project"},
         ("connect", "resolver"), ("initialize", "resolver"), ("strategy", "resolver"),
@@ -177,9 +172,9 @@ def test_no_tpu_is_said_with_its_name(tpu, monkeypatch):
 
     monkeypatch.setattr(tf.distribute.cluster_resolver, "TPUClusterResolver", fail)
     with pytest.raises(ValueError, match=r"answers to tpu_name=mine.*metadata server\)"):
-        distribute.create_strategy("auto", tpu_name="mine")
+        strategies.create_strategy("auto", tpu_name="mine")
     with pytest.raises(ValueError, match="needs the TPU's name"):
-        distribute.create_strategy("tpu")
+        strategies.create_strategy("tpu")
 
 
 # Evaluation over hosts.
@@ -230,13 +225,13 @@ def create_step(strategy, *, weight_decay=0.0, scale=None, microbatch_size=None,
     """A contrastive step of a tiny encoder; `poison` changes the value of each example."""
     with strategy.scope():
         keras.utils.set_random_seed(0)
-        encoder = models.create_encoder(
+        encoder = contrastive.create_encoder(
             "tiny", image_size=SIDE, use_global_batch_norm=not microbatch_size
         )
-        head = models.ProjectionHead([16])
-        model = models.ContrastiveModel(encoder, head)
+        head = contrastive.ProjectionHead([16])
+        model = contrastive.ContrastiveModel(encoder, head)
         optimizer = optimizers.create_optimizer("momentum", 0.5, weight_decay=weight_decay)
-        if scale or models.computes_in_float16(model):
+        if scale or contrastive.computes_in_float16(model):
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=scale or 2**15)
         loss = SupConLoss(reduction=None)
         if poison:
@@ -265,7 +260,7 @@ def run_steps(strategy, step, *, num_steps=3, **options):
             num_replicas=strategy.num_replicas_in_sync,
         )
     )
-    done, metrics = train.create_loop(strategy, step, **options)(
+    done, metrics = loop.create_loop(strategy, step, **options)(
         iter(batches), tf.constant(num_steps)
     )
     return int(done), {name: float(value) for name, value in metrics.items()}
@@ -322,7 +317,7 @@ def test_images_keep_their_fractions_until_the_encoder(policy):
     policy("mixed_bfloat16")
     inputs = keras.Input([SIDE, SIDE, 3], dtype="float32")
     encoder = keras.Model(inputs, keras.layers.GlobalAveragePooling2D(dtype="float32")(inputs))
-    model = models.ContrastiveModel(encoder)
+    model = contrastive.ContrastiveModel(encoder)
     images = tf.fill([1, 1, SIDE, SIDE, 3], 200.3)
     np.testing.assert_allclose(model(images, return_embeddings=True)[0], 200.3, rtol=1e-6)
 

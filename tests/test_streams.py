@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from supcon_tf import sources, streams
+from supcon_tf.data import sources, streams
 
 NUM_EXAMPLES, NUM_FILES = 1_280, 32
 

@@ -1,129 +1,130 @@
-"""Imports point one way, and only the command knows flags."""
+"""Imports point one way, only the command knows flags, and the page on the structure is true."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "supcon_tf"
-# What each module may import; a name stands for itself and all its parts.
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "supcon_tf"
+# Which rooms each room may import: a room is a folder of the package or a file at its top.
+# Files of one room may import each other, but not in a circle.
 ALLOWED = {
-    "implied_flags": {
-        "command_line", "flag_rules", "folder_layout", "sealed", "tensorflow_start",
-    },
-    "path_checks": {"command_line", "folder_layout", "implied_flags"},
-    "flag_suggestions": set(),
-    "tensorflow_start": set(),
-    "command_line": {"flag_rules", "input_flags", "output_flags", "training_flags"},
-    "input_flags": {"flag_types"},
-    "training_flags": {"defaults", "flag_rules", "flag_types"},
-    "output_flags": {"flag_types"},
-    "flag_types": set(),
-    "flag_rules": set(),
-    "main": {
-        "command_line", "implied_flags", "path_checks", "flag_suggestions", "distribute",
-        "progress", "stages", "stopping", "tensorflow_start",
-    },
+    "__main__": {"main"},
+    "main": {"cli", "stages", "strategies", "training"},
     "stages": {
-        "command_line", "flag_rules", "stages", "train", "steps", "checkpoint", "metrics",
-        "evaluation", "pipeline", "sources", "decode", "warm_start", "whitening", "policies",
-        "models", "losses", "other_losses", "momentum_queue", "distribute", "optimizers",
-        "files", "artifacts", "data_identity", "blur", "folder_layout", "memory", "program",
-        "progress", "metrics_log", "linear_fit", "defaults",
+        "cli", "data", "training", "evaluation", "interop", "storage", "augment", "models",
+        "losses", "strategies",
     },
-    "defaults": set(),
-    "linear_fit": {"metrics"},
-    "train": {"metrics_log", "checkpoint", "distribute", "progress", "similarity", "stopping"},
-    "progress": set(),
-    "memory": set(),
-    "similarity": {"class_labels", "distribute", "logsumexp", "losses"},
-    "stopping": set(),
-    "files": {"sealed"},
-    "sealed": set(),
-    "program": set(),
-    "artifacts": {"files"},
-    "data_identity": {"sources"},
-    "steps": {
-        "blur", "fused_norm", "losses", "microbatch", "models", "momentum_queue", "distribute",
-        "similarity",
-    },
-    "momentum_queue": {"class_labels", "distribute", "logsumexp", "losses", "models"},
-    "microbatch": {"models"},
-    "checkpoint": {"files"},
-    "metrics": set(),
-    "metrics_log": {"files"},
-    "evaluation": {"metrics", "distribute", "pixel_values"},
-    "pipeline": {"data_service",
-        "sources", "decode", "order", "crops", "view_draws", "pixel_values", "policies",
-        "views", "blur",
-    },
-    "view_draws": {"blur", "random_crops"},
-    "random_crops": set(),
-    "warm_start": {"torch_weights"},
-    "fused_norm": set(),
-    "whitening": set(),
-    "sources": {"decode", "folder_layout", "pixel_values", "streams"},
-    "streams": {"decode"},
-    "folder_layout": set(),
-    "decode": {"image_header"},
-    "data_service": set(),
-    "image_header": set(),
-    "order": set(),
-    "crops": set(),
-    "policies": {"views", "operations", "warp", "augment"},
-    "views": {"augment"},
-    "operations": {"warp", "augment"},
-    "warp": {"augment"},
-    "blur": set(),
-    "pixel_values": set(),
+    "cli": {"data", "storage"},
+    "training": {"storage", "augment", "losses", "models", "collectives", "strategies"},
+    "data": {"augment", "models"},
+    "evaluation": {"models", "collectives", "strategies"},
+    "interop": {"models"},
+    "losses": {"models", "collectives"},
     "augment": set(),
-    "models": {"applications", "pixel_values", "resnet"},
-    "applications": set(),
-    "torch_weights": {"resnet", "torch_file"},
-    "torch_file": {"restricted_pickle"},
-    "restricted_pickle": set(),
-    "resnet": set(),
-    "class_labels": {"logsumexp"},
-    "losses": {"class_labels", "distribute", "logsumexp"},
-    "other_losses": {"class_labels", "losses", "distribute", "logsumexp"},
-    "logsumexp": set(),
-    "distribute": set(),
-    "optimizers": set(),
+    "models": set(),
+    "storage": set(),
+    "strategies": {"collectives"},
+    "collectives": set(),
 }  # fmt: skip
-FLAG_ROOMS = (
-    "main", "command_line", "implied_flags", "path_checks", "flag_rules", "flag_types",
-    "input_flags",
-    "output_flags", "training_flags", "stages", "studies",
-)  # fmt: skip
+# What `import` of the command may load before TensorFlow: nothing of this needs it.
+WITHOUT_TENSORFLOW = ("data/defaults.py", "data/folder_layout.py", "storage/sealed.py")
+FLAG_ROOMS = ("main", "cli", "stages", "studies")
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+
+
+def module_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 def room(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return module_of(path).split(".")[0]
 
 
-def imported_rooms(path):
+def imported_modules(path):
+    """The modules of this package that a file imports, as "losses.supcon"."""
+    known = {module_of(file) for file in FILES}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("supcon_tf"):
-            parts = node.module.split(".")[1:]
-            yield from [parts[0]] if parts else [alias.name for alias in node.names]
+            parent = node.module.split(".")[1:]
+            for alias in node.names:
+                names = [".".join([*parent, alias.name]), ".".join(parent)]
+                yield next((name for name in names if name in known), names[-1])
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 assert not alias.name.startswith("supcon_tf."), f"{path}: from supcon_tf import"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def imported_rooms(path):
+    return {module.split(".")[0] for module in imported_modules(path)} - {room(path), ""}
+
+
+@each_file
 def test_imports_point_one_way(path):
-    assert set(imported_rooms(path)) <= ALLOWED[room(path)]
+    assert imported_rooms(path) <= ALLOWED[room(path)]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_rooms_have_an_order():
+    """Nothing that a room may import may import that room, directly or through others."""
+
+    def below(name):
+        return ALLOWED[name].union(*map(below, ALLOWED[name]))
+
+    assert all(name not in below(name) for name in ALLOWED)
+
+
+def test_no_file_imports_itself_through_others():
+    imports = {module_of(path): set(imported_modules(path)) - {""} for path in FILES}
+    done = set()
+
+    def visit(module, way):
+        assert module not in way, " -> ".join([*way, module])
+        if module not in done:
+            for other in imports.get(module, ()):
+                visit(other, [*way, module])
+            done.add(module)
+
+    for module in imports:
+        visit(module, [])
+
+
+@pytest.mark.parametrize("name", WITHOUT_TENSORFLOW)
+def test_what_the_flags_read_needs_no_tensorflow(name):
+    assert not re.search(
+        r"^\s*(import|from) (tensorflow|keras)", (PACKAGE / name).read_text(), re.M
+    )
+
+
+@each_file
 def test_only_the_command_knows_flags(path):
     text = path.read_text()
     if room(path) not in FLAG_ROOMS:
         assert "absl" not in text and "FLAGS" not in text
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@each_file
 def test_a_file_stays_readable_in_one_sitting(path):
     assert len(path.read_text().splitlines()) <= 450
+
+
+def test_the_diagram_shows_the_imports():
+    """docs/architecture.md lists for each room the rooms that it imports."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    (diagram,) = re.findall(r"```text\n(.*?)```", text, re.S)
+    drawn = {}
+    for line in diagram.strip().splitlines():
+        name, _, imports = line.partition("->")
+        drawn[name.strip()] = set(imports.split())
+    found = {}
+    for path in FILES:
+        found.setdefault(room(path), set()).update(imported_rooms(path))
+    assert drawn == found
+
+
+def test_every_file_on_the_page_exists():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for name in re.findall(r"`((?:supcon_tf|tests|docs|flags|tpu)/[\w/.]+)`", text):
+        assert (ROOT / name).exists(), name

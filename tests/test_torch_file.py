@@ -19,7 +19,7 @@ import pytest
 from fuzz_torch_files import fuzzed_file
 from torch_files import StorageWriter, Tensor, write_checkpoint, write_zip
 
-from supcon_tf import restricted_pickle, torch_file
+from supcon_tf.interop import restricted_pickle, torch_file
 
 HERE = Path(__file__).parent
 REFUSED = (

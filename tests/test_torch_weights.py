@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from torch_files import write_checkpoint
 
-from supcon_tf import models, resnet, sources, torch_weights
+from supcon_tf.data import sources
+from supcon_tf.interop import torch_weights
+from supcon_tf.models import contrastive, resnet
 
 HERE = Path(__file__).parent
 # Another Python may hold PyTorch, which supcon_tf does not need.
@@ -35,7 +37,7 @@ def test_a_checkpoint_of_torch_gives_the_outputs_of_torch(depth, tmp_path):
     scale = np.abs(torch["embeddings"]).max()
     print(f"depth {depth}: {np.abs(embeddings - torch['embeddings']).max()} of {scale}")
     np.testing.assert_allclose(embeddings, torch["embeddings"], rtol=1e-4, atol=1e-4 * scale)
-    model = models.ContrastiveModel(encoder, head, normalize_embedding=False)
+    model = contrastive.ContrastiveModel(encoder, head, normalize_embedding=False)
     np.testing.assert_allclose(model(images)[:, 0], torch["projections"], atol=1e-4)
 
 
@@ -127,7 +129,7 @@ def test_another_architecture_is_refused_and_changes_nothing(change, encoder, bl
     if change == "surplus":
         state["encoder.layer4.1.conv3.weight"] = np.zeros([4])
     if change == "deeper":
-        target = models.create_encoder("tiny", image_size=32)
+        target = contrastive.create_encoder("tiny", image_size=32)
     before = target.get_weights()
     path = write_checkpoint(tmp_path / "x.pth", state)
     with pytest.raises(ValueError, match="does not fit .*ResNet-18 .* --resnet_depth=18"):

@@ -10,7 +10,8 @@ from torch_files import write_checkpoint
 from trained_folder import run_inside
 
 import supcon_tf
-from supcon_tf import sources, torch_weights
+from supcon_tf.data import sources
+from supcon_tf.interop import torch_weights
 
 STEM = {
     "first_conv_kernel_size": 7,

@@ -10,7 +10,7 @@ import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 
-from supcon_tf import command_line
+from supcon_tf.cli import command_line
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tpu"))

@@ -8,20 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from supcon_tf import (
-    files,
-    metrics_log,
-    models,
-    optimizers,
-    pipeline,
-    policies,
-    progress,
-    sources,
-    steps,
-    train,
-)
-from supcon_tf.checkpoint import CheckpointFolder
-from supcon_tf.losses import SupConLoss
+from supcon_tf.augment import policies
+from supcon_tf.data import pipeline, sources
+from supcon_tf.losses.supcon import SupConLoss
+from supcon_tf.models import contrastive
+from supcon_tf.storage import files
+from supcon_tf.training import loop, metrics_log, optimizers, progress, steps
+from supcon_tf.training.checkpoint import CheckpointFolder
 
 SIDE = 8
 BATCH_SIZE = 8
@@ -45,8 +38,10 @@ def create_step(strategy, *, learning_rate=0.5, probe=False, filters=4, optimize
     """The same initial weights whatever the strategy and whether there is a probe."""
     with strategy.scope():
         keras.utils.set_random_seed(0)
-        model = models.ContrastiveModel(create_encoder(filters), models.ProjectionHead([5]))
-        probe = models.create_linear_head(6, 3, name="probe") if probe else None
+        model = contrastive.ContrastiveModel(
+            create_encoder(filters), contrastive.ProjectionHead([5])
+        )
+        probe = contrastive.create_linear_head(6, 3, name="probe") if probe else None
         return steps.ContrastiveStep(
             model=model,
             loss=SupConLoss(reduction=None),
@@ -74,7 +69,7 @@ def run(strategy, step, folder, total_steps, **options):
         "schedule": lambda step: 0.5,
         **options,
     }
-    return train.train(
+    return loop.train(
         strategy=strategy,
         step=step,
         checkpoints=CheckpointFolder(
@@ -243,7 +238,7 @@ def test_evaluation_is_logged_at_its_interval_and_at_the_end(tmp_path):
 def test_linear_stage_trains_the_head_and_nothing_else(tmp_path):
     strategy = one_device()
     keras.utils.set_random_seed(0)
-    encoder, head = create_encoder(), models.create_linear_head(6, 3)
+    encoder, head = create_encoder(), contrastive.create_linear_head(6, 3)
     frozen = [variable.numpy() for variable in encoder.variables]
     step = steps.ClassifierStep(
         encoder=encoder,
@@ -271,7 +266,7 @@ def test_broken_input_names_its_steps_and_the_explanation(tmp_path):
 
     step = create_step(one_device())
     with pytest.raises(ValueError, match="Step 1 failed: steps 0 to 0: look here"):
-        train.train(
+        loop.train(
             strategy=one_device(),
             step=step,
             create_batches=broken,
@@ -303,7 +298,7 @@ def test_progress_comes_with_the_first_step_and_with_every_slow_one(monkeypatch,
         step = create_step(one_device())
         call, counts = step._gradients, []
         monkeypatch.setattr(step, "_gradients", lambda *x, c=call, n=counts: n.append(1) or c(*x))
-        monkeypatch.setattr(train, "UPDATE_SECONDS", seconds)
+        monkeypatch.setattr(loop, "UPDATE_SECONDS", seconds)
         monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
         run(one_device(), step, tmp_path / str(seconds), 7)
         shown = re.findall(r"train: step (\d) of 7", capsys.readouterr().err)

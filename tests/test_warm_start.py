@@ -9,7 +9,10 @@ import test_torch_weights
 from absl import flags
 from absl.testing import flagsaver
 
-from supcon_tf import command_line, main, models, warm_start
+from supcon_tf import main
+from supcon_tf.cli import command_line
+from supcon_tf.interop import warm_start
+from supcon_tf.models import contrastive
 from supcon_tf.stages import run_directory
 
 if "mode" not in flags.FLAGS:
@@ -30,7 +33,7 @@ def run(*arguments):
 
 
 def create_encoder(**options):
-    return models.create_encoder("tiny", image_size=16, **options)
+    return contrastive.create_encoder("tiny", image_size=16, **options)
 
 
 def weights(path):
@@ -91,7 +94,7 @@ def test_a_reference_without_the_part_is_refused(tmp_path):
 def test_a_pth_file_gives_an_encoder_and_nothing_else(tmp_path):
     with pytest.raises(ValueError, match="gives an encoder only"):
         run_directory.find_part("there.pth", "projection_head")
-    encoder = models.create_encoder(
+    encoder = contrastive.create_encoder(
         "resnet_v1",
         depth=18,
         image_size=8,

@@ -8,7 +8,11 @@ import keras
 from absl import flags
 from absl.testing import flagsaver
 
-from supcon_tf import artifacts, command_line, files, implied_flags, main, models, sources
+from supcon_tf import main
+from supcon_tf.cli import command_line, implied_flags
+from supcon_tf.data import sources
+from supcon_tf.models import contrastive
+from supcon_tf.storage import artifacts, files
 
 SIDE, NUM_CLASSES = 20, 10
 
@@ -33,10 +37,10 @@ class TrainedFolder:
 
 def write_trained(model_dir, *, with_classifier=True) -> TrainedFolder:
     keras.utils.set_random_seed(0)
-    encoder = models.create_encoder("tiny", image_size=SIDE)
-    projector = models.create_projector(models.ContrastiveModel(encoder))
-    head = models.create_linear_head(64, NUM_CLASSES)
-    classifier = models.create_classifier(encoder, head)
+    encoder = contrastive.create_encoder("tiny", image_size=SIDE)
+    projector = contrastive.create_projector(contrastive.ContrastiveModel(encoder))
+    head = contrastive.create_linear_head(64, NUM_CLASSES)
+    classifier = contrastive.create_classifier(encoder, head)
     # Centred and spread out, so that the classes that it predicts differ from image to image.
     images = sources.load_source("digits", "test").images.astype("float32")
     kernel, _ = head.get_weights()

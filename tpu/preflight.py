@@ -22,7 +22,7 @@ from absl import app, flags
 from compiler_environment import CompilerEnvironment
 from problems import UnfitStep
 
-from supcon_tf import command_line
+from supcon_tf.cli import command_line
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Before TensorFlow is imported, below.
 GIB = 2**30

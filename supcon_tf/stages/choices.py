@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from supcon_tf import defaults, flag_rules, sources
+from supcon_tf.cli import flag_rules
+from supcon_tf.data import defaults, sources
 
 
 def count_training_examples(flags, source: sources.Source) -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import time
 
-from supcon_tf import data_identity, evaluation, metrics, models, progress, steps
+from supcon_tf.data import data_identity
+from supcon_tf.evaluation import metrics, predictions
+from supcon_tf.models import contrastive
 from supcon_tf.stages import chance, choices, memory_check, setup
 from supcon_tf.stages.run_directory import RunDirectory, artifacts_of, find_part
+from supcon_tf.training import progress, steps
 
 
 def train_classifier(
@@ -45,7 +48,7 @@ def train_classifier(
             linear_head = (
                 run.artifacts("pretrain").load_model("linear_head.keras")
                 if keeps_head
-                else models.create_linear_head(
+                else contrastive.create_linear_head(
                     encoder.output_shape[-1],
                     len(train_source.class_names),
                     normalize_embedding=flags.normalize_embedding,
@@ -119,7 +122,7 @@ def finish_classifier(
         figures: what the stage has to say of the training itself.
     """
     with strategy.scope():
-        classifier = models.create_classifier(encoder, linear_head)
+        classifier = contrastive.create_classifier(encoder, linear_head)
     with progress.waiting(
         f"{folder.stage}: evaluating on {test_source.num_examples:,} test images"
     ):
@@ -142,7 +145,7 @@ def finish_classifier(
 def predict(flags, strategy, model, source, *, image_size) -> tuple:
     """Outputs [M, ...] of a model on every image of a source, without augmentation, and labels."""
     with setup.naming_broken_images(source):
-        return evaluation.predict(
+        return predictions.predict(
             strategy,
             lambda images: model(images, training=False),
             setup.create_eval_batches(flags, source, image_size=image_size),

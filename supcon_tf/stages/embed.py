@@ -10,8 +10,11 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from supcon_tf import evaluation, files, progress, sources
+from supcon_tf.data import sources
+from supcon_tf.evaluation.predictions import create_predictor
 from supcon_tf.stages import eval_data, setup, trained
+from supcon_tf.storage import files
+from supcon_tf.training import progress
 
 
 def run(flags, strategy) -> dict:
@@ -80,7 +83,7 @@ def _outputs(flags, strategy, model, source):
     bar = tqdm(total=source.num_examples, desc="embed", unit="image", dynamic_ncols=True)
     done = 0
     with bar, setup.naming_broken_images(source):
-        for part in evaluation.create_predictor(strategy, model.outputs)(batches):
+        for part in create_predictor(strategy, model.outputs)(batches):
             order = np.argsort(part[0])
             index, outputs, labels = tf.nest.map_structure(lambda x: x[order], part)  # noqa: B023
             assert np.array_equal(index, np.arange(done, done + len(index)))

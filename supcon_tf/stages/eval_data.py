@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from supcon_tf import data_identity, sources
+from supcon_tf.data import data_identity, sources
 from supcon_tf.stages import setup
 from supcon_tf.stages.run_directory import RunDirectory
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 
-from supcon_tf import evaluation, files, metrics, progress
+from supcon_tf.evaluation import metrics, predictions
 from supcon_tf.stages import chance, eval_data, setup, trained
+from supcon_tf.storage import files
+from supcon_tf.training import progress
 
 
 def run(flags, strategy) -> dict:
@@ -84,7 +86,7 @@ def _predict(flags, strategy, model, source, limit=None):
     count = min(source.num_examples, limit or source.num_examples)
     waiting = progress.waiting(f"eval: computing the outputs for {count:,} images")
     with setup.naming_broken_images(source), waiting:
-        return evaluation.predict(strategy, model.outputs, batches)
+        return predictions.predict(strategy, model.outputs, batches)
 
 
 def _table(confusion, class_names):

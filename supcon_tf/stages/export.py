@@ -7,14 +7,16 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from supcon_tf import distribute, files, progress
+from supcon_tf import strategies
 from supcon_tf.stages import trained
 from supcon_tf.stages.run_directory import StageFolder
+from supcon_tf.storage import files
+from supcon_tf.training import progress
 
 
 def run(flags, strategy) -> dict:
     """Writes saved_model/ and class_names.json; always anew."""
-    if not distribute.is_chief(strategy):
+    if not strategies.is_chief(strategy):
         return {}
     # Without the strategy: what is exported runs on one device.
     with progress.waiting("export: loading the encoder"):

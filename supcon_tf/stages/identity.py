@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 
-from supcon_tf import command_line
+from supcon_tf.cli import command_line
 
 # Raised when the meaning of `identity.json` changes.
 FORMAT_VERSION = 1

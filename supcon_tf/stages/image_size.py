@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supcon_tf import sources
+from supcon_tf.data import sources
 
 # The largest size that is chosen for the user, by encoder.
 LARGEST_TINY_PX, LARGEST_PX = 32, 224

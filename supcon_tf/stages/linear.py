@@ -8,9 +8,13 @@ import time
 
 import numpy as np
 
-from supcon_tf import distribute, flag_rules, linear_fit, metrics, models, progress
-from supcon_tf.metrics_log import MetricsLog
+from supcon_tf import strategies
+from supcon_tf.cli import flag_rules
+from supcon_tf.evaluation import linear_fit, metrics
+from supcon_tf.models import contrastive
 from supcon_tf.stages import choices, classify, setup
+from supcon_tf.training import progress
+from supcon_tf.training.metrics_log import MetricsLog
 
 
 def run(flags, strategy) -> dict:
@@ -78,7 +82,7 @@ def _fit(flags, strategy, encoder, encoder_path, train_source, test_source):
                 flags, strategy, encoder, train_source, image_size=encoder.input_shape[1]
             )
         with strategy.scope():
-            head = models.create_linear_head(
+            head = contrastive.create_linear_head(
                 num_features, num_classes, normalize_embedding=flags.normalize_embedding
             )
         with progress.waiting("linear: fitting the classifier"):
@@ -107,7 +111,7 @@ def _fit_on_chief(flags, strategy, embeddings, labels, num_classes):
     """The chief's fit on every worker, because others may round differently."""
     shape = (embeddings.shape[1], num_classes)
     fitted = linear_fit.LinearFit(np.zeros(shape), np.zeros(num_classes), 0, 0.0, 0.0)
-    if distribute.is_chief(strategy):
+    if strategies.is_chief(strategy):
         fitted = linear_fit.fit(
             embeddings,
             labels,
@@ -115,7 +119,7 @@ def _fit_on_chief(flags, strategy, embeddings, labels, num_classes):
             normalize_embedding=flags.normalize_embedding,
             class_balanced=flags.class_balanced,
         )
-    kernel, bias, iterations, loss, accuracy = distribute.broadcast_from_chief(
+    kernel, bias, iterations, loss, accuracy = strategies.broadcast_from_chief(
         strategy, [np.asarray(value, np.float32) for value in dataclasses.astuple(fitted)]
     )
     return linear_fit.LinearFit(kernel, bias, int(iterations), float(loss), float(accuracy))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from supcon_tf import distribute, memory
+from supcon_tf import strategies
+from supcon_tf.training import memory
 
 
 def check_memory(flags, strategy, step, *, num_views: int) -> None:
@@ -39,7 +40,7 @@ def _estimate(flags, strategy, step, num_views, microbatch_size):
         step,
         images_per_replica=num_views * (microbatch_size or flags.batch_size // replicas),
         eval_images_per_replica=flags.eval_batch_size // replicas,
-        num_replicas=replicas // distribute.num_hosts(strategy),
+        num_replicas=replicas // strategies.num_hosts(strategy),
     )
 
 

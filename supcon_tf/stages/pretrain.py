@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import time
 
-from supcon_tf import (
-    data_identity,
-    evaluation,
-    flag_rules,
-    losses,
-    metrics,
-    models,
-    other_losses,
-    progress,
-    steps,
-)
-from supcon_tf.momentum_queue import MomentumQueue
+from supcon_tf.cli import flag_rules
+from supcon_tf.data import data_identity
+from supcon_tf.evaluation import metrics, predictions
+from supcon_tf.losses import baselines, supcon
+from supcon_tf.losses.momentum_queue import MomentumQueue
+from supcon_tf.models import contrastive
 from supcon_tf.stages import chance, choices, image_size, memory_check, setup
+from supcon_tf.training import progress, steps
 
 # The values of --loss beside supcon and cross_entropy.
 OTHER_LOSSES = {
-    "npairs": other_losses.NPairsLoss,
-    "triplet": other_losses.TripletLoss,
-    "max_margin": other_losses.MaxMarginLoss,
+    "npairs": baselines.NPairsLoss,
+    "triplet": baselines.TripletLoss,
+    "max_margin": baselines.MaxMarginLoss,
 }
 # k-NN looks at no more examples than these, so that it stays quick on large datasets.
 KNN_TRAIN_EXAMPLES, KNN_TEST_EXAMPLES = 10_000, 10_000
@@ -68,7 +63,7 @@ def run(flags, strategy) -> dict:
             )
 
         memory_check.check_memory(flags, strategy, step, num_views=flags.num_views)
-        embed = evaluation.create_predictor(strategy, lambda x: encoder(x, training=False))
+        embed = predictions.create_predictor(strategy, lambda x: encoder(x, training=False))
         parts = [
             (source, setup.create_eval_batches(flags, source, image_size=side, limit=limit))
             for source, limit in (
@@ -85,7 +80,7 @@ def run(flags, strategy) -> dict:
                 count = min(source.num_examples, KNN_TRAIN_EXAMPLES)
                 waiting = progress.waiting(f"pretrain: computing {count:,} embeddings for k-NN")
                 with setup.naming_broken_images(source), waiting:
-                    arrays += evaluation.in_order(embed(batches))
+                    arrays += predictions.in_order(embed(batches))
             test_labels.update(chance.of_labels(arrays[3]))
             with progress.waiting(f"pretrain: measuring k-NN on {len(arrays[0]):,} embeddings"):
                 return {"knn_accuracy": metrics.knn_accuracy(*arrays)}
@@ -140,7 +135,7 @@ def _save(step, folder):
     """The encoder, and what was trained beside it; what an earlier run left alone is removed."""
     parts = {"linear_head.keras": step.linear_head, "encoder.keras": step.encoder}
     if isinstance(step, steps.ContrastiveStep):
-        parts = {"projection_head.keras": models.create_projector(step.model), **parts}
+        parts = {"projection_head.keras": contrastive.create_projector(step.model), **parts}
     for name, model in parts.items():
         if model is not None:
             folder.artifacts.save_model(name, model)
@@ -173,7 +168,7 @@ def create_encoder(flags, image_size, whitening):
             "mean": mean,
             "std": std,
         }
-    return models.create_encoder(flags.encoder, **options)
+    return contrastive.create_encoder(flags.encoder, **options)
 
 
 def create_step(
@@ -184,7 +179,7 @@ def create_step(
     parts = [(encoder, flags.pretrain_use_encoder_weight_decay)]
     linear_head = probe = None
     if flags.loss == "cross_entropy" or flags.cross_entropy_weight:
-        linear_head = models.create_linear_head(
+        linear_head = contrastive.create_linear_head(
             encoder.output_shape[-1], num_classes, normalize_embedding=flags.normalize_embedding
         )
         parts.append((linear_head, True))
@@ -197,7 +192,7 @@ def create_step(
             label_smoothing=flags.pretrain_label_smoothing,
             train_encoder=True,
         )
-    head = models.ProjectionHead(
+    head = contrastive.ProjectionHead(
         flags.projection_head_layers,
         use_batch_norm=flags.projection_head_use_batch_norm,
         use_batch_norm_beta=flags.projection_head_use_batch_norm_beta,
@@ -211,8 +206,10 @@ def create_step(
         stop_gradient=flags.stop_gradient_before_classifier,
     )
     if flags.online_probe:
-        probe = models.create_linear_head(encoder.output_shape[-1], num_classes, name="probe")
-    model = models.ContrastiveModel(encoder, head, normalize_embedding=flags.normalize_embedding)
+        probe = contrastive.create_linear_head(encoder.output_shape[-1], num_classes, name="probe")
+    model = contrastive.ContrastiveModel(
+        encoder, head, normalize_embedding=flags.normalize_embedding
+    )
     loss, queue = _create_loss(flags), None
     if flags.queue_size:
         queue = MomentumQueue(
@@ -235,7 +232,7 @@ def create_step(
 def _create_loss(flags):
     if flags.loss in OTHER_LOSSES:
         return OTHER_LOSSES[flags.loss](reduction=None)
-    return losses.SupConLoss(
+    return supcon.SupConLoss(
         temperature=flags.temperature,
         contrast_mode=flags.contrast_mode,
         summation_location=flags.summation_location,

@@ -8,9 +8,13 @@ import textwrap
 import numpy as np
 import tensorflow as tf
 
-from supcon_tf import blur, distribute, files, pipeline, policies, progress
+from supcon_tf import strategies
+from supcon_tf.augment import blur, policies
+from supcon_tf.data import pipeline
 from supcon_tf.stages import image_size, setup
 from supcon_tf.stages.run_directory import StageFolder
+from supcon_tf.storage import files
+from supcon_tf.training import progress
 
 # Small images are shown with each pixel as a square, so that a tile has about this side.
 TILE_PX = 160
@@ -19,7 +23,7 @@ CAPTION_LINES = 4
 
 def run(flags, strategy) -> dict:
     """Writes preview.png, of the first batch of the pretrain stage; always anew."""
-    if not distribute.is_chief(strategy):
+    if not strategies.is_chief(strategy):
         return {}
     with StageFolder(flags, "preview", always_anew=True) as folder:
         train_source, _ = setup.load_sources(flags)

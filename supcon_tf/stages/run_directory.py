@@ -10,12 +10,15 @@ import tempfile
 import keras
 import tensorflow as tf
 
-from supcon_tf import checkpoint, command_line, data_identity, files
-from supcon_tf.artifacts import Artifacts
-from supcon_tf.data_identity import DataIdentity
-from supcon_tf.program import python_program
+from supcon_tf.cli import command_line
+from supcon_tf.cli.program import python_program
+from supcon_tf.data import data_identity
+from supcon_tf.data.data_identity import DataIdentity
 from supcon_tf.stages import identity, run_lock
 from supcon_tf.stages.identity import Identity
+from supcon_tf.storage import files
+from supcon_tf.storage.artifacts import Artifacts
+from supcon_tf.training import checkpoint
 
 # Where each part of a finished run is, the later stage first.
 PART_FILES = {

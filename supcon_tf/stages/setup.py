@@ -9,23 +9,16 @@ import os
 import keras
 import tensorflow as tf
 
-from supcon_tf import (
-    checkpoint,
-    decode,
-    distribute,
-    flag_rules,
-    models,
-    optimizers,
-    pipeline,
-    policies,
-    progress,
-    sources,
-    warm_start,
-    whitening,
-)
-from supcon_tf import train as training
-from supcon_tf.folder_layout import printable
+from supcon_tf import strategies
+from supcon_tf.augment import policies
+from supcon_tf.cli import flag_rules
+from supcon_tf.data import decode, pipeline, sources, whitening
+from supcon_tf.data.folder_layout import printable
+from supcon_tf.interop import warm_start
+from supcon_tf.models import contrastive
 from supcon_tf.stages.run_directory import StageFolder, find_part
+from supcon_tf.training import checkpoint, optimizers, progress
+from supcon_tf.training import loop as training
 
 # Spread evenly over the training images.
 WHITENING_EXAMPLES = 2_000
@@ -38,11 +31,11 @@ def start(flags) -> tf.distribute.Strategy:
         ValueError: no such devices, or jit_compile over several replicas.
     """
     if flags.logical_cpus > 1:
-        distribute.split_cpu(flags.logical_cpus)
+        strategies.split_cpu(flags.logical_cpus)
     if flags.deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.config.set_dtype_policy(flags.precision)
-    strategy = distribute.create_strategy(
+    strategy = strategies.create_strategy(
         flags.strategy,
         tpu_name=flags.tpu_name,
         tpu_zone=flags.tpu_zone,
@@ -54,19 +47,19 @@ def start(flags) -> tf.distribute.Strategy:
             "compile what they exchange. Leave it out, or take --strategy=one_device."
         )
     print(describe_devices(flags, strategy), flush=True)
-    if not distribute.is_chief(strategy):
+    if not strategies.is_chief(strategy):
         print("The output of the chief, worker 0, tells how the run goes.", flush=True)
     return strategy
 
 
 def describe_devices(flags, strategy) -> str:
     """What the run runs on, in one line."""
-    replicas, hosts = strategy.num_replicas_in_sync, distribute.num_hosts(strategy)
+    replicas, hosts = strategy.num_replicas_in_sync, strategies.num_hosts(strategy)
     kind = next(kind for kind in ("TPU", "GPU", "CPU") if tf.config.list_logical_devices(kind))
     scope = "over all replicas" if flags.use_global_batch_norm else "of each replica"
     return (
         f"TensorFlow {tf.__version__}, Keras {keras.__version__}; "
-        f"{distribute.strategy_name(strategy)}: {replicas} replica(s) on {hosts} host(s) ({kind}), "
+        f"{strategies.strategy_name(strategy)}: {replicas} replica(s) on {hosts} host(s) ({kind}), "
         f"{flags.batch_size / replicas:g} examples per replica, {flags.precision}, "
         f"batch norm {scope}."
     )
@@ -79,14 +72,14 @@ def open_folder(flags, strategy, stage: str, **options):
     The chief goes in first, because it may refuse the flags, and nobody leaves before the
     others: the next stage reads what the chief has written at the end of this one.
     """
-    is_chief = distribute.is_chief(strategy)
+    is_chief = strategies.is_chief(strategy)
     if not is_chief:
-        distribute.gather_from_workers(strategy, 0)
+        strategies.gather_from_workers(strategy, 0)
     with StageFolder(flags, stage, is_chief=is_chief, **options) as folder:
         if is_chief:
-            distribute.gather_from_workers(strategy, 0)
+            strategies.gather_from_workers(strategy, 0)
         yield folder
-        distribute.gather_from_workers(strategy, 0)
+        strategies.gather_from_workers(strategy, 0)
 
 
 def load_sources(flags) -> tuple[sources.Source, sources.Source]:
@@ -306,7 +299,7 @@ def create_optimizer(flags, stage: str, schedule, *, parts) -> keras.optimizers.
         rmsprop_epsilon=flags[f"{stage}_rmsprop_epsilon"].value,
     )
     # Not by --precision: a loaded encoder computes as it was saved.
-    if any(models.computes_in_float16(model) for model, _ in parts):
+    if any(contrastive.computes_in_float16(model) for model, _ in parts):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
 

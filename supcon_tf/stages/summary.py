@@ -7,7 +7,7 @@ import textwrap
 
 import tensorflow as tf
 
-from supcon_tf.program import python_program
+from supcon_tf.cli.program import python_program
 from supcon_tf.stages import advice, chance
 from supcon_tf.stages.evaluate import describe_top_k
 from supcon_tf.stages.run_directory import RunDirectory

@@ -7,7 +7,7 @@ import dataclasses
 import keras
 import tensorflow as tf
 
-from supcon_tf import models
+from supcon_tf.models import contrastive
 from supcon_tf.stages.run_directory import RunDirectory
 
 
@@ -95,7 +95,7 @@ def _load_classifier(run, stage):
         )
     # The projection head belongs to the encoder before the fine-tuning.
     projector = _projector(pretrained) if has_encoder and stage != "finetune" else None
-    encoder, head = models.split_classifier(artifacts.load_model("classifier.keras"))
+    encoder, head = contrastive.split_classifier(artifacts.load_model("classifier.keras"))
     names = tuple(artifacts.read_json("class_names.json", list))
     return Trained(encoder, path, stage, projector, head, names)
 

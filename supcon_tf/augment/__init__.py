@@ -1,0 +1,1 @@
+"""Augmentation policies and their image operations."""

@@ -1,0 +1,1 @@
+"""The command line: every flag, and the rules between flags."""

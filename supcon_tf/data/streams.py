@@ -1,0 +1,203 @@
+"""TensorFlow Datasets as a source: examples are read from its files in order, or shuffled."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+
+import tensorflow as tf
+
+from supcon_tf.data.decode import MAX_PIXELS, decode_image
+
+# How many bytes of encoded examples the shuffle of a stream may hold on each host. All of CIFAR-10
+# takes 0.1 GiB, so it is shuffled fully; of ImageNet 2 GiB are some 18,000 examples.
+SHUFFLE_BYTES = 2 * 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamSource:
+    """A split of a TFDS builder, read as (encoded bytes, label).
+
+    Attributes:
+        shuffle_buffer: how many encoded examples a shuffle holds in memory; None: all.
+        label_noise: the share of labels that `with_label_noise` replaces, and its seed.
+        max_pixels: an image of more pixels is not decoded.
+    """
+
+    builder: object
+    split: str
+    num_examples: int
+    class_names: tuple[str, ...]
+    shuffle_buffer: int | None = None
+    label_noise: tuple[float, int] = (0.0, 0)
+    max_pixels: int = MAX_PIXELS
+
+    def examples(
+        self, *, seed: int | None, start: int = 0, host: int = 0, num_hosts: int = 1
+    ) -> tf.data.Dataset:
+        """Encoded examples of this host: once and in order without a seed, else endless.
+
+        With a seed, each epoch is shuffled with numbers drawn from (seed, epoch), so the stream
+        is the same at every start. Examples that all fit into the buffer are read once, kept in
+        memory, and fully shuffled. Else every epoch reads the files in another order, 16 at a
+        time, through the buffer. Skips the first `start` examples: whole epochs at no cost, the
+        rest undecoded.
+        """
+        place = {"host": host, "num_hosts": num_hosts}
+        if seed is None:
+            return self._labelled(self._stored(**place))
+        in_memory = None
+        if self.shuffle_buffer is None or self.shuffle_buffer >= self.num_examples:
+            in_memory = self._labelled(self._stored(**place)).cache()
+
+        def shuffle(epoch):
+            # Of this function's graph alone, in place of the global seed: that would change the
+            # order, and 0, its most common value, fails with a seed that is a tensor.
+            tf.random.set_seed(1)
+            epoch_seed = seed * 1_000_003 + epoch
+            if in_memory is not None:
+                return in_memory.shuffle(self.num_examples, seed=epoch_seed)
+            files = self._stored(file_seed=epoch_seed, **place)
+            return self._labelled(files).shuffle(self.shuffle_buffer, seed=epoch_seed)
+
+        first_epoch, passed = divmod(start, self.num_examples // num_hosts)
+        # A range and no counter, because workers of a data service share a range.
+        epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
+        return epochs.flat_map(shuffle).skip(passed)
+
+    def named_examples(self) -> tf.data.Dataset:
+        """Every example once and in order: (encoded bytes, label as stored, name)."""
+        return self._stored().map(
+            lambda example: (example["image"], example["label"], example["tfds_id"])
+        )
+
+    def _stored(self, *, file_seed=None, host=0, num_hosts=1):
+        """One epoch of this host's examples as TFDS gives them, undecoded; with a seed the files
+        in an order drawn from it."""
+        import tensorflow_datasets as tfds
+
+        read_config = tfds.ReadConfig(
+            try_autocache=False,
+            interleave_cycle_length=1 if file_seed is None else 16,
+            add_tfds_id=True,
+            shuffle_seed=file_seed,
+            enable_ordering_guard=False,
+        )
+        split = self.split
+        if num_hosts > 1:
+            split = tfds.split_for_jax_process(split, process_index=host, process_count=num_hosts)
+        return self.builder.as_dataset(
+            split=split,
+            shuffle_files=file_seed is not None,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            read_config=read_config,
+        )
+
+    def _labelled(self, stored):
+        return stored.map(
+            lambda example: (example["image"], self._label(example["label"], example["tfds_id"]))
+        )
+
+    def _label(self, label, name):
+        """The label as int32, checked, and replaced where this example's noise has it so."""
+        label, count = tf.cast(label, tf.int32), len(self.class_names)
+        text = tf.strings.format(
+            "the example {} has the label {}, but there are {} classes, numbered from 0.",
+            (name, label, count),
+        )
+        with tf.control_dependencies([tf.debugging.Assert((label >= 0) & (label < count), [text])]):
+            label = tf.identity(label)
+        probability, seed = self.label_noise
+        if not probability:
+            return label
+        # Any host, epoch or start meets an example under the same name.
+        buckets = 2**31
+        chosen, other = (
+            tf.strings.to_hash_bucket_strong(name, buckets, key=[seed, stream]) for stream in (0, 1)
+        )
+        is_noise = tf.cast(chosen, tf.float64) < probability * buckets
+        return tf.where(is_noise, tf.cast(other % count, tf.int32), label)
+
+
+def suggest_names(dataset: str) -> list[str]:
+    """Up to three datasets with names like this one, without asking the network.
+
+    If TensorFlow Datasets knows the name itself, its version or configuration is what is wrong,
+    and there is nothing to suggest.
+    """
+    import tensorflow_datasets as tfds
+
+    known = [*tfds.list_builders(with_community_datasets=False), "digits", "folder"]
+    name = re.split("[/:]", dataset)[0]
+    if name in known:
+        return []
+    name = name.lower()
+    longer = sorted((other for other in known if other.startswith(name)), key=len)
+    return list(dict.fromkeys([*longer, *difflib.get_close_matches(name, known)]))[:3]
+
+
+def load_stream(dataset: str, split: str, data_dir: str | None = None) -> StreamSource:
+    """The split of a TFDS dataset, prepared if it is not; a dataset without "test" gives its
+    "validation".
+
+    Raises:
+        ValueError: unknown dataset, no images with labels, or no such split.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(dataset, data_dir=data_dir, try_gcs=False)
+    except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
+        # The last two come from a version or configuration that the dataset does not have.
+        names = suggest_names(dataset)
+        hint = f" Did you mean --dataset={' or --dataset='.join(names)}?" if names else ""
+        where = f", nor prepared in --data_dir={data_dir}" if data_dir else ""
+        raise ValueError(
+            f"Unknown dataset {dataset!r}: it is neither 'digits' nor 'folder' nor a TensorFlow "
+            f"Datasets name (https://www.tensorflow.org/datasets/catalog){where}.{hint} "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from error
+    features = builder.info.features
+    if not features or not {"image", "label"} <= set(features):
+        raise ValueError(
+            f"The dataset {dataset!r} has the features {sorted(features or ())}; image "
+            "classification needs 'image' and 'label'."
+        )
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # Whatever the download or a manual step raises.
+        raise ValueError(f"The dataset {dataset!r} could not be prepared: {error}") from error
+    available = list(builder.info.splits)
+    wanted = ("train",) if split == "train" else ("test", "validation")
+    name = next((name for name in wanted if name in available), None)
+    if name is None:
+        raise ValueError(
+            f"The dataset {dataset!r} has the splits {available}, but {' or '.join(wanted)} is "
+            "needed."
+        )
+    info = builder.info.splits[name]
+    return StreamSource(
+        builder,
+        name,
+        info.num_examples,
+        tuple(features["label"].names),
+        shuffle_buffer=_shuffle_buffer(info.num_examples, info.num_bytes),
+    )
+
+
+def _shuffle_buffer(num_examples, num_bytes):
+    """How many examples of average size fit into SHUFFLE_BYTES; None if all do."""
+    if num_bytes <= SHUFFLE_BYTES:
+        return None
+    return max(1, num_examples * SHUFFLE_BYTES // num_bytes)
+
+
+def find_broken(source: StreamSource) -> str | None:
+    """The name of the first example that cannot be decoded; reads the source up to it."""
+    for encoded, _, name in source.named_examples():
+        try:
+            decode_image(encoded, max_pixels=source.max_pixels)
+        except tf.errors.InvalidArgumentError:
+            return name.numpy().decode()
+    return None

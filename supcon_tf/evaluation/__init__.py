@@ -1,0 +1,1 @@
+"""Predictions over a whole dataset, and the metrics computed from them."""

@@ -1,0 +1,1 @@
+"""Weights from other runs and from other projects."""

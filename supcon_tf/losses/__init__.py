@@ -1,0 +1,1 @@
+"""The supervised contrastive loss, and the losses that the paper compares it with."""

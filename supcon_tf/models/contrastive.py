@@ -1,0 +1,307 @@
+"""What is trained around an encoder: projection head, contrastive model, linear classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+from supcon_tf.models import applications, pixel_values, resnet
+
+
+def create_encoder(architecture: str = "tiny", **options) -> keras.Model:
+    """An encoder by name: float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
+
+    Args:
+        architecture: one of `resnet.ARCHITECTURES`, or a network of Keras such as
+            "keras.applications.EfficientNetV2B0".
+        **options: the keyword arguments of `resnet.create_resnet`, or of
+            `applications.create_application`.
+
+    The encoder scales the images itself and, as a plain Keras model, does not check them: to it
+    images in 0..1 are almost black, and their embeddings say little.
+    """
+    if architecture.startswith(applications.PREFIX):
+        return applications.create_application(architecture, **options)
+    return resnet.create_resnet(architecture=architecture, **options)
+
+
+def check_encoder(encoder: keras.Model) -> None:
+    """Raises ValueError unless the model is float32 [B, S, S, 3] -> float32 [B, F].
+
+    The values go from 0 to 255, which no check can see.
+    """
+    inputs, outputs = (getattr(encoder, name, None) or [] for name in ("inputs", "outputs"))
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ValueError(
+            f"The encoder {encoder.name!r} has {len(inputs)} inputs and {len(outputs)} outputs: "
+            "expected a functional or Sequential Keras model that starts with "
+            'keras.Input([S, S, 3], dtype="float32") and gives features [B, F].'
+        )
+    (images,), (features,) = inputs, outputs
+    if len(images.shape) != 4 or images.shape[-1] != 3 or images.dtype != "float32":
+        raise ValueError(
+            f"The encoder {encoder.name!r} takes {images.dtype} {tuple(images.shape)}: expected "
+            "images float32 [B, S, S, 3] with values from 0 to 255. (Other types would cut off "
+            "what lies between two whole numbers.)"
+        )
+    if len(features.shape) != 2 or features.shape[-1] is None or features.dtype != "float32":
+        raise ValueError(
+            f"The encoder {encoder.name!r} gives {features.dtype} {tuple(features.shape)}: "
+            "expected features float32 [B, F]; end it with GlobalAveragePooling2D"
+            '(dtype="float32") or the like.'
+        )
+
+
+def computes_in_float16(model: layers.Layer) -> bool:
+    """Whether any layer does, so that small gradients would vanish without loss scaling."""
+    return any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
+
+
+@keras.saving.register_keras_serializable(package="supcon_tf")
+class ProjectionHead(layers.Layer):
+    """A multi-layer perceptron with an L2-normalised output, as in the reference.
+
+    Dense -> (batch norm) -> ReLU for every layer but the last, which is linear and has no bias.
+    With batch norm no layer has a bias. Kernels start normal with deviation 0.01.
+
+    Args:
+        layer_sizes: output size of each layer; the last is D, the size of the contrast.
+        use_batch_norm: batch norm after every layer but the last.
+        use_batch_norm_beta: whether that batch norm learns an offset.
+        use_global_batch_norm: its statistics over all replicas instead of each its own.
+
+    Input float [B, F], output float32 [B, D] of unit norm.
+    """
+
+    def __init__(
+        self,
+        layer_sizes: Sequence[int] = (128,),
+        *,
+        use_batch_norm: bool = False,
+        use_batch_norm_beta: bool = True,
+        use_global_batch_norm: bool = True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.layer_sizes = tuple(int(size) for size in layer_sizes)
+        if not self.layer_sizes or min(self.layer_sizes) < 1:
+            raise ValueError(
+                f"projection head layers {self.layer_sizes}: expected one or more sizes of at "
+                "least 1, such as 2048,128."
+            )
+        self.use_batch_norm = use_batch_norm
+        self.use_batch_norm_beta = use_batch_norm_beta
+        self.use_global_batch_norm = use_global_batch_norm
+        last = len(self.layer_sizes) - 1
+        steps = []
+        for index, size in enumerate(self.layer_sizes):
+            steps.append(
+                layers.Dense(
+                    size,
+                    use_bias=index < last and not use_batch_norm,
+                    kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+                    dtype=self.dtype_policy,
+                    name=f"dense{index}",
+                )
+            )
+            if index < last:
+                if use_batch_norm:
+                    steps.append(
+                        layers.BatchNormalization(
+                            momentum=resnet.BATCH_NORM_MOMENTUM,
+                            epsilon=resnet.BATCH_NORM_EPSILON,
+                            center=use_batch_norm_beta,
+                            synchronized=use_global_batch_norm,
+                            dtype=self.dtype_policy,
+                            name=f"batch_normalization{index}",
+                        )
+                    )
+                steps.append(layers.ReLU(dtype=self.dtype_policy))
+        steps.append(layers.UnitNormalization(dtype="float32"))
+        self.steps = tuple(steps)  # tf.train.Checkpoint does not look into a list of Keras.
+
+    def build(self, input_shape):
+        if len(input_shape) != 2:
+            raise ValueError(f"ProjectionHead takes [batch, features], not {tuple(input_shape)}.")
+        for step in self.steps:
+            step.build(input_shape)
+            input_shape = step.compute_output_shape(input_shape)
+
+    def call(self, embeddings, training=None):
+        x = embeddings
+        for step in self.steps:
+            is_batch_norm = isinstance(step, layers.BatchNormalization)
+            x = step(x, training=training) if is_batch_norm else step(x)
+        return x
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.layer_sizes[-1])
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "layer_sizes": list(self.layer_sizes),
+            "use_batch_norm": self.use_batch_norm,
+            "use_batch_norm_beta": self.use_batch_norm_beta,
+            "use_global_batch_norm": self.use_global_batch_norm,
+        }
+
+
+@keras.saving.register_keras_serializable(package="supcon_tf")
+class ContrastiveModel(keras.Model):
+    """Encoder, L2 norm, projection head, L2 norm, over all views of a batch at once.
+
+    Args:
+        encoder: any Keras model float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
+        projection_head: a layer [B, F] -> [B, D]; by default one linear layer of 128.
+        normalize_embedding: L2-normalise the encoder's output before the head.
+
+    Input [B, V, S, S, 3] (uint8 or float, 0..255) or [B, S, S, 3] for one view; output float32
+    [B, V, D] of unit norm, ready for `SupConLoss`. Images in 0..1 give a warning. Raises
+    ValueError for another encoder.
+    """
+
+    def __init__(
+        self,
+        encoder: keras.Model,
+        projection_head: layers.Layer | None = None,
+        *,
+        normalize_embedding: bool = True,
+        **kwargs,
+    ):
+        # Not cast to the precision of the policy: 0..255 would lose its fractions.
+        super().__init__(autocast=False, **kwargs)
+        check_encoder(encoder)
+        self.encoder = encoder
+        self.projection_head = (
+            ProjectionHead(name="projection_head") if projection_head is None else projection_head
+        )
+        self.normalize_embedding = normalize_embedding
+        self.embedding_norm = layers.UnitNormalization(dtype="float32")
+        if not self.projection_head.built:  # A loaded head comes built.
+            self.projection_head.build((None, encoder.output_shape[-1]))
+        self.built = True  # Every variable is there: nothing waits for the first batch.
+
+    def fit(self, x=None, *args, **kwargs):
+        return super().fit(pixel_values.check_input(x), *args, **kwargs)
+
+    def evaluate(self, x=None, *args, **kwargs):
+        return super().evaluate(pixel_values.check_input(x), *args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        return super().predict(pixel_values.check_input(x), *args, **kwargs)
+
+    def call(self, images, training=None, return_embeddings=False):
+        embeddings = self.embed(images, training=training)
+        projections = self.project(embeddings, training=training)
+        return (embeddings, projections) if return_embeddings else projections
+
+    def embed(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """The encoder's own output, not normalised. [B, V, S, S, 3] -> float32 [B, V, F]."""
+        if tf.executing_eagerly():
+            pixel_values.warn_if_scaled(images)
+        images = tf.cast(images, tf.float32)
+        if images.shape.rank == 4:
+            images = images[:, None]
+        _, num_views, side, _, channels = images.shape
+        batch = tf.shape(images)[0]
+        flat = tf.reshape(images, [batch * num_views, side, side, channels])  # [B V, S, S, 3]
+        features = self.encoder(flat, training=training)
+        return tf.reshape(features, [batch, num_views, features.shape[-1]])
+
+    def project(self, embeddings: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """[B, V, F] -> unit vectors float32 [B, V, D]."""
+        batch, num_views = tf.shape(embeddings)[0], embeddings.shape[1]
+        flat = tf.reshape(embeddings, [batch * num_views, embeddings.shape[-1]])
+        if self.normalize_embedding:
+            flat = self.embedding_norm(flat)
+        projections = self.projection_head(flat, training=training)
+        return tf.reshape(projections, [batch, num_views, projections.shape[-1]])
+
+    def compute_output_shape(self, input_shape):
+        num_views = input_shape[1] if len(input_shape) == 5 else 1
+        head_shape = self.projection_head.compute_output_shape(
+            (None, self.encoder.output_shape[-1])
+        )
+        return (input_shape[0], num_views, head_shape[-1])
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "projection_head": keras.saving.serialize_keras_object(self.projection_head),
+            "normalize_embedding": self.normalize_embedding,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        for part in ("encoder", "projection_head"):
+            config[part] = keras.saving.deserialize_keras_object(config[part])
+        return cls(**config)
+
+
+def create_linear_head(
+    num_features: int,
+    num_classes: int,
+    *,
+    normalize_embedding: bool = True,
+    zero_initialize: bool = False,
+    name: str = "linear_head",
+) -> keras.Model:
+    """One linear layer on embeddings: float32 [B, F] -> logits float32 [B, C].
+
+    Args:
+        num_features: F.
+        num_classes: C.
+        normalize_embedding: L2-normalise the embedding first.
+        zero_initialize: start the kernel at zero instead of Glorot uniform.
+    """
+    embeddings = keras.Input([num_features], dtype="float32")
+    x = embeddings
+    if normalize_embedding:
+        x = layers.UnitNormalization(dtype="float32")(x)
+    logits = layers.Dense(
+        num_classes,
+        kernel_initializer="zeros" if zero_initialize else "glorot_uniform",
+        dtype="float32",
+        name="logits",
+    )(x)
+    return keras.Model(embeddings, logits, name=name)
+
+
+def create_classifier(encoder: keras.Model, linear_head: keras.Model) -> keras.Model:
+    """Encoder and linear head as one model: images 0..255 [B, S, S, 3] -> logits [B, C].
+
+    Batch norm of the encoder runs in inference mode whatever the caller says, because the
+    encoder is frozen.
+    """
+    images = keras.Input(encoder.input_shape[1:], dtype="float32", name="image")
+    encoder.trainable = False
+    return keras.Model(images, linear_head(encoder(images, training=False)), name="classifier")
+
+
+def split_classifier(classifier: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """The encoder and the linear head of what `create_classifier` made.
+
+    Raises:
+        ValueError: a model of another form.
+    """
+    parts = [layer for layer in classifier.layers if isinstance(layer, keras.Model)]
+    if len(parts) != 2:
+        raise ValueError(
+            f"The model {classifier.name!r} has the layers "
+            f"{[layer.name for layer in classifier.layers]}: a classifier consists of an encoder "
+            "and a linear head, as create_classifier puts them together."
+        )
+    return tuple(parts)
+
+
+def create_projector(model: ContrastiveModel) -> keras.Model:
+    """The part behind the encoder as a model of its own: [B, F] -> unit vectors [B, D]."""
+    embeddings = keras.Input([model.encoder.output_shape[-1]], dtype="float32")
+    x = model.embedding_norm(embeddings) if model.normalize_embedding else embeddings
+    return keras.Model(embeddings, model.projection_head(x), name="projection_head")

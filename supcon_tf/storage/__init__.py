@@ -1,0 +1,1 @@
+"""Files and artefacts that are written whole, recorded and checked when read."""

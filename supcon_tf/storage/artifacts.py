@@ -1,0 +1,218 @@
+"""The artefacts of one folder: written whole, recorded with a checksum, checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+
+import h5py
+import keras
+import tensorflow as tf
+
+from supcon_tf.storage import files
+
+MANIFEST = "artifacts.json"
+
+
+class Artifacts:
+    """What one stage leaves in its folder, and `artifacts.json`, which records it.
+
+    Args:
+        folder: where the artefacts are.
+        output_folder: where this process writes them; default: `folder`.
+        remedy: the command that makes the artefacts again, for messages.
+    """
+
+    def __init__(self, folder: str, *, output_folder: str | None = None, remedy: str = ""):
+        self.folder = folder
+        self._output_folder = output_folder or folder
+        self._remedy = remedy
+        self._written: set[str] = set()
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    # Writing.
+
+    def path_to_write(self, name: str) -> str:
+        """Where this process writes an artefact that `seal` is to record."""
+        self._written.add(name)
+        return os.path.join(self._output_folder, name)
+
+    def write_json(self, name: str, value) -> None:
+        files.write_json(self.path_to_write(name), value)
+
+    def write_text(self, name: str, text: str) -> None:
+        files.write_whole(self.path_to_write(name), text)
+
+    def save_model(self, name: str, model: keras.Model) -> None:
+        with files.writing(self.path_to_write(name)) as temporary:
+            model.save(temporary)
+
+    def remove(self, name: str) -> None:
+        """Removes what an earlier run left and this one does not make."""
+        files.remove(self.path(name))
+
+    def seal(self) -> None:
+        """Records size and checksum of all that was written; the last thing a stage does."""
+        entries = {name: _describe(self.path(name)) for name in sorted(self._written)}
+        files.write_sealed(self.path(MANIFEST), {"files": entries})
+
+    # Reading.
+
+    def has(self, name: str) -> bool:
+        """Whether the stage made this artefact, or somebody put one there."""
+        return name in self._recorded() or tf.io.gfile.exists(self.path(name))
+
+    def problems(self) -> dict[str, str]:
+        """Name to what is wrong with it, for every recorded artefact that is not as it was."""
+        try:
+            recorded = files.read_sealed(self.path(MANIFEST))
+        except ValueError as error:
+            return {MANIFEST: str(error)}
+        if recorded is None:
+            return {MANIFEST: f"{self.path(MANIFEST)} is missing."}
+        return self._problems(recorded["files"])
+
+    def check(self, name: str) -> str:
+        """The path of an artefact that is as it was written.
+
+        A folder without a record, such as one put together by hand, is taken as it is.
+
+        Raises:
+            ValueError: it is missing or damaged; the message names the remedy.
+        """
+        try:
+            recorded = files.read_sealed(self.path(MANIFEST))
+        except ValueError as error:
+            raise self.damaged(str(error)) from error
+        if recorded is None and tf.io.gfile.exists(self.path("result.json")):
+            raise self.damaged(f"{self.path(MANIFEST)} is missing.")
+        entry = (recorded or {"files": {}})["files"].get(name)
+        problem = self._problem(name, entry) if entry else None
+        if problem:  # Perhaps it is the record that is wrong.
+            problem = self._problems(recorded["files"]).get(MANIFEST, problem)
+        if entry is None and not tf.io.gfile.exists(self.path(name)):
+            problem = f"{self.path(name)} is missing."
+        if problem:
+            raise self.damaged(problem)
+        return self.path(name)
+
+    def load_model(self, name: str) -> keras.Model:
+        """The model in a checked artefact."""
+        path = self.check(name)
+        try:
+            return keras.models.load_model(path)
+        except Exception as error:  # Whatever the readers of zip, JSON and HDF5 raise.
+            raise self.damaged(f"{path} cannot be loaded: {files.first_line(error)}") from error
+
+    def read_json(self, name: str, kind: type):
+        """The value in a checked JSON artefact, which is of one kind."""
+        path = self.check(name)
+        try:
+            value = files.read_json(path)
+        except ValueError as error:
+            raise self.damaged(str(error)) from error
+        if not isinstance(value, kind):
+            raise self.damaged(f"{path} is damaged: it holds no {kind.__name__}.")
+        return value
+
+    def identity(self, name: str) -> str:
+        """What `model_identity` says of a saved model, from the record where there is one."""
+        entry = self._recorded().get(name)
+        if entry and "identity" in entry:
+            return entry["identity"]
+        path = self.check(name)
+        try:
+            return model_identity(path)
+        except Exception as error:  # As in load_model.
+            raise self.damaged(f"{path} cannot be loaded: {files.first_line(error)}") from error
+
+    def damaged(self, problem: str) -> ValueError:
+        return ValueError(f"{problem} Make it again with:\n    {self._remedy}")
+
+    def _recorded(self):
+        try:
+            return (files.read_sealed(self.path(MANIFEST)) or {"files": {}})["files"]
+        except ValueError:
+            return {}
+
+    def _problems(self, entries):
+        found = {name: self._problem(name, entry) for name, entry in entries.items()}
+        found = {name: problem for name, problem in found.items() if problem}
+        if len(found) > len(entries) / 2:
+            path = self.path(MANIFEST)
+            return {MANIFEST: f"{path} is damaged: it does not describe the files beside it."}
+        return found
+
+    def _problem(self, name, entry):
+        path = self.path(name)
+        if not tf.io.gfile.exists(path):
+            return f"{path} is missing."
+        if tf.io.gfile.isdir(path) != ("files" in entry):
+            return f"{path} is damaged: it is not what the run wrote."
+        if "files" in entry:
+            nested = ((f"{name}/{part}", value) for part, value in entry["files"].items())
+            return next(filter(None, (self._problem(*part) for part in nested)), None)
+        size = tf.io.gfile.stat(path).length
+        if size != entry["bytes"]:
+            return f"{path} is damaged: it has {size:,} bytes, not the {entry['bytes']:,} written."
+        if files.sha256(path) != entry["sha256"]:
+            return f"{path} is damaged: its checksum is not that of what was written."
+        return None
+
+
+def _describe(path):
+    if tf.io.gfile.isdir(path):
+        names = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(path))
+        return {"files": {name: _describe(os.path.join(path, name)) for name in names}}
+    entry = {"bytes": tf.io.gfile.stat(path).length, "sha256": files.sha256(path)}
+    if path.endswith(".keras"):
+        entry["identity"] = model_identity(path)
+    return entry
+
+
+def model_identity(path: str) -> str:
+    """A hash of the layers and weights in a `.keras` file.
+
+    Unlike the bytes of the file, which hold the time of saving and the names that Keras counted
+    up, it is the same whenever the same model is saved.
+    """
+    with tf.io.gfile.GFile(path, "rb") as file:
+        archive = zipfile.ZipFile(io.BytesIO(file.read()))
+    config = json.loads(archive.read("config.json"))
+    names: dict[str, str] = {}
+    _collect_names(config, names)
+    digest = hashlib.sha256(json.dumps(_renamed(config, names), sort_keys=True).encode())
+    with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as weights:
+
+        def add(name, item):
+            if isinstance(item, h5py.Dataset):
+                digest.update(f"{name} {item.shape} {item.dtype}".encode())
+                digest.update(item[()].tobytes())
+
+        weights.visititems(add)
+    return digest.hexdigest()
+
+
+def _collect_names(config, names):
+    """Name of each layer to its place in the order of the configuration."""
+    if isinstance(config, dict):
+        is_layer = "class_name" in config and isinstance(config.get("config"), dict)
+        if is_layer and isinstance(config["config"].get("name"), str):
+            names.setdefault(config["config"]["name"], f"layer {len(names)}")
+        config = list(config.values())
+    for item in config if isinstance(config, list) else ():
+        _collect_names(item, names)
+
+
+def _renamed(config, names):
+    if isinstance(config, dict):
+        kept = {key: value for key, value in config.items() if key != "shared_object_id"}
+        return {key: _renamed(value, names) for key, value in kept.items()}
+    if isinstance(config, list):
+        return [_renamed(value, names) for value in config]
+    return names.get(config, config) if isinstance(config, str) else config

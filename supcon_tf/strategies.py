@@ -1,0 +1,279 @@
+"""Distribution strategies: which devices train, and what the workers agree on."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import threading
+
+import numpy as np
+import tensorflow as tf
+
+from supcon_tf import collectives
+
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
+
+
+def create_strategy(
+    name: str = "auto",
+    *,
+    tpu_name: str | None = None,
+    tpu_zone: str | None = None,
+    gcp_project: str | None = None,
+) -> tf.distribute.Strategy:
+    """The strategy of that name on the devices that TensorFlow sees.
+
+    Args:
+        name: "one_device"; "mirrored" over all GPUs, or without any over all logical CPUs;
+            "multi_worker" over the processes that TF_CONFIG or SLURM names, each with its GPUs
+            or its CPU, to be made before TensorFlow touches any device; "tpu". "auto" takes
+            tpu if there is a tpu_name, multi_worker if TF_CONFIG or SLURM names several
+            processes, mirrored for several GPUs, else one device.
+        tpu_name, tpu_zone, gcp_project: where the TPU is; "local" on the TPU's own machine.
+
+    Raises:
+        ValueError: unknown name, no TPU, or no cluster of several processes.
+    """
+    if name not in STRATEGIES:
+        raise ValueError(f"Unknown strategy {name!r}: choose one of {', '.join(STRATEGIES)}.")
+    if name == "tpu" or (name == "auto" and tpu_name):
+        return _create_tpu_strategy(tpu_name, tpu_zone, gcp_project)
+    resolver = find_cluster() if name in ("auto", "multi_worker") else None
+    if resolver:
+        print(
+            f"{resolver.task_type} {resolver.task_id} of {_count_tasks(resolver)} workers: waiting "
+            "for the others.",
+            flush=True,
+        )
+        with _keeping_sigterm():
+            return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    if name == "multi_worker":
+        raise ValueError(
+            "strategy=multi_worker found no cluster: neither does TF_CONFIG name several workers "
+            "nor does SLURM say that this is a step of several tasks. Start every worker with "
+            'TF_CONFIG=\'{"cluster": {"worker": ["host0:port", "host1:port"]}, '
+            '"task": {"type": "worker", "index": 0}}\', or all of them with srun.'
+        )
+    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
+    cpus = [device.name for device in tf.config.list_logical_devices("CPU")]
+    if name == "auto":
+        name = "mirrored" if len(gpus) > 1 else "one_device"
+    if name == "one_device":
+        return tf.distribute.OneDeviceStrategy((gpus or cpus)[0])
+    return tf.distribute.MirroredStrategy(gpus or cpus)
+
+
+@contextlib.contextmanager
+def _keeping_sigterm():
+    """Puts Python's handler back: TensorFlow's coordination service takes SIGTERM for itself."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _create_tpu_strategy(tpu_name, tpu_zone, gcp_project):
+    if not tpu_name:
+        raise ValueError("strategy=tpu needs the TPU's name; on the TPU's own machine, 'local'.")
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
+            tpu=tpu_name, zone=tpu_zone, project=gcp_project
+        )
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except Exception as error:  # Whatever the cloud's API, the network or the driver raise.
+        raise ValueError(
+            f"There is no TPU that answers to tpu_name={tpu_name}, tpu_zone={tpu_zone}, "
+            f"gcp_project={gcp_project} ({_first_line(error)}). On the TPU's own "
+            "machine the name is 'local', and the package tensorflow-tpu must be installed there."
+        ) from error
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def find_cluster() -> tf.distribute.cluster_resolver.ClusterResolver | None:
+    """The cluster of several workers that TF_CONFIG, else SLURM names; None without one.
+
+    Raises:
+        ValueError: TF_CONFIG is no JSON, or names tasks that are no workers.
+    """
+    if os.environ.get("TF_CONFIG"):
+        return _cluster_of_tf_config()
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # Set for what srun starts.
+        return _cluster_of_slurm()
+    return None
+
+
+def _cluster_of_tf_config():
+    text = os.environ["TF_CONFIG"]
+    try:
+        config = json.loads(text)
+        cluster = {job: list(tasks) for job, tasks in config.get("cluster", {}).items()}
+        task = config.get("task", {})
+        job, index = task.get("type", "worker"), int(task.get("index", 0))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"TF_CONFIG={text} cannot be understood: {error}.") from error
+    if sum(map(len, cluster.values())) < 2:
+        return None
+    if set(cluster) - {"chief", "worker"}:
+        raise ValueError(
+            f"TF_CONFIG names the jobs {', '.join(cluster)}; training takes only 'worker' and at "
+            "most one 'chief'. Evaluation is a stage of the same run."
+        )
+    if job not in cluster or not 0 <= index < len(cluster[job]):
+        raise ValueError(
+            f"TF_CONFIG says that this is {job} {index}, which its cluster {cluster} does not have."
+        )
+    return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+
+
+def _cluster_of_slurm():
+    """SLURM's hosts, with the devices that this process sees.
+
+    TensorFlow's resolver asks nvidia-smi for GPUs and divides by their number, which fails on
+    nodes without; here it only finds hosts and ports. A task takes all GPUs that it sees, so
+    several tasks per node want `srun --gpus-per-task`.
+    """
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        gpus_per_node=int(os.environ["SLURM_STEP_NUM_TASKS"]), gpus_per_task=1, auto_set_gpu=False
+    )
+    spec = resolver.cluster_spec()
+    task_type, task_id = resolver.get_task_info()
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(
+        spec,
+        task_type=task_type,
+        task_id=task_id,
+        num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
+        rpc_layer="grpc",
+    )
+
+
+def split_cpu(num_devices: int) -> None:
+    """Splits the CPU into logical devices; call it before TensorFlow touches any device."""
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    devices = [tf.config.LogicalDeviceConfiguration() for _ in range(num_devices)]
+    tf.config.set_logical_device_configuration(cpu, devices)
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process writes what the run leaves: the "chief" task, else worker 0.
+
+    A strategy of one process is its own chief.
+    """
+    if not is_multi_worker(strategy):
+        return True
+    resolver = strategy.cluster_resolver
+    has_chief = "chief" in resolver.cluster_spec().jobs
+    return resolver.task_type == ("chief" if has_chief else "worker") and resolver.task_id == 0
+
+
+def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
+    """Whether several processes run the same program."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return False
+    return _count_tasks(strategy.cluster_resolver) > 1
+
+
+def num_hosts(strategy: tf.distribute.Strategy) -> int:
+    """How many machines, or worker processes, feed the replicas."""
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return strategy.extended.num_hosts
+    return _count_tasks(strategy.cluster_resolver) if is_multi_worker(strategy) else 1
+
+
+def _count_tasks(resolver):
+    spec = resolver.cluster_spec()
+    return sum(spec.num_tasks(job) for job in spec.jobs) if spec else 1
+
+
+def strategy_name(strategy: tf.distribute.Strategy) -> str:
+    """Which of `STRATEGIES` it is, or the class of a strategy from elsewhere."""
+    kinds = {
+        "one_device": tf.distribute.OneDeviceStrategy,
+        "multi_worker": tf.distribute.MultiWorkerMirroredStrategy,
+        "mirrored": tf.distribute.MirroredStrategy,
+        "tpu": tf.distribute.TPUStrategy,
+    }
+    names = (name for name, kind in kinds.items() if isinstance(strategy, kind))
+    return next(names, type(strategy).__name__)
+
+
+def gather_from_workers(strategy: tf.distribute.Strategy, value: int) -> list[int]:
+    """The value of every worker process, which wait for each other here."""
+    if not is_multi_worker(strategy):
+        return [value]
+    everybody = _gather_function(strategy)(tf.constant([value], tf.int64))
+    replicas_per_worker = strategy.num_replicas_in_sync // num_hosts(strategy)
+    return everybody.numpy()[::replicas_per_worker].tolist()
+
+
+def broadcast_from_chief(
+    strategy: tf.distribute.Strategy, arrays: list[np.ndarray]
+) -> list[np.ndarray]:
+    """The chief's arrays on every worker; the others pass arrays of the same shapes.
+
+    Args:
+        arrays: float32.
+    """
+    if not is_multi_worker(strategy):
+        return arrays
+    flat = np.concatenate([np.ravel(array) for array in arrays]).astype(np.float32)
+    everybody = _gather_function(strategy)(tf.constant(flat[None]))  # [replicas, ...]
+    parts = np.split(everybody.numpy()[0], np.cumsum([array.size for array in arrays])[:-1])
+    return [part.reshape(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+
+@functools.lru_cache(maxsize=1)
+def _gather_function(strategy):
+    @tf.function
+    def gather_all(value):
+        everybody = strategy.run(collectives.gather, args=(value,))
+        return strategy.experimental_local_results(everybody)[0]
+
+    return gather_all
+
+
+@contextlib.contextmanager
+def working_together(strategy: tf.distribute.Strategy):
+    """What a worker does among others: only the chief talks, and nobody outlives another.
+
+    TensorFlow notices a worker that ended by its connection, and one that hangs by its missing
+    heartbeats, and breaks off what the others are computing.
+
+    Raises:
+        tf.errors.UnavailableError: another worker ended or hangs.
+    """
+    with contextlib.ExitStack() as stack:
+        if not is_chief(strategy):
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        try:
+            yield
+        except tf.errors.OpError as error:
+            reason = _lost_worker(error)
+            if not is_multi_worker(strategy) or not reason:
+                raise
+            raise tf.errors.UnavailableError(
+                None,
+                None,
+                f"Another worker ended or does not answer, so this one stops too ({reason}). Look "
+                "at the output of the other workers for the first error; when it is mended, the "
+                "same command on every worker goes on from the last checkpoint.",
+            ) from error
+
+
+def _lost_worker(error):
+    """What TensorFlow says of a lost worker, or None if the error is about something else."""
+    lines = str(error).strip().splitlines()
+    for line in lines:
+        _, found, reason = line.partition("Collective ops is aborted by: ")
+        if found:
+            return reason
+    is_lost = isinstance(error, (tf.errors.UnavailableError, tf.errors.AbortedError))
+    return lines[0] if is_lost else None

@@ -1,0 +1,147 @@
+"""What a run leaves to watch: metrics.jsonl and TensorBoard scalars."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+
+import tensorflow as tf
+
+from supcon_tf.storage import files
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one JSON object per logged step, and TensorBoard scalars.
+
+    Args:
+        folder: where to write.
+        start_step: lines of later steps are dropped: they will be made again.
+        is_chief: the other workers read what is there and write nothing.
+
+    Attributes:
+        last: the newest line, also of an earlier run.
+    """
+
+    def __init__(self, folder: str, *, start_step: int = 0, is_chief: bool = True):
+        self.path = os.path.join(folder, "metrics.jsonl")
+        self._is_chief, self._is_broken = is_chief, False
+        content = _content(self.path)
+        lines, damaged = _parse(content)
+        kept = [line for line in lines if line["step"] <= start_step]
+        tensorboard = os.path.join(folder, "tensorboard")
+        if start_step and (damaged or not kept):
+            kept = _restored(tensorboard, kept, start_step)
+        self.last = kept[-1] if kept else {}
+        if not is_chief:
+            return
+        if damaged:
+            self._set_aside(damaged)
+        try:
+            tf.io.gfile.makedirs(tensorboard)
+            _write_start(tensorboard, start_step + 1)
+            self._writer = tf.summary.create_file_writer(tensorboard)
+        except (OSError, tf.errors.OpError) as error:
+            raise files.cannot_write(tensorboard, error) from error
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if text.encode() != content:
+            files.write_whole(self.path, text)
+
+    def _set_aside(self, damaged):
+        aside = os.path.join(os.path.dirname(self.path), "metrics.damaged.jsonl")
+        with tf.io.gfile.GFile(aside, "ab") as file:
+            file.write(b"".join(line.rstrip(b"\n") + b"\n" for line in damaged.values()))
+        numbers = ", ".join(map(str, list(damaged)[:10])) + (", ..." if len(damaged) > 10 else "")
+        print(
+            f"{self.path} is damaged in line {numbers}; the damaged lines are now in {aside}. "
+            "What TensorBoard's files still have of those steps is restored."
+        )
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self.last = {"step": step, **metrics}
+        if not self._is_chief:
+            return
+        try:
+            with tf.io.gfile.GFile(self.path, "a") as file:
+                file.write(json.dumps(self.last) + "\n")
+            with self._writer.as_default(step=step):
+                for name, value in metrics.items():
+                    tf.summary.scalar(name, value)
+            self._writer.flush()
+        except (OSError, tf.errors.OpError) as error:
+            self._is_broken = True
+            raise files.cannot_write(self.path, error) from error
+
+    def sync(self) -> None:
+        """Waits until the lines are on the disk: a checkpoint must not be ahead of its log."""
+        if self._is_chief and tf.io.gfile.exists(self.path):
+            files.sync(self.path)
+
+    def close(self) -> None:
+        if self._is_chief and not self._is_broken:
+            self._writer.close()
+
+
+def _content(path):
+    if not tf.io.gfile.exists(path):
+        return b""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return file.read()
+
+
+def _parse(content):
+    """The good lines of a log as objects, and the damaged ones by their number.
+
+    A last line without its end is what a killed run was writing; it is neither.
+    """
+    good, damaged = [], {}
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            value = json.loads(line.decode())
+            if not isinstance(value["step"], int):
+                raise ValueError("no step")
+            good.append(value)
+        except (ValueError, TypeError, KeyError):
+            damaged[number] = line
+    return good, damaged
+
+
+def _restored(folder, lines, last_step):
+    """The lines, and those that are missing among them from TensorBoard's files."""
+    by_step: dict[int, dict] = {}
+    paths = tf.io.gfile.glob(os.path.join(folder, "events.out.tfevents.*"))
+    for path in sorted(paths):
+        for event in _events(path):
+            if event.HasField("session_log"):  # What a resumed run made again.
+                by_step = {step: old for step, old in by_step.items() if step < event.step}
+            for value in event.summary.value:
+                number = float(tf.make_ndarray(value.tensor))
+                by_step.setdefault(event.step, {"step": event.step})[value.tag] = number
+    by_step = {step: line for step, line in by_step.items() if step <= last_step}
+    by_step |= {line["step"]: line for line in lines}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _events(path):
+    """The events in a file, up to where it is damaged."""
+    try:
+        for record in tf.data.TFRecordDataset(path):
+            yield tf.compat.v1.Event.FromString(record.numpy())
+    except tf.errors.OpError:
+        return
+
+
+def _write_start(folder, step):
+    """Tells TensorBoard to forget what an earlier run wrote from this step on.
+
+    It takes the first such event for the beginning and each later one for a restart. In a file
+    of its own, named to be read before the summary writer's of the same second.
+    """
+    name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.0.start"
+    status = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+    version = tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2")
+    start = tf.compat.v1.Event(wall_time=time.time(), step=step, session_log=status)
+    with tf.io.TFRecordWriter(os.path.join(folder, name)) as writer:
+        for event in (version, start):
+            writer.write(event.SerializeToString())

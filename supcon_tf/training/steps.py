@@ -1,0 +1,307 @@
+"""One training step of each stage on one replica: loss, gradients, update."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import tensorflow as tf
+
+from supcon_tf.augment.blur import blurred_images
+from supcon_tf.losses import supcon
+from supcon_tf.losses.momentum_queue import MomentumQueue
+from supcon_tf.models import batch_norm
+from supcon_tf.models.contrastive import ContrastiveModel
+from supcon_tf.training import gradient_cache, similarity
+
+
+class ClassificationTerm:
+    """The cross-entropy that joint training adds to a contrastive loss.
+
+    As in the reference implementation the classifier sees the embedding of view 0 alone.
+
+    Args:
+        linear_head: [B, F] -> logits [B, C].
+        weight: of the cross-entropy beside the contrastive loss.
+        label_smoothing: share of the target spread over all classes.
+        stop_gradient: the classifier learns and leaves the encoder alone.
+    """
+
+    def __init__(
+        self,
+        linear_head: keras.Model,
+        *,
+        weight: float = 1.0,
+        label_smoothing: float = 0.0,
+        stop_gradient: bool = False,
+    ):
+        self.linear_head, self.weight = linear_head, weight
+        self.label_smoothing, self.stop_gradient = label_smoothing, stop_gradient
+
+    def __call__(self, labels, embeddings) -> tuple[tf.Tensor, tf.Tensor]:
+        """Labels [B] and embeddings [B, V, F] -> cross-entropies [B], not weighted, and logits."""
+        embeddings = embeddings[:, 0]
+        if self.stop_gradient:
+            embeddings = tf.stop_gradient(embeddings)
+        logits = self.linear_head(embeddings, training=True)
+        return sparse_cross_entropy(labels, logits, self.label_smoothing), logits
+
+
+class ContrastiveStep:
+    """One step of pretraining on one replica, with an online linear probe beside it.
+
+    The probe sees the encoder's embedding of view 0 behind a stop-gradient and has an
+    optimizer of its own, so it shows what a linear classifier would reach and changes nothing.
+
+    Args:
+        model, loss, optimizer: what is trained; the loss gives one value per example.
+        probe: [B, F] -> logits [B, C], or None.
+        classification: trains a classifier jointly; None for the contrastive loss alone.
+        queue: contrasts with its keys instead of the batch's own projections.
+        global_batch_size: N.
+        num_views: V.
+        microbatch_size: examples of a replica's batch that the encoder sees at once; None for
+            all of them. See `gradient_cache.cached_gradients`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ContrastiveModel,
+        loss: keras.losses.Loss,
+        optimizer: keras.optimizers.Optimizer,
+        global_batch_size: int,
+        num_views: int = 2,
+        probe: keras.Model | None = None,
+        classification: ClassificationTerm | None = None,
+        queue: MomentumQueue | None = None,
+        microbatch_size: int | None = None,
+    ):
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.microbatch_size = microbatch_size
+        self.global_batch_size = global_batch_size
+        self.probe = probe
+        self.metric_names = ["loss", *similarity.NAMES]
+        self.optimizers = {"optimizer": optimizer}
+        self.models = {"model": model, **_random_states(model)}
+        batch_norm.fuse_batch_norm(model.encoder)
+        self.variables = list(model.trainable_variables)
+        self.classification, self.linear_head = classification, None
+        if classification is not None:
+            self.metric_names += ["contrastive_loss", "cross_entropy", "accuracy"]
+            self.linear_head = classification.linear_head
+            self.models["linear_head"] = self.linear_head
+            self.variables += self.linear_head.trainable_variables
+        optimizer.build(self.variables)
+        if probe is not None:
+            self.metric_names += ["probe_loss", "probe_accuracy"]
+            self.optimizers["probe_optimizer"] = keras.optimizers.Adam(0.01)
+            self.optimizers["probe_optimizer"].build(probe.trainable_variables)
+            self.models["probe"] = probe
+        self.queue = queue
+        if queue is not None:
+            self.models["momentum_queue"] = queue
+            batch_norm.fuse_batch_norm(queue.key_model.encoder)
+        else:
+            self._collapse_loss = _collapse_loss(loss, global_batch_size, num_views)
+
+    @property
+    def encoder(self) -> keras.Model:
+        return self.model.encoder
+
+    def __call__(self, batch) -> dict[str, tf.Tensor]:
+        images, labels, keys = blurred_images(batch), batch["label"], None
+        if self.queue is not None:
+            images, key_images = self.queue.split(images)
+            keys = self.queue.keys(key_images)
+        metrics, gradients, embeddings = self._gradients(images, labels, keys)
+        metrics["finite"] = apply_gradients(gradients, self.optimizer, self.variables)
+        if self.queue is not None:
+            self.queue.advance(labels, keys, self.model)
+        if self.probe is not None:
+            metrics |= self._train_probe(tf.stop_gradient(embeddings[:, 0]), labels)
+        return metrics
+
+    def _gradients(self, images, labels, keys):
+        """Metrics, gradients and embeddings [B, V, F], all at once or in pieces.
+
+        The gradients are those of the scaled loss if the optimizer scales it, as for float16.
+        """
+
+        def objective(embeddings, projections):
+            if keys is None:
+                losses_of_examples = self.loss.call(labels, projections)
+            else:
+                losses_of_examples = self.queue.losses_of(labels, projections, keys)
+            loss = self._mean(losses_of_examples)
+            uses_labels = getattr(self.loss, "use_labels", True)
+            sums = similarity.similarity_sums(labels if uses_labels else None, projections)
+            if self.classification is None:
+                return self.optimizer.scale_loss(loss), {"loss": loss, **sums}
+            values, logits = self.classification(labels, embeddings)
+            total = loss + self.classification.weight * self._mean(values)
+            return self.optimizer.scale_loss(total), {
+                "loss": total,
+                "contrastive_loss": loss,
+                "cross_entropy": self._mean(values),
+                "accuracy": self._mean(is_correct(labels, logits)),
+                **sums,
+            }
+
+        if self.microbatch_size is not None:
+            return gradient_cache.cached_gradients(
+                self.model,
+                images,
+                objective,
+                microbatch_size=self.microbatch_size,
+                other_variables=self.variables[len(self.model.trainable_variables) :],
+            )
+        with tf.GradientTape() as tape:
+            embeddings, projections = self.model(images, training=True, return_embeddings=True)
+            loss, metrics = objective(embeddings, projections)
+        return metrics, tape.gradient(loss, self.variables), embeddings
+
+    def describe(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The metrics to log: mean similarities of the projections, and the collapse ratio.
+
+        The collapse ratio is the loss over that of equal embeddings; 1.0 means collapsed.
+        """
+        sums = {name: metrics.pop(name) for name in similarity.NAMES}
+        metrics |= similarity.mean_similarities(sums)
+        if self.queue is None and self._collapse_loss:
+            contrastive = metrics.get("contrastive_loss", metrics["loss"])
+            metrics["collapse_ratio"] = contrastive / self._collapse_loss
+        return metrics
+
+    def _train_probe(self, embeddings, labels):
+        with tf.GradientTape() as tape:
+            logits = self.probe(embeddings, training=True)
+            loss = self._mean(sparse_cross_entropy(labels, logits))
+        variables = self.probe.trainable_variables
+        gradients = tape.gradient(loss, variables)
+        apply_gradients(gradients, self.optimizers["probe_optimizer"], variables)
+        return {"probe_loss": loss, "probe_accuracy": self._mean(is_correct(labels, logits))}
+
+    def _mean(self, values):
+        """This replica's part of the mean over the global batch: the parts are summed."""
+        return tf.reduce_sum(values) / self.global_batch_size
+
+
+class ClassifierStep:
+    """One step of a classifier with cross-entropy on view 0, on one replica.
+
+    The linear stage trains the linear head alone; fine-tuning and cross-entropy pretraining
+    train the encoder too.
+
+    Args:
+        encoder: images [B, S, S, 3] -> [B, F]; frozen and in inference mode, unless it is trained.
+        linear_head: [B, F] -> logits [B, C].
+        optimizer, global_batch_size: as for `ContrastiveStep`.
+        label_smoothing: share of the target spread over all classes.
+        train_encoder: train the encoder too, with batch statistics.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: keras.Model,
+        linear_head: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        global_batch_size: int,
+        label_smoothing: float = 0.0,
+        train_encoder: bool = False,
+    ):
+        self.encoder, self.linear_head, self.optimizer = encoder, linear_head, optimizer
+        self.global_batch_size = global_batch_size
+        self.label_smoothing = label_smoothing
+        self.train_encoder = train_encoder
+        self.metric_names = ["loss", "accuracy"]
+        self.optimizers = {"optimizer": optimizer}
+        self.models = {"linear_head": linear_head}
+        self.variables = list(linear_head.trainable_variables)
+        if train_encoder:
+            self.models |= {"encoder": encoder, **_random_states(encoder)}
+            self.variables += encoder.trainable_variables
+            batch_norm.fuse_batch_norm(encoder)
+        optimizer.build(self.variables)
+
+    def __call__(self, batch) -> dict[str, tf.Tensor]:
+        images = blurred_images(batch)[:, 0]
+        if not self.train_encoder:  # Outside the tape, which would keep the activations.
+            embeddings = self.encoder(images, training=False)
+        with tf.GradientTape() as tape:
+            if self.train_encoder:
+                embeddings = self.encoder(images, training=True)
+            logits = self.linear_head(embeddings, training=True)
+            values = sparse_cross_entropy(batch["label"], logits, self.label_smoothing)
+            loss = tf.reduce_sum(values) / self.global_batch_size
+            scaled_loss = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled_loss, self.variables)
+        finite = apply_gradients(gradients, self.optimizer, self.variables)
+        accuracy = tf.reduce_sum(is_correct(batch["label"], logits)) / self.global_batch_size
+        return {"loss": loss, "accuracy": accuracy, "finite": finite}
+
+    def describe(self, metrics: dict[str, float]) -> dict[str, float]:
+        return metrics
+
+
+def _random_states(model):
+    """Where the random numbers of dropout stand, which Keras keeps out of TensorFlow's sight.
+
+    Some networks of keras.applications have dropout; a run that goes on must draw what the
+    interrupted one would have drawn.
+    """
+    states = [v.value for v in model.non_trainable_variables if "seed_generator" in v.path]
+    if not states:
+        return {}
+    holder = tf.Module(name="random_states")
+    holder.states = states
+    return {"random_states": holder}
+
+
+def apply_gradients(gradients, optimizer, variables):
+    """Updates the variables; returns this replica's share of 1.0, or NaN for a broken gradient.
+
+    Keras' optimizers sum the gradients over the replicas, so the loss must be the replica's
+    part of the global mean. Under loss scaling a broken gradient makes Keras leave the step out
+    and halve the scale, which is how it finds the scale; only when no scale is left to blame,
+    at 1 or below, the gradient counts as broken.
+    """
+    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    is_finite = tf.math.is_finite(tf.linalg.global_norm(gradients))
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        # Keras looks at the gradients of one replica before their sum; all must decide alike.
+        broken = tf.where(is_finite, 0.0, math.nan)
+        if num_replicas > 1:
+            broken = tf.distribute.get_replica_context().all_reduce("SUM", broken)
+        gradients = [gradients[0] + tf.cast(broken, gradients[0].dtype), *gradients[1:]]
+        is_finite = ~tf.math.is_nan(broken) | (optimizer.dynamic_scale.value > 1.0)
+    optimizer.apply(gradients, variables)
+    return tf.where(is_finite, 1.0 / num_replicas, math.nan)
+
+
+def sparse_cross_entropy(labels, logits, label_smoothing=0.0):
+    """Cross-entropy per example [B] of class numbers [B] under logits [B, C]."""
+    targets = tf.one_hot(labels, logits.shape[-1])
+    return keras.losses.categorical_crossentropy(
+        targets, logits, from_logits=True, label_smoothing=label_smoothing
+    )
+
+
+def is_correct(labels, logits):
+    """1.0 where the largest logit is the label's, else 0.0. [B]."""
+    hits = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
+    return tf.cast(hits, tf.float32)
+
+
+def _collapse_loss(loss, global_batch_size, num_views):
+    """The contrastive loss of equal embeddings, or None where no closed form is known."""
+    is_plain = (
+        isinstance(loss, supcon.SupConLoss)
+        and loss.denominator_mode == "all"
+        and loss.positives_cap == -1
+    )
+    if not is_plain or global_batch_size * num_views <= 2:
+        return None
+    scale = loss.temperature if loss.scale_by_temperature else 1.0
+    return scale * supcon.collapse_loss(global_batch_size, num_views)
