@@ -75,7 +75,9 @@ def suggest(
         changes = ["--linear_optimizer=lbfgs", "--override_flags"]
         found.append((reason, ["--mode=linear,eval", *changes, f"--model_dir={model_dir}"]))
     if not used["finetune"]:
-        reason = "train all layers on from the pretrained encoder"
+        reason = (
+            "fine-tune all layers, and compare: it is not always better than the linear classifier"
+        )
         found.append((reason, ["--mode=finetune,eval", f"--model_dir={model_dir}"]))
     return found
 

@@ -34,6 +34,7 @@ def create(flags, results: dict[str, dict], arguments: list[str]) -> str:
     parts = ["", *_figures(results), *chance.describe(results), f"Everything is in {model_dir}/"]
     for name, what in (
         ("pretrain/encoder.keras", "the encoder: images 0..255 to features"),
+        ("pretrain/linear_head.keras", "the classifier of pretraining: features to logits"),
         ("finetune/encoder.keras", "the fine-tuned encoder"),
         ("finetune/classifier.keras", "the fine-tuned classifier: images 0..255 to logits"),
         ("linear/classifier.keras", "the classifier: images 0..255 to logits"),
