@@ -2,11 +2,13 @@
 
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from trained_folder import run_inside
 
 from supcon_tf.cli import command_line, flag_types
 
@@ -125,3 +127,63 @@ def test_one_example_is_enough_where_nothing_is_contrasted_within_the_batch():
     assert message_of("--batch_size=1", "--mode=linear") is None
     assert message_of("--batch_size=1", "--loss=cross_entropy", "--num_views=1") is None
     assert message_of("--batch_size=1", "--queue_size=64") is None
+
+
+# The stage that shows what a flag does, where it is not the first that lists it.
+STAGE_OF = {"embed_dir": "embed", "model_dir": "export", "eval_dataset": "eval"}
+FEW_STEPS = (
+    "--pretrain_epochs=0.1", "--linear_epochs=0.1", "--finetune_epochs=0.1",
+    "--pretrain_warmup_epochs=0", "--finetune_warmup_epochs=0", "--noonline_probe",
+    "--knn_interval_epochs=0", "--eval_train_examples=50", "--steps_per_loop=2",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_accepted_odd_value_ends_in_one_message_or_in_the_run_asked_for(
+    tmp_path, monkeypatch, capsys
+):
+    """What parsing accepts and is not the default goes through the command."""
+    monkeypatch.chdir(tmp_path)
+    run_inside(*FEW_STEPS, "--mode=pretrain,linear", "--model_dir=base")
+    defaults, refused, ran = 0, [], []
+    for flag in own_flags():
+        for value in ODD_VALUES:
+            if message_of(f"--{flag.name}={value}") is not None:
+                continue
+            if str(flag.parser.parse(value)) == str(flag.default):
+                defaults += 1
+                continue
+            outcome = outcome_of(flag.name, value)
+            (ran if outcome is None else refused).append((flag.name, value))
+            assert outcome is None or (flag.name in outcome and "Traceback" not in outcome), (
+                flag.name, value, outcome,
+            )  # fmt: skip
+    with capsys.disabled():
+        print(f"\naccepted by parsing: {defaults} defaults, {len(refused)} refused by the command "
+              f"by name, {len(ran)} run: {' '.join(f'{n}={v}' for n, v in ran)}")  # fmt: skip
+    assert ran and refused
+
+
+def outcome_of(name, value):
+    """The message of the command with one odd value; None if it runs and its record shows it."""
+    stage = STAGE_OF.get(name) or next(
+        (stage for stage, names in command_line.STAGE_FLAGS.items() if name in names), "pretrain"
+    )
+    model_dir = Path("run")
+    shutil.rmtree(model_dir, ignore_errors=True)
+    shutil.copytree("base", model_dir)
+    if stage in ("pretrain", "linear"):
+        shutil.rmtree(model_dir / stage)
+    arguments = [*FEW_STEPS, f"--mode={stage}"]
+    if name != "model_dir":
+        arguments.append(f"--model_dir={model_dir}")
+    try:
+        run_inside(*arguments, f"--{name}={value}")
+    except (ValueError, OSError) as error:
+        return str(error)
+    saved = model_dir / stage / "stage.flags"
+    if name in command_line.STAGE_FLAGS.get(stage, ()):
+        lines = saved.read_text().splitlines()
+        is_saved = any(line.lstrip("-").removeprefix("no").startswith(name) for line in lines)
+        assert is_saved, (name, value)
+    return None

@@ -7,8 +7,9 @@ import image_folders
 import pytest
 from trained_folder import run_inside
 
-from supcon_tf.data import sources
+from supcon_tf.data import pipeline, sources
 from supcon_tf.data.folder_layout import printable
+from supcon_tf.stages import setup
 
 HANGS_AFTER_SECONDS = 300
 SMALL = (
@@ -86,6 +87,17 @@ def test_a_loop_of_links_lists_an_image_once(tmp_path):
     root = write(tmp_path, lambda root: (root / "train/cat/back").symlink_to(root))
     source = sources.load_unlabelled(str(root))
     assert source.num_examples == len(set(source.paths)) == 16
+
+
+def test_a_file_deleted_while_it_is_used_is_named(tmp_path):
+    root = write(tmp_path, image_folders.RUNS["nothing odd"])
+    source = sources.load_source("folder", "train", str(root))
+    batches = pipeline.create_eval_batches(source, batch_size=8, image_size=16)
+    gone = root / "train/dog/3.png"
+    gone.unlink()
+    message = pytest.raises(ValueError, match=f"{gone}: does not exist any more")
+    with message, setup.naming_broken_images(source):
+        list(batches)
 
 
 def test_a_larger_limit_of_pixels_accepts_an_image(tmp_path):

@@ -36,12 +36,18 @@ def load(flags, split: str) -> EvalData:
         train, test = setup.load_sources(flags)
         return EvalData({"train": train, "test": test}[split], f"{flags.dataset}, {split}", True)
     dataset = flags.eval_dataset or "folder"
-    source = sources.load_source(
-        dataset,
-        split,
-        flags.eval_data_dir,
-        skip_broken_images=flags.skip_broken_images and dataset == "folder",
-    )
+    try:
+        source = sources.load_source(
+            dataset,
+            split,
+            flags.eval_data_dir,
+            skip_broken_images=flags.skip_broken_images and dataset == "folder",
+            max_pixels=setup.max_pixels(flags),
+        )
+    except ValueError as error:
+        given = [flags[name] for name in ("eval_dataset", "eval_data_dir") if flags[name].value]
+        text = " ".join(flag.serialize() for flag in given)
+        raise ValueError(f"The evaluation data of {text} cannot be read. {error}") from error
     name = f"{flags.eval_data_dir or dataset}, {split}"
     print(f"Evaluation data {name}: {source.num_examples:,} examples.")
     return EvalData(source, name, False)

@@ -84,18 +84,17 @@ def open_folder(flags, strategy, stage: str, **options):
 
 def load_sources(flags) -> tuple[sources.Source, sources.Source]:
     """The training and the test split, as the flags change them; looked at once per run."""
-    return _load_sources(
-        flags.dataset, flags.data_dir, flags.skip_broken_images, _max_pixels(flags)
-    )
+    return _load_sources(flags.dataset, flags.data_dir, flags.skip_broken_images, max_pixels(flags))
 
 
-def _max_pixels(flags):
+def max_pixels(flags) -> int:
+    """--max_image_megapixels in pixels."""
     return int(flags.max_image_megapixels * 1e6)
 
 
 @functools.lru_cache(maxsize=1)
-def _load_sources(dataset, data_dir, skip_broken_images, max_pixels):
-    options = {"skip_broken_images": skip_broken_images, "max_pixels": max_pixels}
+def _load_sources(dataset, data_dir, skip_broken_images, most_pixels):
+    options = {"skip_broken_images": skip_broken_images, "max_pixels": most_pixels}
     with progress.waiting(f"Reading the dataset {dataset}"):
         train, test = (
             sources.load_source(dataset, split, data_dir, **options) for split in sources.SPLITS
@@ -112,7 +111,7 @@ def _load_sources(dataset, data_dir, skip_broken_images, max_pixels):
 def load_unlabelled(flags, folder: str) -> sources.FileSource:
     """The images of a folder without labels."""
     source = sources.load_unlabelled(
-        folder, skip_broken_images=flags.skip_broken_images, max_pixels=_max_pixels(flags)
+        folder, skip_broken_images=flags.skip_broken_images, max_pixels=max_pixels(flags)
     )
     print(f"Folder {folder}: {source.num_examples:,} images.")
     _say_skipped(source)
