@@ -43,7 +43,7 @@ def decode_image(encoded: tf.Tensor, *, max_pixels: int = MAX_PIXELS) -> tf.Tens
     return tf.cond(
         image_header.is_plain_jpeg(encoded),
         from_plain_jpeg,
-        lambda: _decode_any(encoded, max_pixels),
+        _in_one_call(lambda: _decode_any(encoded, max_pixels)),
     )
 
 
@@ -83,7 +83,18 @@ def decode_crops(
         image = _decode_any(encoded, max_pixels)
         return image, boxes_of(tf.shape(image)[:2])
 
-    return tf.cond(image_header.is_plain_jpeg(encoded), from_plain_jpeg, from_any)
+    return tf.cond(image_header.is_plain_jpeg(encoded), from_plain_jpeg, _in_one_call(from_any))
+
+
+def _in_one_call(branch):
+    """The branch of a condition as one operation of the graph.
+
+    tf.data visits every operation of the branch that is not taken, about a microsecond each. A
+    function that is not inlined counts as one.
+    """
+    if tf.executing_eagerly():
+        return branch
+    return tf.function(branch, autograph=False, experimental_attributes={"_noinline": True})
 
 
 def _decode_any(encoded, max_pixels):
