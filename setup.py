@@ -17,6 +17,7 @@ setup(
     package_data={"supcon_tf.flags": ["*.flags"]},
     install_requires=[
         "absl-py",
+        "h5py",
         "importlib_resources",  # tensorflow-datasets 4.9.10 imports it without declaring it.
         "keras>=3.11",
         "matplotlib",

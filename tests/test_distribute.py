@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from supcon_tf import collectives, strategies
+from supcon_tf import collectives
 from supcon_tf.losses.supcon import SupConLoss, supcon_loss
 
 NUM_EXAMPLES = 16
@@ -131,8 +131,8 @@ def test_three_steps_on_four_replicas_equal_one_device(mirrored, one_device):
 def test_independent_local_batches_would_differ(mirrored, one_device, monkeypatch):
     """So that the tests above can fail: without the gather the result is another one."""
     losses, gradients = losses_and_gradients(one_device)
-    monkeypatch.setattr(strategies, "gather", lambda values: values)
-    monkeypatch.setattr(strategies, "num_replicas", lambda: 1)
+    monkeypatch.setattr(collectives, "gather", lambda values: values)
+    monkeypatch.setattr(collectives, "num_replicas", lambda: 1)
     local_losses, local_gradients = losses_and_gradients(mirrored)
     assert abs(local_losses.mean() - losses.mean()) > 0.01
     assert np.max(np.abs(local_gradients - gradients)) > 1e-4

@@ -212,9 +212,9 @@ def test_the_command_stops_with_a_code_of_its_own_and_goes_on(never_killed, tmp_
 
 HANGING = """
 import time
-from supcon_tf import stopping
-stopping.listen()
-with stopping.deferred(lambda: print("heard", flush=True)):
+from supcon_tf.training import signals
+signals.listen()
+with signals.deferred(lambda: print("heard", flush=True)):
     print("ready", flush=True)
     time.sleep(60)  # A step that does not come to its end.
 """
@@ -471,9 +471,9 @@ def test_a_flag_of_a_later_version_had_its_default_before(tmp_path):
 STARVED = """
 import threading, sys
 import numpy as np, tensorflow as tf
-from supcon_tf import stopping, train
-stopping.WAIT_SECONDS = 1.0
-stopping.listen()
+from supcon_tf.training import loop, signals
+signals.WAIT_SECONDS = 1.0
+signals.listen()
 class Step:
     metric_names = ("loss",)
     def __call__(self, batch):
@@ -485,10 +485,10 @@ def batches():
     threading.Event().wait()
 data = tf.data.Dataset.from_generator(batches, output_signature=tf.TensorSpec([2], tf.float32))
 if sys.argv[1] == "in the loop":
-    stop, waits = train.create_stop_flag(), train.create_stop_flag()
-    run = train.create_loop(tf.distribute.get_strategy(), Step(), stop, is_waiting=waits)
+    stop, waits = loop.create_stop_flag(), loop.create_stop_flag()
+    run = loop.create_loop(tf.distribute.get_strategy(), Step(), stop, is_waiting=waits)
     iterator = iter(data)
-    with stopping.deferred(lambda: stop.assign(1.0), lambda: bool(waits.numpy())):
+    with signals.deferred(lambda: stop.assign(1.0), lambda: bool(waits.numpy())):
         run(iterator, tf.constant(10))
 else:
     list(data)

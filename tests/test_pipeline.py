@@ -488,7 +488,7 @@ def test_a_test_folder_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no images"):
         sources.load_source("folder", "test", root)
     tf.io.gfile.rmtree(os.path.join(root, "train"))
-    with pytest.raises(ValueError, match="train is missing: it names the classes"):
+    with pytest.raises(ValueError, match="train is missing; .* holds test"):
         sources.load_source("folder", "test", root)
 
 

@@ -158,7 +158,7 @@ def test_finetuning_trains_every_layer_and_is_what_eval_measures(reference, tmp_
 
 
 def test_without_any_encoder_the_message_names_both_ways(tmp_path):
-    with pytest.raises(ValueError, match="--mode=pretrain .* --reference_ckpt"):
+    with pytest.raises(ValueError, match="--mode=pretrain.* --reference_ckpt"):
         run("--mode=finetune", f"--model_dir={tmp_path}")
 
 

@@ -84,13 +84,15 @@ def _holds_run(path):
 def _check_run(flag_values, model_dir):
     """What comes after pretraining needs what pretraining left."""
     first = flag_values.mode[0]
-    trains_from_reference = first in ("linear", "finetune") and flag_values.reference_ckpt
-    if first in ("pretrain", "preview") or trains_from_reference or _holds_run(model_dir):
+    is_training = first in ("linear", "finetune")
+    has_reference = is_training and flag_values.reference_ckpt
+    if first in ("pretrain", "preview") or has_reference or _holds_run(model_dir):
         return
+    reference = ", or start from another run with --reference_ckpt" if is_training else ""
     raise ValueError(
         f"--mode={first} needs a trained encoder, and {model_dir} holds no run. Name the "
         "directory of a run with --model_dir, or train one there first with "
-        "--mode=pretrain,linear."
+        f"--mode=pretrain,linear{reference}."
     )
 
 
