@@ -81,7 +81,7 @@ def test_a_signal_in_a_long_loop_saves_at_that_step_and_the_next_run_goes_on(
             create_batches=signalled_at(9, number), **options,
         )  # fmt: skip
     (saved,) = folder_of(tmp_path / "run", tf.Variable(0.0)).steps()
-    assert 9 <= saved < 20  # Batches are made a few steps ahead.
+    assert 0 < saved < 20  # The signal comes as batch 9 is made, some steps ahead of its use.
     assert caught.value.message == (
         f"Stopped by {number.name}: train is saved at step {saved} of 40"
     )
