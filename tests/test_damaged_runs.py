@@ -165,6 +165,8 @@ def recorded(finished):
         ("pretrain/encoder.keras", "bit flipped"),
         ("pretrain/identity.json", "deleted"),
         ("pretrain/stage.flags", "another run's"),
+        ("pretrain/identity.json", "another run's"),
+        ("linear/identity.json", "another run's"),
         ("linear/classifier.keras", "truncated"),
         ("linear/class_names.json", "deleted"),
         ("linear/result.json", "{}"),

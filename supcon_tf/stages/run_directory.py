@@ -102,7 +102,7 @@ class RunDirectory:
 
     def _recorded(self, stage):
         try:
-            return files.read_sealed(self.file(stage, IDENTITY))
+            return files.read_sealed(Artifacts(self.file(stage)).check(IDENTITY))
         except ValueError:
             return None
 
@@ -398,11 +398,12 @@ class StageFolder:
 
     def _read_old(self):
         """The identity of the run that began here, from the first place that still has it."""
-        try:
-            old = files.read_sealed(self.file(IDENTITY))
-        except ValueError as error:
-            old = None
-            print(f"{error} The last checkpoint records it too.")
+        old = None
+        if IDENTITY not in self.problems:  # Those are named by `_compare`.
+            try:
+                old = files.read_sealed(self.file(IDENTITY))
+            except ValueError as error:
+                print(f"{error} The last checkpoint records it too.")
         if old is not None and old.get("format_version") != identity.FORMAT_VERSION:
             raise ValueError(
                 f"{self.file(IDENTITY)} has format version {old.get('format_version')}; this "
