@@ -530,7 +530,7 @@ def test_only_the_chief_talks_and_writes(three_ways):
     assert "2 replica(s) on 2 host(s)" in chief and "2 replica(s) on 2 host(s)" in other
     assert "eval: top-1" in chief and "eval: top-1" not in other
     assert "The output of the chief, worker 0, tells how the run goes." in other
-    assert "step/s" in chief and "step/s" not in other
+    assert "pretrain: step 1 of" in chief and "pretrain: step" not in other
     one, two = (
         list((folder / name / "pretrain" / "tensorboard").iterdir()) for name in ("one", "two")
     )
