@@ -183,7 +183,7 @@ def test_killed_in_a_step_in_a_save_and_between_stages_the_bits_are_the_same(
     for is_reached in (
         lambda: steps_logged(tmp_path) >= 7,
         lambda: steps_logged(tmp_path) > 12 and any(checkpoints.glob("writing_*")),
-        lambda: (tmp_path / "pretrain/result.json").exists(),
+        lambda: (tmp_path / "pretrain/artifacts.json").exists(),
     ):
         process = start_command(*TINY, f"--model_dir={tmp_path}")
         wait_until(process, is_reached)
