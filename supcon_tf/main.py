@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
         run_stages(flags.FLAGS, sys.argv[1:])
     except signals.Stopped as stop:
         sys.stdout.flush()
-        print(f"\n{stop.message}. The same command goes on from there.", file=sys.stderr)
+        print(f"\n{stop.message}. Run the same command again to resume.", file=sys.stderr)
         sys.exit(stop.code)
     except Exception as error:
         if not _is_of_the_user(error) or flags.FLAGS.verbosity > 0:

@@ -26,7 +26,7 @@ def define_run_flags(stages: tuple[str, ...]):
         "mode",
         "pretrain,linear,eval",
         f"Stages to run, in this order: a comma-separated list of {', '.join(stages)}. SIGTERM "
-        "and SIGINT finish the step, save and exit with 75 or 130; the same command goes on.",
+        "and SIGINT finish the step, save and exit with 75 or 130; the same command resumes.",
     )
     define(
         "recipe",
@@ -214,7 +214,7 @@ def define_warm_start_flags():
     flags.DEFINE_bool(
         "ignore_missing_checkpoint_vars",
         False,
-        "Weights that it lacks, or has in another shape, are listed and start afresh.",
+        "List weights that it lacks or has in another shape, and keep their initial values.",
     )
 
 
@@ -242,7 +242,7 @@ def define_loss_flags():
         "pretrain_label_smoothing",
         PROBABILITY,
         0.0,
-        "Of the cross-entropy in pretraining.",
+        "Label smoothing of the cross-entropy in pretraining.",
     )
     flags.DEFINE_bool("use_labels", True, "false: self-supervised, SimCLR.")
     define(
@@ -277,7 +277,7 @@ def define_loss_flags():
         "queue_size",
         Integer(at_least=0, at_most=2**24),
         0,
-        "Contrast with so many keys of past batches too, made by a network that follows the "
+        "Number of past keys to keep as extra contrasts, made by a network that follows the "
         "encoder; for small batches. 0: with the batch alone. With --contrast_mode=one_view view "
         "0 is compared with keys of the other views, at half the cost.",
     )
@@ -287,7 +287,9 @@ def define_loss_flags():
         0.999,
         "With --queue_size: the share that the following network keeps of itself in each step.",
     )
-    define("label_smoothing", PROBABILITY, 0.0, "Of the cross-entropy of linear and finetune.")
+    define(
+        "label_smoothing", PROBABILITY, 0.0, "Label smoothing of the linear and finetune stages."
+    )
     flags.DEFINE_bool("use_bias_weight_decay", True, "Whether biases decay too.")
     for part in ("encoder", "projection_head"):
         name = part.replace("_", " ")

@@ -311,7 +311,7 @@ def warm_start_part(flags, part: str, model: keras.Model) -> None:
     )
     print(f"Weights of {model.name} from {path}.")
     if missing:
-        print(f"It lacks {len(missing)}, which start afresh:")
+        print(f"It lacks {len(missing)}, which keep their initial values:")
         print("\n".join(f"  {name}" for name in missing))
 
 
