@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from absl import flags
 
 from supcon_tf.cli import flag_rules
@@ -19,6 +21,79 @@ LINEAR_OPTIMIZER_HELP = (
     "momentum if any of these flags is given, else lbfgs. Embeddings and logits of more than 1 GiB "
     "are too many for lbfgs; auto then trains with momentum and says so."
 )
+
+
+# The flags that each training stage has of its own, by field of `TrainingFlags`.
+NAMES = {
+    "pretrain": {
+        "epochs": "pretrain_epochs", "optimizer": "pretrain_optimizer",
+        "base_learning_rate": "pretrain_base_learning_rate",
+        "weight_decay": "pretrain_weight_decay", "rmsprop_epsilon": "pretrain_rmsprop_epsilon",
+        "warmup_epochs": "pretrain_warmup_epochs", "warmup_start": "pretrain_warmup_start",
+        "learning_rate_decay": "pretrain_learning_rate_decay",
+        "decay_rate": "pretrain_decay_rate", "epochs_per_decay": "pretrain_epochs_per_decay",
+        "decay_boundary_epochs": "pretrain_decay_boundary_epochs",
+    },
+    "linear": {
+        "epochs": "linear_epochs", "optimizer": "linear_optimizer",
+        "base_learning_rate": "linear_base_learning_rate", "weight_decay": "linear_weight_decay",
+        "rmsprop_epsilon": "linear_rmsprop_epsilon", "warmup_epochs": "linear_warmup_epochs",
+        "warmup_start": "linear_warmup_start",
+        "learning_rate_decay": "linear_learning_rate_decay", "decay_rate": "linear_decay_rate",
+        "epochs_per_decay": "linear_epochs_per_decay",
+        "decay_boundary_epochs": "linear_decay_boundary_epochs",
+    },
+    "finetune": {
+        "epochs": "finetune_epochs", "optimizer": "finetune_optimizer",
+        "base_learning_rate": "finetune_base_learning_rate",
+        "weight_decay": "finetune_weight_decay", "rmsprop_epsilon": "finetune_rmsprop_epsilon",
+        "warmup_epochs": "finetune_warmup_epochs", "warmup_start": "finetune_warmup_start",
+        "learning_rate_decay": "finetune_learning_rate_decay",
+        "decay_rate": "finetune_decay_rate", "epochs_per_decay": "finetune_epochs_per_decay",
+        "decay_boundary_epochs": "finetune_decay_boundary_epochs",
+    },
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """How one stage trains: the values of its own flags, such as --pretrain_epochs.
+
+    Attributes:
+        epochs: length of the stage.
+        optimizer: name of the optimizer.
+        base_learning_rate: peak learning rate for a batch of 256 examples.
+        weight_decay: strength of the weight decay.
+        rmsprop_epsilon: epsilon inside RMSProp's square root.
+        warmup_epochs: length of the learning rate's linear warm-up.
+        warmup_start: learning rate at the start of the warm-up, as a fraction of the peak.
+        learning_rate_decay: name of the schedule after the warm-up.
+        decay_rate: factor of each drop of the learning rate.
+        epochs_per_decay: epochs between the drops of the exponential schedule.
+        decay_boundary_epochs: epochs after the warm-up at which the piecewise schedule drops.
+    """
+
+    epochs: float
+    optimizer: str
+    base_learning_rate: float
+    weight_decay: float
+    rmsprop_epsilon: float
+    warmup_epochs: float
+    warmup_start: float
+    learning_rate_decay: str
+    decay_rate: float
+    epochs_per_decay: float
+    decay_boundary_epochs: tuple[float, ...]
+
+
+def of_stage(flag_values: flags.FlagValues, stage: str) -> TrainingFlags:
+    """Returns the values of a training stage's own flags (`NAMES` lists them).
+
+    Args:
+        flag_values: parsed flags.
+        stage: "pretrain", "linear" or "finetune".
+    """
+    return TrainingFlags(**{field: flag_values[name].value for field, name in NAMES[stage].items()})
 
 
 def define_run_flags(stages: tuple[str, ...]):
