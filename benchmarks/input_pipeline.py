@@ -135,7 +135,7 @@ def pillow_dataset(source, policy_name, folder):
     from PIL import Image, ImageOps
 
     sys.path.insert(0, str(REPOSITORY / "tests"))
-    import pillow_ops
+    from helpers import pillow_ops
 
     from supcon_tf.augment import levels, policies
 

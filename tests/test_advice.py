@@ -3,7 +3,8 @@
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from trained_folder import run_inside, write_trained
+from helpers.command import run_inside
+from helpers.trained_folder import write_trained
 
 from supcon_tf.cli import command_line
 from supcon_tf.stages import advice

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from trained_folder import run_inside
+from helpers.command import run_inside
 
 from supcon_tf.losses import supcon
 from supcon_tf.models import applications, contrastive

@@ -4,9 +4,10 @@ import pathlib
 
 import hypothesis
 import numpy as np
-import pillow_ops
 import pytest
 import tensorflow as tf
+from helpers import pillow_ops
+from helpers.some_images import some_images
 from hypothesis import strategies as st
 
 from supcon_tf.augment import blur, color, geometry
@@ -14,21 +15,6 @@ from supcon_tf.augment import blur, color, geometry
 LEVELS = np.arange(0, 10.5, 0.5)
 FACTORS = (LEVELS / 10 * 1.8 + 0.1).astype(np.float32)
 MAP_SIZES = (1, 2, 3, 7, 32, 64)
-
-
-def some_images(size, seed, count):
-    """Noise, few levels, a narrow range, black and white, gradients: what the ops depend on."""
-    random = np.random.default_rng(seed)
-    noise = random.integers(0, 256, [count, size, size, 3])
-    ramp = np.add.outer(np.arange(size) * 3, np.arange(size))[..., None]
-    kinds = [
-        noise,
-        noise // 64 * 64,
-        noise // 8 + random.integers(0, 224),
-        np.where(noise > 128, 255, 0),
-        np.clip(ramp + noise // 20, 0, 255),
-    ]
-    return np.stack([kinds[k % 5][k] for k in range(count)]).astype(np.uint8)
 
 
 # name: (our op, (what Pillow's op takes, as our op does), one entry per level)
@@ -300,7 +286,7 @@ def test_random_blur_leaves_the_others_alone():
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("size", [8, 20, 32])
 def test_warp_equals_tensorflow_addons(size, compiled):
-    numbers = np.load(pathlib.Path(__file__).with_name("warp_numbers.npz"))
+    numbers = np.load(pathlib.Path(__file__).parent / "helpers/warp_numbers.npz")
     images, source, destination, warped = (
         numbers[f"{name}_{size}"] for name in ("images", "source", "destination", "warped")
     )

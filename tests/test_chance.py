@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from trained_folder import run_inside, write_trained
+from helpers.command import run_inside
+from helpers.trained_folder import write_trained
 
 from supcon_tf.models import contrastive
 from supcon_tf.stages import chance

@@ -5,8 +5,8 @@ import json
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from helpers.command import run_inside
 from helpers.tiny_images import write_images
-from trained_folder import run_inside
 
 from supcon_tf.cli import command_line, implied_flags
 

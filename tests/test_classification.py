@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
-from test_main import SHORT, run_inside
+from helpers.command import SHORT, run_inside
 
 from supcon_tf.cli import command_line
 from supcon_tf.losses import supcon

@@ -10,8 +10,8 @@ import signal
 
 import numpy as np
 import pytest
+from helpers.command import run_inside
 from PIL import Image
-from trained_folder import run_inside
 
 from supcon_tf.stages.run_directory import RunDirectory
 from supcon_tf.storage import files

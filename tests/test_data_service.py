@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.command import SHORT, run_inside
 from PIL import Image
-from test_main import SHORT, run_inside
 
 from supcon_tf.augment import policies
 from supcon_tf.data import data_service, pipeline, sources

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.replicas import split
 
 from supcon_tf import collectives
 from supcon_tf.losses.supcon import SupConLoss, supcon_loss
@@ -37,21 +38,6 @@ def create_model():
     inputs = keras.Input([6])
     hidden = keras.layers.BatchNormalization(synchronized=True)(keras.layers.Dense(8)(inputs))
     return keras.Model(inputs, keras.layers.Reshape([2, 4])(hidden))
-
-
-def share(context, array):
-    """This replica's part of a global batch."""
-    size = len(array) // context.num_replicas_in_sync
-    return tf.constant(array[context.replica_id_in_sync_group * size :][:size])
-
-
-def split(strategy, *arrays):
-    return [
-        strategy.experimental_distribute_values_from_function(
-            lambda context, array=array: share(context, array)
-        )
-        for array in arrays
-    ]
 
 
 def losses_and_gradients(strategy, labels=Y, **options):

@@ -5,8 +5,9 @@ import pytest
 import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
+from helpers.command import run_inside
+from helpers.trained_folder import SIDE, write_trained
 from PIL import Image
-from trained_folder import SIDE, run_inside, write_trained
 
 from supcon_tf.data import pipeline, sources
 from supcon_tf.stages import embed

@@ -10,7 +10,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from trained_folder import NUM_CLASSES, SIDE, run_inside, write_trained
+from helpers.command import run_inside
+from helpers.trained_folder import NUM_CLASSES, SIDE, write_trained
 
 
 @pytest.fixture(scope="module")

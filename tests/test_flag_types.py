@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from trained_folder import run_inside
+from helpers.command import run_inside
 
 from supcon_tf.cli import command_line, flag_types
 

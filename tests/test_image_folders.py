@@ -3,9 +3,9 @@
 import json
 import threading
 
-import image_folders
 import pytest
-from trained_folder import run_inside
+from helpers import image_folders
+from helpers.command import run_inside
 
 from supcon_tf.data import pipeline, sources
 from supcon_tf.data.folder_layout import printable

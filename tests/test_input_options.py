@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
-import test_main
+from helpers import command
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -198,8 +198,8 @@ def write_photos(root, split, count):
 
 
 def run_on_photos(root, *arguments, **options):
-    test_main.run_inside(
-        *test_main.SHORT, "--mode=pretrain", "--dataset=folder", f"--data_dir={root / 'data'}",
+    command.run_inside(
+        *command.SHORT, "--mode=pretrain", "--dataset=folder", f"--data_dir={root / 'data'}",
         f"--model_dir={root / 'run'}", "--batch_size=8", "--image_size=16",
         "--knn_interval_epochs=0", "--augmentation_type=identity", "--noonline_probe",
         *arguments, **options,

@@ -14,8 +14,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
-from test_main import ROOT, read_lines, run_command, run_inside
-from test_train import create_step, folder_of, one_device, pipeline_batches, read_log, run, state
+from helpers.command import ROOT, read_lines, run_command, run_inside
+from helpers.tiny_training import (
+    create_step,
+    folder_of,
+    one_device,
+    pipeline_batches,
+    read_log,
+    run,
+    state,
+)
 
 from supcon_tf.training import checkpoint, metrics_log, signals
 from supcon_tf.training import loop as training_loop

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from helpers.command import run_inside
+from helpers.trained_folder import write_trained
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from trained_folder import run_inside, write_trained
 
 from supcon_tf.data import sources
 from supcon_tf.evaluation import linear_fit

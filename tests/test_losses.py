@@ -2,9 +2,9 @@ import itertools
 
 import keras
 import numpy as np
-import oracles
 import pytest
 import tensorflow as tf
+from helpers import oracles
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import trained_folder
+from helpers import command
 from PIL import Image
 
 from supcon_tf.losses import supcon
@@ -85,7 +85,7 @@ def test_available_memory_is_the_least_of_system_and_control_groups(tmp_path, mo
 
 
 def pretrain(model_dir, *arguments):
-    trained_folder.run_inside(
+    command.run_inside(
         "--mode=pretrain", "--pretrain_epochs=0", "--pretrain_warmup_epochs=0",
         "--knn_interval_epochs=0", f"--model_dir={model_dir}", *arguments,
     )  # fmt: skip

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from make_torch_momentum import PATH, STEPS, WEIGHT_DECAY, draw_problem, learning_rates
+from helpers.make_torch_momentum import PATH, STEPS, WEIGHT_DECAY, draw_problem, learning_rates
 
 from supcon_tf.training import optimizers
 

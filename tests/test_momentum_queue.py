@@ -5,10 +5,10 @@ import re
 
 import keras
 import numpy as np
-import oracles
 import pytest
 import tensorflow as tf
-from test_distribute import split
+from helpers import oracles
+from helpers.replicas import split
 
 from supcon_tf.losses import momentum_queue, supcon
 from supcon_tf.models import contrastive

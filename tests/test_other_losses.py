@@ -2,10 +2,10 @@ import itertools
 
 import keras
 import numpy as np
-import oracles
 import pytest
 import tensorflow as tf
-from test_distribute import split
+from helpers import oracles
+from helpers.replicas import split
 
 from supcon_tf.losses import baselines, supcon
 

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import trained_folder  # noqa: F401  (defines the flags)
 from absl import flags
 from absl.testing import flagsaver
+from helpers import command  # noqa: F401  (defines the flags)
 
 from supcon_tf.augment import blur, policies
 from supcon_tf.data import pipeline, sources

@@ -1,11 +1,11 @@
 """Policies against Pillow, image by image, and what their draws mean."""
 
 import numpy as np
-import pillow_ops
 import pytest
 import tensorflow as tf
+from helpers import pillow_ops
+from helpers.some_images import some_images
 from PIL import Image
-from test_augment import some_images
 
 from supcon_tf.augment import color, compiled, levels, policies
 from supcon_tf.data import random_crops

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from helpers.command import run_inside
 from PIL import Image
-from test_main import run_inside
 
 from supcon_tf.augment import policies
 from supcon_tf.data import pipeline, sources

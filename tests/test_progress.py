@@ -5,7 +5,7 @@ import re
 import time
 
 import pytest
-import trained_folder
+from helpers import command
 
 from supcon_tf.training import progress
 
@@ -82,7 +82,7 @@ def test_the_speed_leaves_out_compiling_and_what_happens_between_steps(monkeypat
 def test_every_stage_says_what_it_waits_for(monkeypatch, capsys, tmp_path):
     """With no patience every wait speaks; the first and the last step are shown in each stage."""
     monkeypatch.setattr(progress, "WAIT_SECONDS", 0.0)
-    trained_folder.run_inside(
+    command.run_inside(
         "--mode=pretrain,linear,eval", f"--model_dir={tmp_path}", "--pretrain_epochs=0.2",
         "--linear_epochs=0.2", "--pretrain_warmup_epochs=0", "--image_size=8",
         "--eval_train_examples=200",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from supcon_tf.augment import color, policies
 from supcon_tf.data import crops, pipeline, random_crops, sources
 
-TORCHVISION = np.load(Path(__file__).parent / "torchvision_crops.npz")
+TORCHVISION = np.load(Path(__file__).parent / "helpers/torchvision_crops.npz")
 NUM_BOXES = 20_000
 
 
@@ -84,7 +84,7 @@ def test_reference_crops_are_distributed_as_tensorflows(height, width, low):
 
 @pytest.mark.parametrize("case", range(3))
 def test_torchvision_crops_are_distributed_as_torchvisions(case):
-    """Against 201 quantiles of 40,000 crops of torchvision (make_torchvision_crops.py)."""
+    """Against 201 quantiles of 40,000 crops of torchvision (helpers/make_torchvision_crops.py)."""
     height, width, low, high = TORCHVISION["cases"][case]
     height, width = int(height), int(width)
     boxes = draw_boxes(height, width, (low, high), compat="torchvision", count=NUM_BOXES)

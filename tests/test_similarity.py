@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-import trained_folder
+from helpers import command
 from PIL import Image
 
 from supcon_tf.training import similarity
@@ -105,7 +105,7 @@ def test_collapse_is_said_once_after_several_lines_and_not_during_the_warm_up():
 
 
 def pretrain(model_dir, *arguments):
-    trained_folder.run_inside(
+    command.run_inside(
         "--mode=pretrain", f"--model_dir={model_dir}", "--image_size=8", "--batch_size=16",
         "--pretrain_warmup_epochs=0", "--knn_interval_epochs=0", "--summary_interval_steps=1",
         *arguments,

@@ -5,12 +5,12 @@ import io
 import json
 
 import numpy as np
-import prepared_tfds
 import pytest
 import tensorflow as tf
+from helpers import prepared_tfds
+from helpers.command import run_inside
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from test_main import run_inside
 
 from supcon_tf.augment import policies
 from supcon_tf.data import decode, pipeline, sources

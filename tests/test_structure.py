@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "supcon_tf"
+TESTS = ROOT / "tests"
 # Which rooms each room may import: a room is a folder of the package or a file at its top.
 # Files of one room may import each other, but not in a circle.
 ALLOWED = {
@@ -128,3 +129,18 @@ def test_every_file_on_the_page_exists():
     text = (ROOT / "docs" / "architecture.md").read_text()
     for name in re.findall(r"`((?:supcon_tf|tests|docs|flags|tpu)/[\w/.]+)`", text):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.name)
+def test_test_files_share_helpers_and_nothing_else(path):
+    """What two test files need stands in tests/helpers/, where nothing is collected as a test."""
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.Import):
+            imported.update(alias.name.split(".")[0] for alias in node.names)
+    assert not [name for name in imported if name == "conftest" or name.startswith("test_")]
+    assert not imported & {helper.stem for helper in (TESTS / "helpers").glob("*.py")}
+    is_helper = path.parent == TESTS / "helpers"
+    assert is_helper != (path.name == "conftest.py" or path.name.startswith("test_"))

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz_torch_files import fuzzed_file
-from torch_files import StorageWriter, Tensor, write_checkpoint, write_zip
+from helpers.fuzz_torch_files import fuzzed_file
+from helpers.torch_files import StorageWriter, Tensor, write_checkpoint, write_zip
 
 from supcon_tf.interop import restricted_pickle, torch_file
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parent / "helpers"
 REFUSED = (
     r"cannot be read as a PyTorch checkpoint: {}.*torch\.save\(model\.state_dict\(\), new_path"
 )
@@ -31,7 +31,7 @@ MOST_BYTES, MOST_SECONDS = 150 * 2**20, 10
 @pytest.mark.parametrize("name", ["torch_checkpoint.pth", "torch_checkpoint_legacy.pth"])
 def test_a_file_of_torch_is_read_without_torch(name):
     """tests/supcontrast_torch.py wrote them with PyTorch, today's format and that before 1.6."""
-    arrays = torch_file.read_state_dict(str(HERE / name))
+    arrays = torch_file.read_state_dict(str(HELPERS / name))
     numbers = np.arange(24, dtype=np.float32)
     expected = {
         "encoder.plain": numbers.reshape(2, 3, 4),
@@ -196,8 +196,8 @@ def test_files_of_another_kind_are_refused(tmp_path):
         "empty": b"",
         "text": b"not a checkpoint",
         "pickle": pickle.dumps({"model": {}}),
-        "legacy": (HERE / "torch_checkpoint_legacy.pth").read_bytes()[:-3],
-        "legacy, start only": (HERE / "torch_checkpoint_legacy.pth").read_bytes()[:15],
+        "legacy": (HELPERS / "torch_checkpoint_legacy.pth").read_bytes()[:-3],
+        "legacy, start only": (HELPERS / "torch_checkpoint_legacy.pth").read_bytes()[:15],
     }.items():
         (tmp_path / name).write_bytes(content)
         read_measured(str(tmp_path / name))
@@ -224,10 +224,10 @@ def test_a_fuzzed_file_is_read_or_refused(legacy, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("legacy,count", [(False, 1500), (True, 500)])
 def test_every_fuzzed_file_is_read_or_refused_within_bounds(legacy, count):
-    script = [sys.executable, str(HERE / "fuzz_torch_files.py"), f"--count={count}"]
+    script = [sys.executable, str(HELPERS / "fuzz_torch_files.py"), f"--count={count}"]
     done = subprocess.run(
         [*script, *(["--legacy"] if legacy else [])],
-        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        env={**os.environ, "PYTHONPATH": str(HELPERS.parent.parent)},
         capture_output=True,
         text=True,
         timeout=600,

@@ -1,18 +1,17 @@
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from torch_files import write_checkpoint
+from helpers.torch_files import torch_state, write_checkpoint
 
 from supcon_tf.data import sources
 from supcon_tf.interop import torch_weights
 from supcon_tf.models import contrastive, resnet
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parent / "helpers"
 # Another Python may hold PyTorch, which supcon_tf does not need.
 TORCH_PYTHON = os.environ.get("TORCH_PYTHON", sys.executable)
 
@@ -26,7 +25,7 @@ def create_encoder(depth, **options):
 def test_a_checkpoint_of_torch_gives_the_outputs_of_torch(depth, tmp_path):
     if subprocess.run([TORCH_PYTHON, "-c", "import torch"], capture_output=True).returncode:
         pytest.skip("needs PyTorch: install it, or set TORCH_PYTHON to a Python that has it")
-    script = HERE / "supcontrast_torch.py"
+    script = HELPERS / "supcontrast_torch.py"
     subprocess.run([TORCH_PYTHON, script, f"--depth={depth}", f"--folder={tmp_path}"], check=True)
     path, torch = str(tmp_path / "checkpoint.pth"), np.load(tmp_path / "outputs.npz")
     encoder = create_encoder(depth, mean=sources.CIFAR10_MEAN, std=sources.CIFAR10_STD)
@@ -39,30 +38,6 @@ def test_a_checkpoint_of_torch_gives_the_outputs_of_torch(depth, tmp_path):
     np.testing.assert_allclose(embeddings, torch["embeddings"], rtol=1e-4, atol=1e-4 * scale)
     model = contrastive.ContrastiveModel(encoder, head, normalize_embedding=False)
     np.testing.assert_allclose(model(images)[:, 0], torch["projections"], atol=1e-4)
-
-
-def torch_state(encoder):
-    """The weights of a ResNet under SupContrast's names."""
-    state = {}
-    for layer in encoder.layers:
-        found = re.fullmatch(r"group(\d)_block(\d+)_(conv|batch_normalization)(\d)", layer.name)
-        if found:
-            group, block, kind, part = found.groups()
-            kind = {"conv": "conv", "batch_normalization": "bn"}[kind]
-            name = f"shortcut.{int(kind == 'bn')}" if part == "0" else f"{kind}{part}"
-            name = f"encoder.layer{int(group) + 1}.{block}.{name}"
-        elif layer.name in ("stem_conv", "stem_batch_normalization"):
-            name = "encoder.conv1" if layer.name == "stem_conv" else "encoder.bn1"
-        else:
-            continue
-        weights = layer.get_weights()
-        if len(weights) == 1:
-            state[f"{name}.weight"] = weights[0].transpose(3, 2, 0, 1)
-        else:
-            names = ("weight", "bias", "running_mean", "running_var")
-            state |= {f"{name}.{part}": w for part, w in zip(names, weights, strict=True)}
-            state[f"{name}.num_batches_tracked"] = np.array(5.0)
-    return state
 
 
 @pytest.fixture(scope="module")

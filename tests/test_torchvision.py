@@ -5,9 +5,15 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from make_torchvision_outputs import PATH, SIDE, draw_images, draw_parameter, parameter_shapes
-from torch_files import write_checkpoint
-from trained_folder import run_inside
+from helpers.command import run_inside
+from helpers.make_torchvision_outputs import (
+    PATH,
+    SIDE,
+    draw_images,
+    draw_parameter,
+    parameter_shapes,
+)
+from helpers.torch_files import write_checkpoint
 
 import supcon_tf
 from supcon_tf.data import sources

@@ -5,9 +5,9 @@ import json
 import keras
 import numpy as np
 import pytest
-import test_torch_weights
 from absl import flags
 from absl.testing import flagsaver
+from helpers import torch_files
 
 from supcon_tf import main
 from supcon_tf.cli import command_line
@@ -103,8 +103,8 @@ def test_a_pth_file_gives_an_encoder_and_nothing_else(tmp_path):
         use_initial_max_pool=False,
     )
     before = [weight.copy() for weight in encoder.get_weights()]
-    state = test_torch_weights.torch_state(encoder)
-    path = test_torch_weights.write_checkpoint(tmp_path / "there.pth", state)
+    state = torch_files.torch_state(encoder)
+    path = torch_files.write_checkpoint(tmp_path / "there.pth", state)
     for variable in encoder.variables:
         variable.assign(variable + 1)
     assert run_directory.find_part(path, "encoder") == path

@@ -1,6 +1,6 @@
-"""Writes tests/torch_momentum.npz: weights of torch.optim.SGD under a changing learning rate.
+"""Writes tests/helpers/torch_momentum.npz: torch.optim.SGD under a changing learning rate.
 
-    PYTHON_WITH_TORCH tests/make_torch_momentum.py
+    PYTHON_WITH_TORCH tests/helpers/make_torch_momentum.py
 
 made the stored file with PyTorch 2.14.1. tests/test_momentum.py imports the problem and the
 learning rates from here, which need NumPy alone, and compares

@@ -1,4 +1,4 @@
-"""Makes tests/warp_numbers.npz: what tensorflow-addons' sparse_image_warp gives in float64.
+"""Makes tests/helpers/warp_numbers.npz: what tensorflow-addons' sparse_image_warp gives in float64.
 
 In float32 its own rounding passes 1e-4 from 32 px on.
 
@@ -7,7 +7,7 @@ TensorFlow < 2.16:
 
     python3.11 -m venv addons
     addons/bin/pip install tensorflow-cpu==2.15.1 tensorflow-addons==0.23.0
-    addons/bin/python tests/make_warp_numbers.py
+    addons/bin/python tests/helpers/make_warp_numbers.py
 """
 
 import pathlib

@@ -1,6 +1,6 @@
-"""Writes tests/torchvision_outputs.npz: features of torchvision's ResNets for drawn weights.
+"""Writes tests/helpers/torchvision_outputs.npz: torchvision's ResNets for drawn weights.
 
-    PYTHON_WITH_TORCH tests/make_torchvision_outputs.py
+    PYTHON_WITH_TORCH tests/helpers/make_torchvision_outputs.py
 
 made the stored file with torchvision 0.29.1 and PyTorch 2.14.1. tests/test_torchvision.py draws the
 same weights and images, for which it needs NumPy alone, and compares our features with the stored.

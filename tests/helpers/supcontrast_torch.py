@@ -1,13 +1,14 @@
 """SupContrast's networks in PyTorch, to write checkpoints as its training does.
 
-    PYTHON_WITH_TORCH tests/supcontrast_torch.py --depth=18 --folder=somewhere
+    PYTHON_WITH_TORCH tests/helpers/supcontrast_torch.py --depth=18 --folder=somewhere
 
 writes checkpoint.pth (random weights and batch norm statistics) and outputs.npz: images uint8,
 the encoder's embeddings and the head's unit vectors. The modules have the names of
 https://github.com/HobbitLong/SupContrast/blob/master/networks/resnet_big.py.
 
-    PYTHON_WITH_TORCH tests/supcontrast_torch.py --tiny=tests/torch_checkpoint.pth
-    PYTHON_WITH_TORCH tests/supcontrast_torch.py --tiny=tests/torch_checkpoint_legacy.pth --legacy
+    cd tests/helpers
+    PYTHON_WITH_TORCH supcontrast_torch.py --tiny=torch_checkpoint.pth
+    PYTHON_WITH_TORCH supcontrast_torch.py --tiny=torch_checkpoint_legacy.pth --legacy
 
 writes the few tensors that tests/test_torch_file.py reads where there is no PyTorch, in today's
 format and in that from before PyTorch 1.6.

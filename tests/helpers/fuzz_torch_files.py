@@ -1,6 +1,6 @@
 """Damaged PyTorch checkpoints by number, and a run over many of them.
 
-    python tests/fuzz_torch_files.py --count=1500
+    python tests/helpers/fuzz_torch_files.py --count=1500
 
 prints how many were read, refused with a ValueError, and anything else; the slowest, and the one
 that took most memory. tests/test_torch_file.py runs it.
@@ -43,7 +43,7 @@ def rearrange(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def fuzzed_file(number: int, *, legacy: bool = False) -> bytes:
-    """The checkpoint of tests/, damaged in the way that follows from the number."""
+    """The committed checkpoint, damaged in the way that follows from the number."""
     rng = np.random.default_rng(number)
     kind = "legacy" if legacy else KINDS[number % 3]
     name = "torch_checkpoint_legacy.pth" if legacy else "torch_checkpoint.pth"

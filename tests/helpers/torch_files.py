@@ -1,6 +1,7 @@
 """Files as torch.save writes them, written by hand."""
 
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -62,3 +63,27 @@ def write_zip(path, pickled, storages=(), compression=zipfile.ZIP_STORED):
         for key, data in enumerate(storages):
             archive.writestr(f"checkpoint/data/{key}", data)
     return str(path)
+
+
+def torch_state(encoder):
+    """The weights of a ResNet under SupContrast's names."""
+    state = {}
+    for layer in encoder.layers:
+        found = re.fullmatch(r"group(\d)_block(\d+)_(conv|batch_normalization)(\d)", layer.name)
+        if found:
+            group, block, kind, part = found.groups()
+            kind = {"conv": "conv", "batch_normalization": "bn"}[kind]
+            name = f"shortcut.{int(kind == 'bn')}" if part == "0" else f"{kind}{part}"
+            name = f"encoder.layer{int(group) + 1}.{block}.{name}"
+        elif layer.name in ("stem_conv", "stem_batch_normalization"):
+            name = "encoder.conv1" if layer.name == "stem_conv" else "encoder.bn1"
+        else:
+            continue
+        weights = layer.get_weights()
+        if len(weights) == 1:
+            state[f"{name}.weight"] = weights[0].transpose(3, 2, 0, 1)
+        else:
+            names = ("weight", "bias", "running_mean", "running_var")
+            state |= {f"{name}.{part}": w for part, w in zip(names, weights, strict=True)}
+            state[f"{name}.num_batches_tracked"] = np.array(5.0)
+    return state

@@ -1,6 +1,6 @@
 """Writes a small dataset as TensorFlow Datasets prepares them, without a download.
 
-    python tests/prepared_tfds.py FOLDER
+    python tests/helpers/prepared_tfds.py FOLDER
 
 Its name is two_greys: dark and bright images, 16 for training and 6 for validation.
 """

@@ -5,26 +5,12 @@ import json
 from pathlib import Path
 
 import keras
-from absl import flags
-from absl.testing import flagsaver
 
-from supcon_tf import main
-from supcon_tf.cli import command_line, implied_flags
 from supcon_tf.data import sources
 from supcon_tf.models import contrastive
 from supcon_tf.storage import artifacts, files
 
 SIDE, NUM_CLASSES = 20, 10
-
-if "mode" not in flags.FLAGS:
-    command_line.define_flags()
-
-
-def run_inside(*arguments):
-    """The command in this process, which has TensorFlow loaded already."""
-    with flagsaver.flagsaver():
-        flags.FLAGS(implied_flags.complete(["supcon_tf", *map(str, arguments)]))
-        main.run_stages(flags.FLAGS, list(map(str, arguments)))
 
 
 @dataclasses.dataclass

@@ -1,0 +1,1 @@
+"""What test files share: oracles, tiny data, runs of the command, other projects' numbers."""
