@@ -76,9 +76,9 @@ def run_stages(flag_values: flags.FlagValues, arguments: list[str]) -> None:
         with progress.waiting("Starting TensorFlow"):
             tensorflow_start.import_quietly()
     from supcon_tf import strategies
-    from supcon_tf.stages import setup, summary
+    from supcon_tf.stages import process, summary
 
-    strategy = setup.start(flag_values)
+    strategy = process.start(flag_values)
     with strategies.working_together(strategy):
         results = {}
         for mode in flag_values.mode:

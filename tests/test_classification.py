@@ -167,14 +167,14 @@ def test_linear_epochs_train_a_new_classifier_on_the_encoder_of_cross_entropy(tm
 
 
 def test_flags_of_the_classifier_reach_the_step():
-    from supcon_tf.stages import pretrain, setup
+    from supcon_tf.stages import pretrain, trainer
 
     with flagsaver.flagsaver():
         flags.FLAGS(
             ["supcon_tf", "--cross_entropy_weight=0.4", "--pretrain_label_smoothing=0.1",
              "--stop_gradient_before_classifier"]
         )  # fmt: skip
-        schedule = setup.create_schedule(flags.FLAGS, "pretrain", 100)
+        schedule = trainer.create_schedule(flags.FLAGS, "pretrain", 100)
         step = pretrain.create_step(flags.FLAGS, 16, 10, schedule, (None, None))
     term = step.classification
     assert (term.weight, term.label_smoothing, term.stop_gradient) == (0.4, 0.1, True)

@@ -9,7 +9,7 @@ from helpers.command import run_inside
 
 from supcon_tf.data import pipeline, sources
 from supcon_tf.data.folder_layout import printable
-from supcon_tf.stages import setup
+from supcon_tf.stages import inputs
 
 HANGS_AFTER_SECONDS = 300
 SMALL = (
@@ -96,7 +96,7 @@ def test_a_file_deleted_while_it_is_used_is_named(tmp_path):
     gone = root / "train/dog/3.png"
     gone.unlink()
     message = pytest.raises(ValueError, match=f"{gone}: cannot be read: No such file")
-    with message, setup.naming_broken_images(source):
+    with message, inputs.naming_broken_images(source):
         list(batches)
 
 

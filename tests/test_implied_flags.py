@@ -10,7 +10,7 @@ from helpers.tiny_images import write_images
 
 from supcon_tf.cli import command_line, flag_rules, implied_flags
 from supcon_tf.data import sources
-from supcon_tf.stages import setup
+from supcon_tf.stages import inputs
 
 SHORT = ("--image_size=8", "--knn_interval_epochs=0", "--steps_per_loop=2", "--seed=3")
 
@@ -144,7 +144,7 @@ def test_stages_of_a_folder_run_need_only_its_model_dir(tmp_path, capsys):
         "--pretrain_epochs=2", "--pretrain_warmup_epochs=0",
     )  # fmt: skip
     capsys.readouterr()
-    setup._load_sources.cache_clear()
+    inputs._load_sources.cache_clear()
     run_inside("--mode=linear,eval,embed,export", model_dir, "--linear_epochs=1")
     output = capsys.readouterr().out
     assert f"--data_dir={data}" in output.splitlines()[0]

@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_images
 
 from supcon_tf.augment import blur, policies
 from supcon_tf.data import batch_plan, crops, decode, pipeline, sources, whitening
-from supcon_tf.stages import setup
+from supcon_tf.stages import inputs
 
 IDENTITY = policies.create_policy("identity")
 PHOTO = load_sample_images().images[0]
@@ -303,4 +303,4 @@ def test_only_views_with_a_sigma_are_blurred_and_a_plain_grey_stays():
 def test_only_simclr_and_stacked_randaugment_end_with_a_blur(augmentation, is_blurred):
     policy = policies.create_policy(augmentation)
     flags = types.SimpleNamespace(blur_probability=0.5)
-    assert setup.blur_probability(flags, policy) == (0.5 if is_blurred else 0.0)
+    assert inputs.blur_probability(flags, policy) == (0.5 if is_blurred else 0.0)

@@ -15,7 +15,7 @@ from supcon_tf.data import pipeline, sources
 from supcon_tf.evaluation import predictions
 from supcon_tf.losses.supcon import SupConLoss
 from supcon_tf.models import contrastive
-from supcon_tf.stages import setup
+from supcon_tf.stages import inputs
 
 SIZE = 16
 
@@ -125,9 +125,9 @@ def test_arrays_meet_what_the_command_gives_its_encoder_with_its_blur():
     source = sources.load_source("digits", "train")
     with flagsaver.flagsaver():
         flags.FLAGS(["supcon_tf", "--batch_size=8", "--blur_probability=0.5"])
-        batch = next(iter(setup.create_train_batches(
+        batch = next(iter(inputs.create_train_batches(
             flags.FLAGS, tf.distribute.get_strategy(), source, image_size=20,
-            policy=setup.create_policy(flags.FLAGS, flags.FLAGS.augmentation_type), num_views=2,
+            policy=inputs.create_policy(flags.FLAGS, flags.FLAGS.augmentation_type), num_views=2,
             crop_area_range=(0.6, 0.9), start_step=0,
         )))  # fmt: skip
     batches = pipeline.create_view_batches(

@@ -14,7 +14,7 @@ from absl.testing import flagsaver
 from keras.src.backend.common import global_state
 
 from supcon_tf.cli import command_line
-from supcon_tf.stages import pretrain, setup
+from supcon_tf.stages import inputs, pretrain, trainer
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path.stem for path in (ROOT / "flags").glob("*.flags"))
@@ -103,7 +103,7 @@ class NoOptimizer:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_builds_its_network_at_full_size(name, monkeypatch):
     """Shapes without values, so that it takes no memory; a momentum network would copy values."""
-    monkeypatch.setattr(setup, "create_optimizer", lambda *_, **__: NoOptimizer())
+    monkeypatch.setattr(trainer, "create_optimizer", lambda *_, **__: NoOptimizer())
     waiting = list(global_state.get_global_attribute("uninitialized_variables", []))
     with (
         recipe(name, "--noonline_probe", "--queue_size=0", "--encoder_momentum=0.999"),
@@ -153,7 +153,7 @@ SCHEDULES = {
 def test_learning_rates_and_lengths_are_the_published(name):
     with recipe(name):
         pretraining, linear = (
-            setup.create_schedule(flags.FLAGS, stage, NUM_EXAMPLES[flags.FLAGS.dataset])
+            trainer.create_schedule(flags.FLAGS, stage, NUM_EXAMPLES[flags.FLAGS.dataset])
             for stage in ("pretrain", "linear")
         )
     peak, num_steps, linear_peak, linear_steps = SCHEDULES[name]
@@ -207,7 +207,7 @@ def test_supcontrasts_recipes_have_its_schedule(name):
     """From 0.01 to the cosine of epoch 10, then one rate per epoch to a thousandth of the peak;
     but for cross-entropy all divided by 0.07."""
     with recipe(name):
-        schedule = setup.create_schedule(flags.FLAGS, "pretrain", 50_000)
+        schedule = trainer.create_schedule(flags.FLAGS, "pretrain", 50_000)
         epochs = flags.FLAGS.pretrain_epochs
     peak, scale = (0.8, 1) if "cross_entropy" in name else (0.5, 0.07)
     lowest = peak / 1_000
@@ -320,12 +320,12 @@ def draw_views():
                  "use_pytorch_color_jitter", "blur_probability", "crop_area_range")  # fmt: skip
         key = str([values[name].value for name in names])
         if key not in drawn:
-            batches = setup.create_train_batches(
+            batches = inputs.create_train_batches(
                 values,
                 tf.distribute.get_strategy(),
-                setup.load_sources(values)[0],
+                inputs.load_sources(values)[0],
                 image_size=values.image_size,
-                policy=setup.create_policy(values, values.augmentation_type),
+                policy=inputs.create_policy(values, values.augmentation_type),
                 num_views=values.num_views,
                 crop_area_range=values.crop_area_range,
                 start_step=0,
@@ -341,7 +341,7 @@ def test_a_recipe_takes_one_step(name, draw_views):
     """With the tiny encoder and the digits, and everything else as the recipe has it."""
     with recipe(name, *SMALL):
         values = flags.FLAGS
-        schedule = setup.create_schedule(values, "pretrain", NUM_EXAMPLES["digits"])
+        schedule = trainer.create_schedule(values, "pretrain", NUM_EXAMPLES["digits"])
         schedule.warmup_steps = 0  # Its first step has the learning rate 0.
         step = pretrain.create_step(values, 16, 10, schedule, (None, None))
         before = [variable.numpy() for variable in step.variables]

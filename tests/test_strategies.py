@@ -24,7 +24,7 @@ from supcon_tf.cli import command_line
 from supcon_tf.data import pipeline, sources
 from supcon_tf.losses.supcon import SupConLoss
 from supcon_tf.models import contrastive
-from supcon_tf.stages import setup
+from supcon_tf.stages import process
 from supcon_tf.training import loop, optimizers, steps
 
 ROOT = Path(__file__).parent.parent
@@ -374,7 +374,7 @@ def test_a_compiled_step_equals_the_plain_one(microbatch_size):
 def start(*arguments):
     with flagsaver.flagsaver():
         flags.FLAGS(command_line.expand_recipe(["supcon_tf", *arguments]))
-        return setup.start(flags.FLAGS)
+        return process.start(flags.FLAGS)
 
 
 def test_it_says_once_what_it_runs_on(capsys, no_cluster, policy):

@@ -11,7 +11,7 @@ from graph_check import find_problems
 from problems import Problem, UnfitStep
 from replica import OneOfManyStrategy
 
-from supcon_tf.stages import pretrain, setup
+from supcon_tf.stages import inputs, pretrain, trainer
 
 # Training examples and classes, so that no dataset has to be there.
 DATASETS = {
@@ -67,7 +67,7 @@ def create_step(flags, num_cores: int, dataset_size: tuple[int, int] | None = No
         )
     num_examples, num_classes = dataset_size or _dataset_size(flags.dataset)
     strategy = OneOfManyStrategy(num_cores)
-    schedule = setup.create_schedule(flags, "pretrain", num_examples)
+    schedule = trainer.create_schedule(flags, "pretrain", num_examples)
     image_size = flags.image_size or 224
     whitening = ((0.0,) * 3, (1.0,) * 3) if flags.whitening != "none" else (None, None)
     with strategy.scope():
@@ -122,7 +122,7 @@ def _batch_specs(flags, batch, image_size):
         "image": tf.TensorSpec([batch, flags.num_views, *side], tf.uint8, name="image"),
         "label": tf.TensorSpec([batch], tf.int32, name="label"),
     }
-    if setup.blur_probability(flags, setup.create_policy(flags, flags.augmentation_type)):
+    if inputs.blur_probability(flags, inputs.create_policy(flags, flags.augmentation_type)):
         shape = [batch, flags.num_views]
         specs["blur_sigma"] = tf.TensorSpec(shape, tf.float32, name="blur_sigma")
     return specs

@@ -14,7 +14,7 @@ def count_training_examples(flags, source: sources.Source) -> int:
 def choose_batch_size(flags, strategy, source: sources.Source, stage: str) -> None:
     """Lowers the default of --batch_size to a small training split, and says so.
 
-    Nothing is chosen where every replica could not get two examples; `setup.check_batches`
+    Nothing is chosen where every replica could not get two examples; `inputs.check_batches`
     refuses that, and a batch that somebody gave.
     """
     count, replicas = count_training_examples(flags, source), strategy.num_replicas_in_sync

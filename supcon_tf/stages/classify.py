@@ -8,7 +8,7 @@ import time
 from supcon_tf.data import data_identity
 from supcon_tf.evaluation import metrics, predictions
 from supcon_tf.models import contrastive
-from supcon_tf.stages import chance, choices, memory_check, setup
+from supcon_tf.stages import chance, choices, inputs, memory_check, process, trainer
 from supcon_tf.stages.run_directory import RunDirectory, artifacts_of, find_part
 from supcon_tf.training import progress, steps
 
@@ -24,24 +24,24 @@ def train_classifier(
         train_encoder: train all layers instead of the linear head alone.
     """
     encoder_path = find_encoder(flags)
-    run, inputs = RunDirectory.of(flags), {"encoder": encoder_identity(encoder_path)}
+    run, built_on = RunDirectory.of(flags), {"encoder": encoder_identity(encoder_path)}
     keeps_head = (
         stage == "linear" and flags.linear_epochs == 0 and run.has("pretrain", "linear_head.keras")
     )
     if keeps_head:
-        inputs["linear_head"] = run.artifacts("pretrain").identity("linear_head.keras")
-    train_source, test_source = setup.load_sources(flags)
+        built_on["linear_head"] = run.artifacts("pretrain").identity("linear_head.keras")
+    train_source, test_source = inputs.load_sources(flags)
     choices.choose_batch_size(flags, strategy, train_source, stage)
     choices.choose_warmup(flags, stage)
-    with setup.open_folder(flags, strategy, stage, inputs=inputs) as folder:
+    with process.open_folder(flags, strategy, stage, inputs=built_on) as folder:
         check_data(flags, folder, train_source, encoder_path)
         if folder.result() is not None:
             folder.say_finished()
             return folder.result()
-        train_source = setup.change_training_examples(flags, train_source)
-        setup.check_batches(flags, strategy, train_source)
-        policy = setup.create_policy(flags, augmentation_type)
-        schedule = setup.create_schedule(flags, stage, train_source.num_examples)
+        train_source = inputs.change_training_examples(flags, train_source)
+        inputs.check_batches(flags, strategy, train_source)
+        policy = inputs.create_policy(flags, augmentation_type)
+        schedule = trainer.create_schedule(flags, stage, train_source.num_examples)
 
         with strategy.scope(), progress.waiting(f"{stage}: loading the encoder"):
             encoder = load_encoder(encoder_path)
@@ -56,7 +56,7 @@ def train_classifier(
                 )
             )
             parts = [(linear_head, True), *([(encoder, True)] if train_encoder else [])]
-            optimizer = setup.create_optimizer(flags, stage, schedule, parts=parts)
+            optimizer = trainer.create_optimizer(flags, stage, schedule, parts=parts)
             step = steps.ClassifierStep(
                 encoder=encoder,
                 linear_head=linear_head,
@@ -66,7 +66,7 @@ def train_classifier(
                 train_encoder=train_encoder,
             )
         if flags.reference_ckpt and flags.warm_start_classifier:
-            setup.warm_start_part(flags, "classifier", linear_head)
+            trainer.warm_start_part(flags, "classifier", linear_head)
         image_size = encoder.input_shape[1]
         if keeps_head:
             print(f"linear: no epochs; using the classifier of pretraining, {run.linear_head}.")
@@ -79,7 +79,7 @@ def train_classifier(
             memory_check.check_memory(flags, strategy, step, num_views=1)
         folder.begin(schedule)
         started = time.monotonic()
-        last = setup.train(
+        last = trainer.train(
             flags,
             strategy,
             folder,
@@ -144,11 +144,11 @@ def finish_classifier(
 
 def predict(flags, strategy, model, source, *, image_size) -> tuple:
     """Outputs [M, ...] of a model on every image of a source, without augmentation, and labels."""
-    with setup.naming_broken_images(source):
+    with inputs.naming_broken_images(source):
         return predictions.predict(
             strategy,
             lambda images: model(images, training=False),
-            setup.create_eval_batches(flags, source, image_size=image_size),
+            inputs.create_eval_batches(flags, source, image_size=image_size),
         )
 
 

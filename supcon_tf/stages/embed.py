@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from supcon_tf.data import sources
 from supcon_tf.evaluation.predictions import create_predictor
-from supcon_tf.stages import eval_data, setup, trained
+from supcon_tf.stages import eval_data, inputs, process, trained
 from supcon_tf.storage import files
 from supcon_tf.training import progress
 
@@ -21,8 +21,8 @@ def run(flags, strategy) -> dict:
     """Writes embeddings.npz; always anew."""
     with strategy.scope(), progress.waiting("embed: loading the encoder"):
         model = trained.load(flags)
-    with setup.open_folder(flags, strategy, "embed", always_anew=True) as folder:
-        setup.check_eval_batches(flags, strategy)
+    with process.open_folder(flags, strategy, "embed", always_anew=True) as folder:
+        inputs.check_eval_batches(flags, strategy)
         source, what = _source(flags, model)
         folder.begin()
         path = folder.artifacts.path_to_write("embeddings.npz")
@@ -38,7 +38,7 @@ def run(flags, strategy) -> dict:
 def _source(flags, model):
     """Which images, and what they are called on the screen."""
     if flags.embed_dir:
-        return setup.load_unlabelled(flags, flags.embed_dir), flags.embed_dir
+        return inputs.load_unlabelled(flags, flags.embed_dir), flags.embed_dir
     data = eval_data.load(flags, flags.embed_split or flags.eval_split or "test")
     if data.is_own:
         eval_data.check_own(flags, model.stage)
@@ -79,10 +79,10 @@ def _write(flags, strategy, model, source, path):
 
 def _outputs(flags, strategy, model, source):
     """Parts (index, results, labels) in the order of the source."""
-    batches = setup.create_eval_batches(flags, source, image_size=model.image_size)
+    batches = inputs.create_eval_batches(flags, source, image_size=model.image_size)
     bar = tqdm(total=source.num_examples, desc="embed", unit="image", dynamic_ncols=True)
     done = 0
-    with bar, setup.naming_broken_images(source):
+    with bar, inputs.naming_broken_images(source):
         for part in create_predictor(strategy, model.outputs)(batches):
             order = np.argsort(part[0])
             index, outputs, labels = tf.nest.map_structure(lambda x: x[order], part)  # noqa: B023

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from supcon_tf.data import data_identity, sources
-from supcon_tf.stages import setup
+from supcon_tf.stages import inputs
 from supcon_tf.stages.run_directory import RunDirectory
 
 OTHER_DATA = (
@@ -33,7 +33,7 @@ class EvalData:
 def load(flags, split: str) -> EvalData:
     """The split of --eval_dataset or --eval_data_dir, else of --dataset."""
     if not (flags.eval_dataset or flags.eval_data_dir):
-        train, test = setup.load_sources(flags)
+        train, test = inputs.load_sources(flags)
         return EvalData({"train": train, "test": test}[split], f"{flags.dataset}, {split}", True)
     dataset = flags.eval_dataset or "folder"
     try:
@@ -42,7 +42,7 @@ def load(flags, split: str) -> EvalData:
             split,
             flags.eval_data_dir,
             skip_broken_images=flags.skip_broken_images and dataset == "folder",
-            max_pixels=setup.max_pixels(flags),
+            max_pixels=inputs.max_pixels(flags),
         )
     except ValueError as error:
         given = [flags[name] for name in ("eval_dataset", "eval_data_dir") if flags[name].value]
@@ -59,7 +59,7 @@ def check_own(flags, stage: str) -> None:
     Raises:
         ValueError: says what differs.
     """
-    train, _ = setup.load_sources(flags)
+    train, _ = inputs.load_sources(flags)
     RunDirectory.of(flags).check_data(stage, data_identity.describe(train), OTHER_DATA)
 
 
@@ -69,7 +69,7 @@ def training_source(flags, stage: str, data: EvalData) -> sources.Source | None:
     It must be what the run was trained on, whatever is evaluated.
     """
     if data.is_own:
-        source = setup.load_sources(flags)[0]
+        source = inputs.load_sources(flags)[0]
         if data.source is source:
             print("eval: k-NN and logistic regression are left out: they learn from this split.")
             return None
@@ -80,7 +80,7 @@ def training_source(flags, stage: str, data: EvalData) -> sources.Source | None:
         reason = str(error).splitlines()[0].rstrip(":")
         print(f"eval: k-NN and logistic regression are left out ({reason}).")
         return None
-    return setup.load_sources(flags)[0]
+    return inputs.load_sources(flags)[0]
 
 
 def match_classes(class_names: tuple[str, ...], data: EvalData, model_path: str) -> np.ndarray:

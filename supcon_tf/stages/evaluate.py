@@ -6,7 +6,7 @@ import csv
 import io
 
 from supcon_tf.evaluation import metrics, predictions
-from supcon_tf.stages import chance, eval_data, setup, trained
+from supcon_tf.stages import chance, eval_data, inputs, process, trained
 from supcon_tf.storage import files
 from supcon_tf.training import progress
 
@@ -15,8 +15,8 @@ def run(flags, strategy) -> dict:
     """Measures, prints and writes eval.json; always anew, because it is quick."""
     with strategy.scope(), progress.waiting("eval: loading the classifier"):
         model = trained.load(flags, needs_classifier=True)
-    with setup.open_folder(flags, strategy, "eval", always_anew=True) as folder:
-        setup.check_eval_batches(flags, strategy)
+    with process.open_folder(flags, strategy, "eval", always_anew=True) as folder:
+        inputs.check_eval_batches(flags, strategy)
         data = eval_data.load(flags, flags.eval_split or "test")
         if data.is_own:
             eval_data.check_own(flags, model.stage)
@@ -82,10 +82,10 @@ def describe_top_k(result: dict) -> str:
 
 
 def _predict(flags, strategy, model, source, limit=None):
-    batches = setup.create_eval_batches(flags, source, image_size=model.image_size, limit=limit)
+    batches = inputs.create_eval_batches(flags, source, image_size=model.image_size, limit=limit)
     count = min(source.num_examples, limit or source.num_examples)
     waiting = progress.waiting(f"eval: computing the outputs for {count:,} images")
-    with setup.naming_broken_images(source), waiting:
+    with inputs.naming_broken_images(source), waiting:
         return predictions.predict(strategy, model.outputs, batches)
 
 

@@ -12,7 +12,7 @@ from supcon_tf import strategies
 from supcon_tf.cli import flag_rules
 from supcon_tf.evaluation import linear_fit, metrics
 from supcon_tf.models import contrastive
-from supcon_tf.stages import choices, classify, setup
+from supcon_tf.stages import choices, classify, inputs, process
 from supcon_tf.training import progress
 from supcon_tf.training.metrics_log import MetricsLog
 
@@ -23,7 +23,7 @@ def run(flags, strategy) -> dict:
     if flag_rules.is_linear_fitted(flags):
         with strategy.scope(), progress.waiting("linear: loading the encoder"):
             encoder = classify.load_encoder(encoder_path)
-        train_source, test_source = setup.load_sources(flags)
+        train_source, test_source = inputs.load_sources(flags)
         if _can_be_fitted(flags, encoder, train_source):
             flags.linear_optimizer = "lbfgs"
             return _fit(flags, strategy, encoder, encoder_path, train_source, test_source)
@@ -61,14 +61,14 @@ def _can_be_fitted(flags, encoder, source):
 
 def _fit(flags, strategy, encoder, encoder_path, train_source, test_source):
     """Embeds the training images on all replicas; the chief fits and gives its result to all."""
-    inputs = {"encoder": classify.encoder_identity(encoder_path)}
-    with setup.open_folder(flags, strategy, "linear", inputs=inputs) as folder:
+    built_on = {"encoder": classify.encoder_identity(encoder_path)}
+    with process.open_folder(flags, strategy, "linear", inputs=built_on) as folder:
         classify.check_data(flags, folder, train_source, encoder_path)
         if folder.result() is not None:
             folder.say_finished()
             return folder.result()
-        train_source = setup.change_training_examples(flags, train_source)
-        setup.check_eval_batches(flags, strategy)
+        train_source = inputs.change_training_examples(flags, train_source)
+        inputs.check_eval_batches(flags, strategy)
         num_features, num_classes = encoder.output_shape[-1], len(train_source.class_names)
         print(
             f"linear: {num_classes} classes on {num_features} features of {encoder_path}, fitted "

@@ -10,7 +10,7 @@ from supcon_tf.evaluation import metrics, predictions
 from supcon_tf.losses import baselines, supcon
 from supcon_tf.losses.momentum_queue import MomentumQueue
 from supcon_tf.models import contrastive
-from supcon_tf.stages import chance, choices, image_size, memory_check, setup
+from supcon_tf.stages import chance, choices, image_size, inputs, memory_check, process, trainer
 from supcon_tf.training import progress, steps
 
 # The values of --loss beside supcon and cross_entropy.
@@ -25,23 +25,23 @@ KNN_TRAIN_EXAMPLES, KNN_TEST_EXAMPLES = 10_000, 10_000
 
 def run(flags, strategy) -> dict:
     """Trains to the end, or says that it is finished; returns its figures."""
-    train_source, test_source = setup.load_sources(flags)
+    train_source, test_source = inputs.load_sources(flags)
     choices.choose_batch_size(flags, strategy, train_source, "pretrain")
     choices.choose_epochs(flags, train_source)
     choices.choose_warmup(flags, "pretrain")
-    with setup.open_folder(flags, strategy, "pretrain") as folder:
+    with process.open_folder(flags, strategy, "pretrain") as folder:
         folder.check_data(data_identity.describe(train_source))
         if folder.result() is not None:
             folder.say_finished()
             return folder.result()
-        train_source = setup.change_training_examples(flags, train_source)
-        setup.check_batches(flags, strategy, train_source)
+        train_source = inputs.change_training_examples(flags, train_source)
+        inputs.check_batches(flags, strategy, train_source)
         side = image_size.choose(flags, train_source)
-        policy = setup.create_policy(flags, flags.augmentation_type)
+        policy = inputs.create_policy(flags, flags.augmentation_type)
         _check_microbatch(flags, strategy)
-        schedule = setup.create_schedule(flags, "pretrain", train_source.num_examples)
+        schedule = trainer.create_schedule(flags, "pretrain", train_source.num_examples)
 
-        whitening = setup.whitening_constants(flags, train_source, folder, side)
+        whitening = inputs.whitening_constants(flags, train_source, folder, side)
         with strategy.scope(), progress.waiting("pretrain: building the model"):
             step = create_step(flags, side, len(train_source.class_names), schedule, whitening)
         encoder = step.encoder
@@ -65,7 +65,7 @@ def run(flags, strategy) -> dict:
         memory_check.check_memory(flags, strategy, step, num_views=flags.num_views)
         embed = predictions.create_predictor(strategy, lambda x: encoder(x, training=False))
         parts = [
-            (source, setup.create_eval_batches(flags, source, image_size=side, limit=limit))
+            (source, inputs.create_eval_batches(flags, source, image_size=side, limit=limit))
             for source, limit in (
                 (train_source, KNN_TRAIN_EXAMPLES),
                 (test_source, KNN_TEST_EXAMPLES),
@@ -79,7 +79,7 @@ def run(flags, strategy) -> dict:
             for source, batches in parts:
                 count = min(source.num_examples, KNN_TRAIN_EXAMPLES)
                 waiting = progress.waiting(f"pretrain: computing {count:,} embeddings for k-NN")
-                with setup.naming_broken_images(source), waiting:
+                with inputs.naming_broken_images(source), waiting:
                     arrays += predictions.in_order(embed(batches))
             test_labels.update(chance.of_labels(arrays[3]))
             with progress.waiting(f"pretrain: measuring k-NN on {len(arrays[0]):,} embeddings"):
@@ -87,7 +87,7 @@ def run(flags, strategy) -> dict:
 
         folder.begin(schedule)
         started = time.monotonic()
-        last = setup.train(
+        last = trainer.train(
             flags,
             strategy,
             folder,
@@ -124,9 +124,9 @@ def run(flags, strategy) -> dict:
 
 def _warm_start(flags, step):
     if flags.warm_start_encoder:
-        setup.warm_start_part(flags, "encoder", step.encoder)
+        trainer.warm_start_part(flags, "encoder", step.encoder)
     if flags.warm_start_projection_head:
-        setup.warm_start_part(flags, "projection_head", step.model.projection_head)
+        trainer.warm_start_part(flags, "projection_head", step.model.projection_head)
     if flags.queue_size:
         step.queue.copy_weights(step.model)
 
@@ -187,7 +187,7 @@ def create_step(
         return steps.ClassifierStep(
             encoder=encoder,
             linear_head=linear_head,
-            optimizer=setup.create_optimizer(flags, "pretrain", schedule, parts=parts),
+            optimizer=trainer.create_optimizer(flags, "pretrain", schedule, parts=parts),
             global_batch_size=flags.batch_size,
             label_smoothing=flags.pretrain_label_smoothing,
             train_encoder=True,
@@ -220,7 +220,7 @@ def create_step(
         model=model,
         loss=loss,
         queue=queue,
-        optimizer=setup.create_optimizer(flags, "pretrain", schedule, parts=parts),
+        optimizer=trainer.create_optimizer(flags, "pretrain", schedule, parts=parts),
         global_batch_size=flags.batch_size,
         num_views=flags.num_views,
         probe=probe,

@@ -1,85 +1,20 @@
-"""What several stages build from the flags: strategy, sources, batches, optimizer."""
+"""What a stage reads: sources and batches as the flags describe them."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
 
-import keras
 import tensorflow as tf
 
-from supcon_tf import strategies
 from supcon_tf.augment import policies
 from supcon_tf.cli import flag_rules
 from supcon_tf.data import decode, pipeline, sources, whitening
 from supcon_tf.data.folder_layout import printable
-from supcon_tf.interop import warm_start
-from supcon_tf.models import contrastive
-from supcon_tf.stages.run_directory import StageFolder, find_part
-from supcon_tf.training import checkpoint, optimizers, progress
-from supcon_tf.training import loop as training
+from supcon_tf.training import progress
 
 # Spread evenly over the training images.
 WHITENING_EXAMPLES = 2_000
-
-
-def start(flags) -> tf.distribute.Strategy:
-    """Makes the strategy, sets what holds for the whole process, and says what it runs on.
-
-    Raises:
-        ValueError: no such devices, or jit_compile over several replicas.
-    """
-    if flags.logical_cpus > 1:
-        strategies.split_cpu(flags.logical_cpus)
-    if flags.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    keras.config.set_dtype_policy(flags.precision)
-    strategy = strategies.create_strategy(
-        flags.strategy,
-        tpu_name=flags.tpu_name,
-        tpu_zone=flags.tpu_zone,
-        gcp_project=flags.gcp_project,
-    )
-    if flags.jit_compile and strategy.num_replicas_in_sync > 1:
-        raise ValueError(
-            f"jit_compile over {strategy.num_replicas_in_sync} replicas does not run: XLA cannot "
-            "compile what they exchange. Leave it out, or take --strategy=one_device."
-        )
-    print(describe_devices(flags, strategy), flush=True)
-    if not strategies.is_chief(strategy):
-        print("The output of the chief, worker 0, tells how the run goes.", flush=True)
-    return strategy
-
-
-def describe_devices(flags, strategy) -> str:
-    """What the run runs on, in one line."""
-    replicas, hosts = strategy.num_replicas_in_sync, strategies.num_hosts(strategy)
-    kind = next(kind for kind in ("TPU", "GPU", "CPU") if tf.config.list_logical_devices(kind))
-    scope = "over all replicas" if flags.use_global_batch_norm else "of each replica"
-    return (
-        f"TensorFlow {tf.__version__}, Keras {keras.__version__}; "
-        f"{strategies.strategy_name(strategy)}: {replicas} replica(s) on {hosts} host(s) ({kind}), "
-        f"{flags.batch_size / replicas:g} examples per replica, {flags.precision}, "
-        f"batch norm {scope}."
-    )
-
-
-@contextlib.contextmanager
-def open_folder(flags, strategy, stage: str, **options):
-    """The `StageFolder` of a stage that all workers run: the chief's, which the others read.
-
-    The chief goes in first, because it may refuse the flags, and nobody leaves before the
-    others: the next stage reads what the chief has written at the end of this one.
-    """
-    is_chief = strategies.is_chief(strategy)
-    if not is_chief:
-        strategies.gather_from_workers(strategy, 0)
-    with StageFolder(flags, stage, is_chief=is_chief, **options) as folder:
-        if is_chief:
-            strategies.gather_from_workers(strategy, 0)
-        yield folder
-        strategies.gather_from_workers(strategy, 0)
 
 
 def load_sources(flags) -> tuple[sources.Source, sources.Source]:
@@ -219,6 +154,19 @@ def create_train_batches(
     )
 
 
+def create_eval_batches(flags, source, *, image_size, limit=None):
+    """A function (host=0, num_hosts=1) -> that host's share of the batches of an evaluation."""
+    return functools.partial(
+        pipeline.create_eval_batches,
+        source,
+        batch_size=flags.eval_batch_size,
+        image_size=image_size,
+        limit=limit,
+        crop_method=flags.eval_crop_method,
+        crop_padding=flags.crop_padding,
+    )
+
+
 def whitening_constants(flags, source, folder, image_size):
     """Mean and deviation for the encoder, or (None, None).
 
@@ -244,144 +192,6 @@ def whitening_constants(flags, source, folder, image_size):
         f"--whitening_mean={texts['mean']} --whitening_std={texts['std']}"
     )
     return tuple(measured["mean"]), tuple(measured["std"])
-
-
-def create_eval_batches(flags, source, *, image_size, limit=None):
-    """A function (host=0, num_hosts=1) -> that host's share of the batches of an evaluation."""
-    return functools.partial(
-        pipeline.create_eval_batches,
-        source,
-        batch_size=flags.eval_batch_size,
-        image_size=image_size,
-        limit=limit,
-        crop_method=flags.eval_crop_method,
-        crop_padding=flags.crop_padding,
-    )
-
-
-def create_schedule(flags, stage: str, num_examples: int) -> optimizers.WarmUpThenDecay:
-    """The learning rate of a stage; its total_steps is the length of the stage."""
-    steps_per_epoch = num_examples / flags.batch_size
-    return optimizers.WarmUpThenDecay(
-        optimizers.scaled_learning_rate(
-            flags[f"{stage}_base_learning_rate"].value, flags.batch_size
-        ),
-        decay=flags[f"{stage}_learning_rate_decay"].value,
-        total_steps=int(flags[f"{stage}_epochs"].value * steps_per_epoch),
-        warmup_steps=int(flags[f"{stage}_warmup_epochs"].value * steps_per_epoch),
-        warmup_start=flags[f"{stage}_warmup_start"].value,
-        steps_per_epoch=steps_per_epoch,
-        decay_rate=flags[f"{stage}_decay_rate"].value,
-        epochs_per_decay=flags[f"{stage}_epochs_per_decay"].value,
-        boundary_epochs=flags[f"{stage}_decay_boundary_epochs"].value,
-    )
-
-
-def create_optimizer(flags, stage: str, schedule, *, parts) -> keras.optimizers.Optimizer:
-    """The optimizer of a stage, which does the weight decay too.
-
-    Args:
-        parts: (model, whether it decays) for every built model that the stage trains.
-    """
-    undecayed = []
-    for model, is_decayed in parts:
-        undecayed += (
-            optimizers.undecayed_variables(model, decay_biases=flags.use_bias_weight_decay)
-            if is_decayed
-            else model.trainable_variables
-        )
-    optimizer = optimizers.create_optimizer(
-        flags[f"{stage}_optimizer"].value,
-        schedule,
-        weight_decay=flags[f"{stage}_weight_decay"].value,
-        undecayed=undecayed,
-        rmsprop_epsilon=flags[f"{stage}_rmsprop_epsilon"].value,
-    )
-    # Not by --precision: a loaded encoder computes as it was saved.
-    if any(contrastive.computes_in_float16(model) for model, _ in parts):
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
-
-
-def warm_start_part(flags, part: str, model: keras.Model) -> None:
-    """Copies a part of --reference_ckpt into the model and says what it lacked."""
-    path = find_part(flags.reference_ckpt, part)
-    missing = warm_start.copy_weights(
-        path, model, ignore_missing=flags.ignore_missing_checkpoint_vars
-    )
-    print(f"Weights of {model.name} from {path}.")
-    if missing:
-        print(f"It lacks {len(missing)}, which keep their initial values:")
-        print("\n".join(f"  {name}" for name in missing))
-
-
-def train(flags, strategy, folder, *, step, schedule, source, evaluation=None, **batch_options):
-    """Trains a stage from its newest checkpoint to its end; returns the last log line.
-
-    Args:
-        folder: the stage's; checkpoints and the log go there.
-        step, schedule: what `training.train` takes.
-        source: the training split.
-        evaluation: (function, interval in steps) to measure on the way, or None.
-        **batch_options: what `create_train_batches` takes.
-    """
-    evaluate, evaluate_interval_steps = evaluation or (None, 0)
-    checkpoints = checkpoint.CheckpointFolder(
-        folder.file("checkpoints"),
-        max_to_keep=flags.max_checkpoints_to_keep,
-        record=_record(flags, folder),
-        check_record=folder.check_checkpoint,
-        is_chief=folder.is_chief,
-        **step.models,
-        **step.optimizers,
-    )
-    return training.train(
-        strategy=strategy,
-        step=step,
-        create_batches=lambda start_step, host, num_hosts: create_train_batches(
-            flags,
-            strategy,
-            source,
-            start_step=start_step,
-            host=host,
-            num_hosts=num_hosts,
-            **batch_options,
-        ),
-        checkpoints=checkpoints,
-        log_folder=folder.path,
-        total_steps=schedule.total_steps,
-        steps_per_epoch=schedule.steps_per_epoch,
-        schedule=schedule,
-        steps_per_loop=flags.steps_per_loop,
-        summary_interval_steps=flags.summary_interval_steps,
-        save_interval_steps=flags.save_interval_steps,
-        evaluate=evaluate,
-        evaluate_interval_steps=evaluate_interval_steps,
-        explain_failure=explain_failure(flags, source),
-        jit_compile=flags.jit_compile,
-        name=folder.stage,
-    )
-
-
-def _record(flags, folder):
-    """What a checkpoint notes beside the state. Bits also depend on versions and threads."""
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or _count_cpus()
-    return {
-        "seed": flags.seed,
-        **folder.record(),
-        "environment": {
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "cpu_threads": threads,
-        },
-    }
-
-
-def _count_cpus():
-    """Those that this process may use, which is how many threads TensorFlow starts."""
-    if hasattr(os, "sched_getaffinity"):  # Not on macOS.
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def explain_failure(flags, source):
