@@ -13,6 +13,7 @@ from supcon_tf.augment import policies
 from supcon_tf.cli import command_line, flag_rules, flag_suggestions
 from supcon_tf.data import crops, pipeline, random_crops, sources
 from supcon_tf.losses import momentum_queue, supcon
+from supcon_tf.losses import options as loss_options
 from supcon_tf.models import applications, contrastive, resnet
 from supcon_tf.training import loop, optimizers, steps
 
@@ -307,9 +308,9 @@ def test_a_flag_has_the_default_of_its_function(name):
 @pytest.mark.parametrize(
     "name,choices",
     [
-        ("contrast_mode", supcon.CONTRAST_MODES),
-        ("summation_location", supcon.SUMMATION_LOCATIONS),
-        ("denominator_mode", supcon.DENOMINATOR_MODES),
+        ("contrast_mode", loss_options.CONTRAST_MODES),
+        ("summation_location", loss_options.SUMMATION_LOCATIONS),
+        ("denominator_mode", loss_options.DENOMINATOR_MODES),
         ("strategy", strategies.STRATEGIES),
         ("eval_crop_method", crops.EVAL_CROP_METHODS),
         ("crop_compat", random_crops.CROP_COMPATS),

@@ -1,4 +1,6 @@
+import inspect
 import itertools
+from dataclasses import fields
 
 import keras
 import numpy as np
@@ -8,14 +10,13 @@ from helpers import oracles
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from supcon_tf.losses.supcon import (
+from supcon_tf.losses.options import (
     CONTRAST_MODES,
     DENOMINATOR_MODES,
     SUMMATION_LOCATIONS,
-    SupConLoss,
-    collapse_loss,
-    supcon_loss,
+    SupConOptions,
 )
+from supcon_tf.losses.supcon import SupConLoss, collapse_loss, supcon_loss
 
 F = [
     [[0.01, 0.02, 0.14], [0.38, 0.61, 0.50]],
@@ -449,10 +450,10 @@ def test_higher_ranks_are_flattened():
         (None, np.ones((3, 2, 4)), {"summation_location": "on"}, "Invalid summation_location"),
         (None, np.ones((3, 2, 4)), {"denominator_mode": "none"}, "Invalid denominator_mode"),
         (None, np.ones((3, 2, 4)), {"block_size": 0}, "must be at least 1"),
-        (None, np.ones((3, 2, 4)), {"temperature": 0.0}, "must be above 0"),
-        (None, np.ones((3, 2, 4)), {"temperature": float("nan")}, "must be above 0"),
+        (None, np.ones((3, 2, 4)), {"temperature": 0.0}, "must be greater than 0"),
+        (None, np.ones((3, 2, 4)), {"temperature": float("nan")}, "must be greater than 0"),
         (None, np.ones((3, 2, 4)), {"positives_cap": 3}, "multiple of the number of views, 2"),
-        (None, np.ones((3, 2, 4)), {"positives_cap": -2}, "multiple of the number of views, 2"),
+        (None, np.ones((3, 2, 4)), {"positives_cap": -2}, "positives_cap=-2 must be -1"),
     ],
 )
 def test_bad_arguments_say_what_to_mend(labels, features, options, message):
@@ -495,23 +496,81 @@ def test_keras_loss_trains_and_survives_saving(tmp_path):
     assert loaded.evaluate(x, y, batch_size=64, verbose=0) == pytest.approx(expected, rel=1e-5)
 
 
+# A valid value for each option that differs from its default.
+CHANGED_OPTIONS = {
+    "temperature": 0.3,
+    "contrast_mode": "one_view",
+    "summation_location": "inside",
+    "denominator_mode": "one_positive",
+    "positives_cap": 2,
+    "scale_by_temperature": False,
+    "normalize": False,
+    "block_size": 16,
+}
+
+
+@pytest.mark.parametrize("function", [supcon_loss, SupConLoss])
+def test_signatures_offer_the_options_with_their_defaults(function):
+    parameters = inspect.signature(function).parameters.values()
+    found = [
+        (parameter.name, parameter.annotation, parameter.default)
+        for parameter in parameters
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    expected = [(field.name, field.type, field.default) for field in fields(SupConOptions)]
+    assert found[: len(expected)] == expected
+    others = {"use_labels", "reduction", "name"} if function is SupConLoss else set()
+    assert {name for name, *_ in found[len(expected) :]} == others
+
+
 def test_every_argument_is_in_the_config():
-    changed = {
-        "temperature": 0.3,
-        "contrast_mode": "one_view",
-        "summation_location": "inside",
-        "denominator_mode": "one_positive",
-        "positives_cap": 2,
-        "scale_by_temperature": False,
-        "normalize": False,
-        "block_size": 16,
-        "use_labels": False,
-        "reduction": "sum",
-        "name": "mine",
-    }
+    assert CHANGED_OPTIONS.keys() == {field.name for field in fields(SupConOptions)}
+    changed = {**CHANGED_OPTIONS, "use_labels": False, "reduction": "sum", "name": "mine"}
     config = SupConLoss(**changed).get_config()
     assert config == changed
     assert SupConLoss.from_config(config).get_config() == changed
+
+
+def test_options_are_attributes():
+    """Each can be read, and changed between calls, under the name of its argument."""
+    loss = SupConLoss(**CHANGED_OPTIONS)
+    assert loss.options == SupConOptions(**CHANGED_OPTIONS)
+    for name, value in CHANGED_OPTIONS.items():
+        assert getattr(loss, name) == value
+    features, labels = tf.constant(draw_features(seed=1), tf.float32), np.array([0, 1, 0, 0, 2])
+    loss = SupConLoss(temperature=0.1)
+    loss.temperature = 0.5
+    np.testing.assert_array_equal(
+        loss(labels, features), SupConLoss(temperature=0.5)(labels, features)
+    )
+
+
+@pytest.mark.parametrize("name", CHANGED_OPTIONS)
+def test_every_option_reaches_the_loss(name):
+    """The function and the class compute the same loss, which is not that of the defaults."""
+    features = tf.constant(draw_features(seed=1, num_examples=6), tf.float32)
+    labels = tf.constant([0, 1, 0, 0, 2, 0])
+    option = {name: CHANGED_OPTIONS[name]}
+    losses = supcon_loss(labels, features, **option)
+    np.testing.assert_array_equal(SupConLoss(reduction=None, **option)(labels, features), losses)
+    is_equal = np.allclose(losses, supcon_loss(labels, features), rtol=1e-3)
+    assert is_equal is (name == "block_size")
+
+
+def test_a_loss_saved_before_the_options_were_one_class_still_loads():
+    config = {
+        "module": "supcon_tf.losses.supcon",
+        "class_name": "SupConLoss",
+        "config": {
+            "name": "supcon_loss", "reduction": "sum_over_batch_size", "temperature": 0.2,
+            "contrast_mode": "one_view", "summation_location": "outside",
+            "denominator_mode": "all", "positives_cap": -1, "scale_by_temperature": True,
+            "normalize": True, "block_size": None, "use_labels": True,
+        },
+        "registered_name": "supcon_tf>SupConLoss",
+    }  # fmt: skip
+    loss = keras.saving.deserialize_keras_object(config)
+    assert isinstance(loss, SupConLoss) and loss.get_config() == config["config"]
 
 
 @pytest.mark.parametrize(

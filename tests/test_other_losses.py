@@ -7,7 +7,8 @@ import tensorflow as tf
 from helpers import oracles
 from helpers.replicas import split
 
-from supcon_tf.losses import baselines, supcon
+from supcon_tf.losses import baselines
+from supcon_tf.losses.features import l2_normalize
 
 NUM_EXAMPLES = 8
 LABELS = np.array([0, 1, 2, 0, 1, 1, 0, 3])  # 2 and 3 have one example each.
@@ -213,7 +214,7 @@ def test_descent_brings_classes_together(loss_class):
 
     values = [float(step()) for _ in range(60)]
     assert values[-1] < 0.7 * values[0]
-    z = supcon.l2_normalize(features)[:, 0].numpy()
+    z = l2_normalize(features)[:, 0].numpy()
     same = (LABELS[:, None] == LABELS) & ~np.eye(NUM_EXAMPLES, dtype=bool)
     assert (z @ z.T)[same].mean() > (z @ z.T)[
         ~same & ~np.eye(NUM_EXAMPLES, dtype=bool)

@@ -13,7 +13,8 @@ import tensorflow as tf
 from supcon_tf import collectives
 from supcon_tf.losses.blockwise import length
 from supcon_tf.losses.class_labels import as_class_labels, class_index, nan_where_label_is_nan
-from supcon_tf.losses.supcon import as_views, l2_normalize, log_denominator, losses_with_masks
+from supcon_tf.losses.features import as_views, l2_normalize
+from supcon_tf.losses.supcon import log_denominator, losses_with_masks
 
 
 def npairs_loss(

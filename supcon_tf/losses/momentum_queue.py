@@ -1,9 +1,9 @@
-"""Contrast with a queue of past keys, for batches that are small: the paper's memory variant.
+"""Contrast with a queue of past keys, for small batches: the memory variant of the paper.
 
-A second network, the momentum network, follows the trained one as an exponential average and
-makes the keys (He et al. 2020, https://arxiv.org/abs/1911.05722). The keys of past batches stay
-in a queue with their labels, so that they are positives too, not only negatives (Khosla et al.
-2020, who report 79.1 top-1 with 8,192 keys and a batch of 256, and released no code for it).
+The momentum network, an exponential moving average of the trained network, computes the keys
+(He et al. 2020, https://arxiv.org/abs/1911.05722). Keys of past batches are kept in a queue with
+their labels, so they can be positives as well as negatives. Khosla et al. 2020 report 79.1 top-1
+with 8,192 keys and a batch size of 256; they have not released code for it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from supcon_tf.losses.blockwise import (
     masked_logsumexp,
 )
 from supcon_tf.losses.class_labels import class_index
+from supcon_tf.losses.options import SupConOptions
 from supcon_tf.losses.supcon import SupConLoss
 from supcon_tf.models.contrastive import ContrastiveModel
 
@@ -36,38 +37,47 @@ def momentum_queue_loss(
     contrast_mode: str = "all_views",
     scale_by_temperature: bool = True,
 ) -> tf.Tensor:
-    """Eq. 2 with keys as contrasts: those of the batch, and those of the queue.
+    """Eq. 2 of Khosla et al. 2020 with keys as contrasts: those of the batch and of the queue.
 
     With q_iv the query of view v of example i, and k_a a key:
 
         L_iv = log sum_{a in A(i,v)} exp(q_iv . k_a / t)  -  q_iv . mean_{p in P(i,v)} k_p / t
 
-    contrast_mode "all_views": queries and keys are of the same views, and A(i, v) holds every
-    key of the global batch but that of view v of example i itself, and the filled part of the
-    queue. "one_view": queries are of view 0, keys of the others, and A(i, 0) holds all of them.
-    P(i, v) are the keys of A(i, v) with the label of i; without labels, its own other views, and
-    the whole queue is negative. Keys get no gradient. An anchor without positives contributes 0.
+    With contrast_mode "all_views", queries and keys come from the same views, and A(i, v)
+    consists of the filled part of the queue and every key of the global batch except that of
+    view v of example i itself. With "one_view", queries come from view 0 and keys from the other
+    views, and A(i, 0) contains all keys. P(i, v) consists of the keys in A(i, v) with the label
+    of example i; without labels, of the keys of its own other views, and the whole queue is
+    negative. Keys receive no gradient. An anchor without positives has a loss of 0.
 
-    Memory is linear in the batch and in the queue.
+    Memory is linear in the batch size and in the queue size.
 
     Args:
         labels: int32 [B], or None.
-        queries: unit vectors float32 [B, A, D].
-        keys: unit vectors float32 [B, K, D]; A = K with "all_views".
-        queue: unit vectors float32 [Q, D].
+        queries: Unit vectors float32 [B, A, D].
+        keys: Unit vectors float32 [B, K, D]; A = K with "all_views".
+        queue: Unit vectors float32 [Q, D].
         queue_labels: int32 [Q].
         is_filled: bool [Q], which rows of the queue hold keys.
-        temperature, scale_by_temperature: see `supcon_loss`.
+        temperature, contrast_mode, scale_by_temperature: See `supcon_loss`.
 
     Returns:
-        float32 [B]: per example, the mean over its queries.
+        float32 [B]: for each example, the mean over its queries.
+
+    Raises:
+        ValueError: An option is out of range.
     """
+    options = SupConOptions(
+        temperature=temperature,
+        contrast_mode=contrast_mode,
+        scale_by_temperature=scale_by_temperature,
+    )
     batch, num_anchors, size = length(queries), queries.shape[1], queries.shape[2]
     all_keys = tf.stop_gradient(collectives.gather(keys))  # [N, K, D]
     num_examples, num_keys = length(all_keys), all_keys.shape[1]
     queue = tf.stop_gradient(tf.where(is_filled[:, None], queue, 0.0))
     first = collectives.replica_offset(batch)
-    excludes_own = contrast_mode == "all_views"
+    excludes_own = options.contrast_mode == "all_views"
 
     columns = tf.concat([tf.reshape(all_keys, [num_examples * num_keys, size]), queue], axis=0)
     valid = tf.concat([tf.fill([num_examples * num_keys], True), is_filled], axis=0)
@@ -77,7 +87,7 @@ def momentum_queue_loss(
         own = tf.reshape(own, [batch * num_anchors])
     rows = tf.reshape(queries / temperature, [batch * num_anchors, size])
     denominator = tf.reshape(
-        _log_denominator(rows, columns, own, valid, temperature), [batch, num_anchors]
+        _log_denominator_of_keys(rows, columns, own, valid, temperature), [batch, num_anchors]
     )
 
     sums, counts = _positive_sums(labels, keys, all_keys, queue, queue_labels, is_filled, first)
@@ -90,8 +100,8 @@ def momentum_queue_loss(
     return losses * temperature if scale_by_temperature else losses
 
 
-def _log_denominator(rows, columns, own, valid, temperature):
-    """log of the sum of exp(row . column) over the valid columns but the own one. [R]."""
+def _log_denominator_of_keys(rows, columns, own, valid, temperature):
+    """log of the sum of exp(row . column) over all valid columns except the own one. -> [R]."""
     if temperature * LARGEST_SAFE_LOGIT > 1:
         return cross_logsumexp(rows, columns, own, is_valid=valid)
 
@@ -105,36 +115,37 @@ def _log_denominator(rows, columns, own, valid, temperature):
 
 
 def _positive_sums(labels, keys, all_keys, queue, queue_labels, is_filled, first):
-    """The sum of the keys with each example's label, and how many. [B, D], [B]."""
+    """Sum and number of the keys with the label of each example. -> [B, D], [B]."""
     batch, num_keys = length(keys), float(all_keys.shape[1])
     if labels is None:
         return tf.reduce_sum(tf.stop_gradient(keys), axis=1), tf.fill([batch], num_keys)
     totals = tf.concat([tf.reduce_sum(all_keys, axis=1), queue], axis=0)  # [N + Q, D]
     counts = tf.concat([tf.fill([length(all_keys)], num_keys), tf.cast(is_filled, tf.float32)], 0)
     index = class_index(tf.concat([collectives.gather(labels), queue_labels], axis=0))
-    num_classes = length(index)  # at most
-    local = tf.gather(index, first + tf.range(batch))  # A slice would have no static size.
+    num_classes = length(index)  # An upper bound.
+    local = tf.gather(index, first + tf.range(batch))  # A slice would lose the static size.
     sums = tf.math.unsorted_segment_sum(totals, index, num_classes)
     counts = tf.math.unsorted_segment_sum(counts, index, num_classes)
     return tf.gather(sums, local), tf.gather(counts, local)
 
 
 class MomentumQueue(keras.layers.Layer):
-    """The momentum network, the queue of its keys, and the loss against both.
+    """The momentum network, the queue of its keys, and the loss computed with both.
 
-    It starts as a copy of the model. Its batch norm runs on its own batches, in training mode;
-    under a strategy, with statistics over all replicas as the model's, so that nothing of a
-    batch needs to be shuffled between replicas.
+    The momentum network starts as a copy of the model. Its batch norm uses the statistics of its
+    own batches, as in training. Under a strategy the statistics are over all replicas, as in the
+    model, so examples need not be shuffled between replicas as in MoCo.
 
     Args:
-        model: what is trained; built.
-        loss: whose temperature, contrast_mode, scale_by_temperature and use_labels count.
-        queue_size: Q, how many keys are kept; the oldest leave first.
+        model: The model to train; must be built.
+        loss: Supplies temperature, contrast_mode, scale_by_temperature and use_labels.
+        queue_size: Q, the number of keys to keep. The oldest are dropped first.
         momentum: m in  w_key <- m w_key + (1 - m) w_model,  after every step.
+        name: Name of the layer.
 
     Raises:
-        ValueError: an option of the loss that the queue does not know, or a size or momentum out
-            of range.
+        ValueError: The loss has options that the queue does not support, or the size or the
+            momentum is out of range.
     """
 
     def __init__(
@@ -145,46 +156,48 @@ class MomentumQueue(keras.layers.Layer):
         queue_size: int,
         momentum: float = 0.999,
         name: str = "momentum_queue",
-    ):
+    ) -> None:
         super().__init__(name=name)
-        _check_options(loss, queue_size, momentum)
+        _check_queue(loss.options, queue_size, momentum)
         self.loss, self.queue_size, self.momentum = loss, queue_size, momentum
         self.key_model = ContrastiveModel.from_config(model.get_config())
         self.copy_weights(model)
         num_features = model.compute_output_shape((None, 1, 1, 1, 3))[-1]
-        # Every replica computes the same values, so those of the first count.
-        options = {
+        # Every replica computes the same values, so those of the first are used.
+        variable_options = {
             "initializer": "zeros",
             "trainable": False,
             "autocast": False,
             "aggregation": "only_first_replica",
         }
         self.queue = self.add_weight(
-            shape=(queue_size, num_features), dtype="float32", name="queue", **options
+            shape=(queue_size, num_features), dtype="float32", name="queue", **variable_options
         )
         self.queue_labels = self.add_weight(
-            shape=(queue_size,), dtype="int32", name="queue_labels", **options
+            shape=(queue_size,), dtype="int32", name="queue_labels", **variable_options
         )
-        self.num_filled = self.add_weight(shape=(), dtype="int32", name="num_filled", **options)
+        self.num_filled = self.add_weight(
+            shape=(), dtype="int32", name="num_filled", **variable_options
+        )
         self.built = True
 
     def copy_weights(self, model: ContrastiveModel) -> None:
-        """Makes the momentum network equal to the model, as at the start."""
+        """Copies the weights of the model to the momentum network."""
         for key, query in zip(self.key_model.variables, model.variables, strict=True):
             key.assign(query)
 
     def split(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The views [B, V, S, S, 3] that make queries, and those that make keys."""
+        """Splits views [B, V, S, S, 3] into those for queries and those for keys."""
         if self.loss.contrast_mode == "one_view":
             return images[:, :1], images[:, 1:]
         return images, images
 
     def keys(self, images: tf.Tensor) -> tf.Tensor:
-        """Unit vectors [B, K, D] of the momentum network, without gradient."""
+        """Computes keys [B, K, D], unit vectors of the momentum network, without a gradient."""
         return tf.stop_gradient(self.key_model(images, training=True))
 
     def losses_of(self, labels: tf.Tensor, queries: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
-        """`momentum_queue_loss` [B] against the keys of the batch and the queue as it stands."""
+        """`momentum_queue_loss` [B] with the keys of the batch and the current queue."""
         return momentum_queue_loss(
             labels if self.loss.use_labels else None,
             queries,
@@ -198,15 +211,15 @@ class MomentumQueue(keras.layers.Layer):
         )
 
     def is_filled(self) -> tf.Tensor:
-        """bool [Q]: the queue fills from its end."""
+        """Which slots hold a key: bool [Q]. The queue fills from its end."""
         return tf.range(self.queue_size) >= self.queue_size - tf.convert_to_tensor(self.num_filled)
 
     def advance(self, labels: tf.Tensor, keys: tf.Tensor, model: ContrastiveModel) -> None:
-        """Appends the keys of the global batch and lets the momentum network follow the model.
+        """Appends the keys of the global batch and updates the momentum network.
 
-        To be called after the update of the model, by every replica. Keys are in the order of
-        the global batch, the views of an example together; what no longer fits leaves, the
-        oldest first.
+        Call it in every replica after the model was updated. Keys are appended in the order of
+        the global batch, the views of an example next to each other. The oldest keys are
+        dropped when the queue is full.
         """
         keys = collectives.gather(keys)  # [N, K, D]
         labels = collectives.gather(tf.cast(labels, tf.int32))
@@ -221,7 +234,7 @@ class MomentumQueue(keras.layers.Layer):
         self._follow(model)
 
     def _follow(self, model):
-        """w_key <- m w_key + (1 - m) w_model, once for all replicas."""
+        """Applies  w_key <- m w_key + (1 - m) w_model  once for all replicas."""
         pairs = [
             (key.value, query.value)
             for key, query in zip(
@@ -239,17 +252,16 @@ class MomentumQueue(keras.layers.Layer):
         tf.distribute.get_replica_context().merge_call(follow)
 
 
-def _check_options(loss, queue_size, momentum):
-    is_plain = (loss.summation_location, loss.denominator_mode, loss.positives_cap) == (
-        "outside", "all", -1,
-    )  # fmt: skip
-    if not is_plain:
+def _check_queue(options, queue_size, momentum):
+    if options.needs_masks:
         raise ValueError(
-            "A queue goes with summation_location='outside', denominator_mode='all' and "
-            f"positives_cap=-1, not {loss.summation_location!r}, {loss.denominator_mode!r} and "
-            f"{loss.positives_cap}."
+            "A queue requires summation_location='outside', denominator_mode='all' and "
+            f"positives_cap=-1, got {options.summation_location!r}, "
+            f"{options.denominator_mode!r} and {options.positives_cap}."
         )
     if queue_size < 1:
         raise ValueError(f"queue_size={queue_size} must be at least 1.")
     if not 0 <= momentum < 1:
-        raise ValueError(f"momentum={momentum} must be at least 0 and below 1; usual is 0.999.")
+        raise ValueError(
+            f"momentum={momentum} must be at least 0 and less than 1; 0.999 is common."
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -25,12 +27,11 @@ from supcon_tf.losses.class_labels import (
     nan_where_label_is_nan,
     relations,
 )
+from supcon_tf.losses.features import as_views, l2_normalize
+from supcon_tf.losses.options import SupConOptions
 
-CONTRAST_MODES = ("all_views", "one_view")
-SUMMATION_LOCATIONS = ("outside", "inside")
-DENOMINATOR_MODES = ("all", "one_positive", "only_negatives")
-
-# Similarities that exist at a time where a mask is needed: each tensor of them takes 8 MB.
+# Maximum number of similarities in memory at a time where masks are needed: a float32 tensor of
+# them takes 8 MB.
 _MASKED_ELEMENTS = 2**21
 
 
@@ -47,10 +48,10 @@ def supcon_loss(
     normalize: bool = True,
     block_size: int | None = None,
 ) -> tf.Tensor:
-    """The supervised contrastive loss of each example, against the global batch.
+    """The supervised contrastive loss of each example, contrasted with the global batch.
 
     With anchor i, A(i) every other row, P(i) the rows of A(i) that share a class with i,
-    and s_ia = z_i . z_a / temperature (Khosla et al. 2020):
+    and s_ia = z_i . z_a / temperature (Khosla et al. 2020, https://arxiv.org/abs/2004.11362):
 
         outside (Eq. 2):  L_i = -1/|P(i)| sum_{p in P(i)} log( exp(s_ip) / denominator )
         inside  (Eq. 3):  L_i = -log( 1/|P(i)| sum_{p in P(i)} exp(s_ip) / denominator )
@@ -59,116 +60,62 @@ def supcon_loss(
                     "one_positive":    exp(s_ip) + sum_{a in A(i), a not in P(i)} exp(s_ia)
                     "only_negatives":  sum_{a in A(i), a not in P(i)} exp(s_ia)
 
-    The similarities are visited in blocks and computed again for the gradient, so that memory
-    is linear in the batch for every option. Eq. 2 with all positives needs no mask at all:
+    The similarities are computed in blocks, and again for the gradient, so memory is linear in
+    the batch size for every option. Eq. 2 with all positives needs no mask:
 
         L_i = log sum_{a in A(i)} exp(s_ia)  -  z_i . (sum of z over the class of i  -  z_i)
                                                 / (temperature |P(i)|)
 
     Inside a replica of a `tf.distribute` strategy the contrasts are the examples of all
-    replicas, with gradients through the gather. An anchor without positives, or whose
-    denominator is empty, contributes 0 and is counted. The reference implementation divides
-    by |P(i)| a second time when there is one view; that is an error and is not repeated here.
+    replicas, and gradients flow through the gather. An anchor without positives, or with an
+    empty denominator, has a loss of 0 and still counts in the mean. The reference implementation
+    divides by |P(i)| a second time when there is one view; that is an error and is not repeated
+    here.
 
     Args:
-        labels: integers [B] or [B, 1] (floats that hold integers will do), one-hot or multi-hot
-            [B, C] (any non-zero entry is a class; positives share at least one), or None: an
-            example's only positives are its own other views (SimCLR). A NaN label makes the loss of
-            its example NaN; for the others that example is one of a class of its own.
-        features: [B, V, D], or [B, D] for one view; further axes are flattened into D. Any
-            float type; the maths is float32.
-        temperature: > 0.
-        contrast_mode: "all_views" makes every view an anchor, "one_view" only view 0. The
-            contrasts are all views in both.
-        summation_location: "outside" or "inside" the logarithm.
-        denominator_mode: "all", "one_positive" or "only_negatives".
-        positives_cap: how many positives count beside the anchor's own other views: whole
-            examples, lowest index in the global batch first, so a multiple of V; -1 for all.
-            Positives beyond the cap leave the denominator too (Table 5).
-        scale_by_temperature: multiply by the temperature, so that the size of the gradient does
-            not depend on it.
-        normalize: divide each feature vector by its L2 norm first; a zero vector stays zero.
-        block_size: how many anchors (and, where no mask is needed, contrasts) are compared at a
-            time; None chooses. It bounds the memory and changes nothing else.
+        labels: Integers [B] or [B, 1] (or floats with integer values), one-hot or multi-hot
+            [B, C] (positives share at least one nonzero entry), or None: the only positives of
+            an example are its own other views (SimCLR). An example with a NaN label has a NaN
+            loss; for the other examples it belongs to a class of its own.
+        features: [B, V, D], or [B, D] for one view. Further axes are flattened into D. Any float
+            type; the computation is in float32.
+        temperature, contrast_mode, summation_location, denominator_mode, positives_cap,
+            scale_by_temperature, normalize, block_size: See
+            `supcon_tf.losses.options.SupConOptions`.
 
     Returns:
-        float32 [B]: per example, the mean over its anchor views.
+        float32 [B]: for each example, the mean over its anchor views.
 
     Raises:
-        ValueError: for a shape or an option that does not fit, and for one view without labels.
+        ValueError: Invalid shapes or options, or one view without labels.
     """
-    _check_options(temperature, contrast_mode, summation_location, denominator_mode, block_size)
-    features, given_labels = as_views(features), labels
-    labels = as_class_labels(given_labels, features)
-    num_views = features.shape[1]
-    if labels is None and num_views == 1:
-        raise ValueError(
-            "Without labels the positives of an example are its other views, and there is only "
-            "one view. Give features [batch, views, features] with two or more views, as "
-            "create_view_batches makes them, or give labels (with SupConLoss: use_labels=True)."
-        )
-    if positives_cap < -1 or (positives_cap >= 0 and positives_cap % num_views):
-        raise ValueError(
-            f"positives_cap={positives_cap} must be -1 (no cap) or a multiple of the number of "
-            f"views, {num_views}."
-        )
-    if normalize:
-        features = l2_normalize(features)
-    # Half of the temperature goes to each side of the product, so that both sides stay the same.
-    features /= math.sqrt(temperature)
-    all_features = collectives.gather(features)  # [N, V, D]
-    all_labels = None if labels is None else collectives.gather(labels)
-    first = collectives.replica_offset(length(features))
-    num_anchors = 1 if contrast_mode == "one_view" else num_views
-
-    is_plain = (summation_location, denominator_mode, positives_cap) == ("outside", "all", -1)
-    # Outside of the condition below, in which tf.vectorized_map cannot sort.
-    classes = class_index(all_labels) if is_plain and are_numbers(all_labels) else all_labels
-
-    def compare_without_masks(features, all_features):
-        anchors = features[:, :num_anchors]  # [B, A, D]
-        sums, counts = class_sums(classes, all_features, first, features, block_size)
-        denominator = log_denominator(anchors, all_features, first, block_size)
-        return _losses_from_sums(anchors, sums, counts, denominator)
-
-    def compare_with_masks(features, all_features):
-        return losses_with_masks(
-            features[:, :num_anchors],
-            all_features,
-            all_labels,
-            first,
-            anchor_losses=_anchor_losses,
-            summation_location=summation_location,
-            denominator_mode=denominator_mode,
-            max_related=None if positives_cap < 0 else positives_cap // num_views,
-            block_size=block_size,
-        )
-
-    if not is_plain or (normalize and temperature * LARGEST_SAFE_LOGIT <= 1):
-        losses = compare_with_masks(features, all_features)
-    elif normalize:
-        losses = compare_without_masks(features, all_features)
-    else:
-        safe = is_safe_without_maximum(features, all_features)
-        losses = recomputing_cond(
-            safe, compare_without_masks, compare_with_masks, features, all_features
-        )
-    losses = nan_where_label_is_nan(tf.reduce_mean(losses, axis=1), given_labels)  # [B]
-    return losses * temperature if scale_by_temperature else losses
+    options = SupConOptions(
+        temperature=temperature,
+        contrast_mode=contrast_mode,
+        summation_location=summation_location,
+        denominator_mode=denominator_mode,
+        positives_cap=positives_cap,
+        scale_by_temperature=scale_by_temperature,
+        normalize=normalize,
+        block_size=block_size,
+    )
+    return losses_of_examples(labels, features, options)
 
 
 @keras.saving.register_keras_serializable(package="supcon_tf")
 class SupConLoss(keras.losses.Loss):
     """`supcon_loss` as a Keras loss: `model.compile(loss=SupConLoss())`.
 
-    The model gives features [B, V, D] or [B, D]; the labels are those of `supcon_loss`. Keras
-    casts labels to float32 on the way, which is exact for class numbers below 2^24.
+    The model outputs features [B, V, D] or [B, D]; labels are as for `supcon_loss`. Keras casts
+    labels to float32 before the call, which is exact for class numbers below 2^24.
 
     Args:
-        use_labels: False ignores the labels: SimCLR.
-        reduction: as for every Keras loss.
-        name: as for every Keras loss.
-        The others: see `supcon_loss`.
+        temperature, contrast_mode, summation_location, denominator_mode, positives_cap,
+            scale_by_temperature, normalize, block_size: See
+            `supcon_tf.losses.options.SupConOptions`. Each is also an attribute.
+        use_labels: Whether to use the labels. False trains SimCLR.
+        reduction: As for every Keras loss.
+        name: As for every Keras loss.
 
     >>> model.compile(optimizer="adam", loss=SupConLoss(temperature=0.1))
     >>> model.fit(images, labels, batch_size=256)
@@ -188,116 +135,136 @@ class SupConLoss(keras.losses.Loss):
         use_labels: bool = True,
         reduction: str | None = "sum_over_batch_size",
         name: str = "supcon_loss",
-    ):
+    ) -> None:
         super().__init__(name=name, reduction=reduction)
-        _check_options(temperature, contrast_mode, summation_location, denominator_mode, block_size)
-        self.temperature = temperature
-        self.contrast_mode = contrast_mode
-        self.summation_location = summation_location
-        self.denominator_mode = denominator_mode
-        self.positives_cap = positives_cap
-        self.scale_by_temperature = scale_by_temperature
-        self.normalize = normalize
-        self.block_size = block_size
+        options = SupConOptions(
+            temperature=temperature,
+            contrast_mode=contrast_mode,
+            summation_location=summation_location,
+            denominator_mode=denominator_mode,
+            positives_cap=positives_cap,
+            scale_by_temperature=scale_by_temperature,
+            normalize=normalize,
+            block_size=block_size,
+        )
+        for option, value in dataclasses.asdict(options).items():
+            setattr(self, option, value)
         self.use_labels = use_labels
 
-    def call(self, y_true, y_pred):
-        return supcon_loss(
-            y_true if self.use_labels else None,
-            y_pred,
-            temperature=self.temperature,
-            contrast_mode=self.contrast_mode,
-            summation_location=self.summation_location,
-            denominator_mode=self.denominator_mode,
-            positives_cap=self.positives_cap,
-            scale_by_temperature=self.scale_by_temperature,
-            normalize=self.normalize,
-            block_size=self.block_size,
-        )
+    @property
+    def options(self) -> SupConOptions:
+        """The options as one object, read from the attributes of the same names."""
+        names = (field.name for field in dataclasses.fields(SupConOptions))
+        return SupConOptions(**{name: getattr(self, name) for name in names})
 
-    def get_config(self):
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        return losses_of_examples(y_true if self.use_labels else None, y_pred, self.options)
+
+    def get_config(self) -> dict:
         return {
             **super().get_config(),
-            "temperature": self.temperature,
-            "contrast_mode": self.contrast_mode,
-            "summation_location": self.summation_location,
-            "denominator_mode": self.denominator_mode,
-            "positives_cap": self.positives_cap,
-            "scale_by_temperature": self.scale_by_temperature,
-            "normalize": self.normalize,
-            "block_size": self.block_size,
+            **dataclasses.asdict(self.options),
             "use_labels": self.use_labels,
         }
 
 
-def l2_normalize(features: tf.Tensor) -> tf.Tensor:
-    """Divides by the L2 norm of the last axis, in float32; a zero vector stays zero.
-
-    The largest entry is divided out first, so that neither huge nor tiny vectors leave the
-    range of float32; the gradient at a zero vector is zero.
-    """
-    features = tf.cast(features, tf.float32)
-    largest = tf.stop_gradient(tf.reduce_max(tf.abs(features), axis=-1, keepdims=True))
-    is_zero = largest == 0.0
-    features = features / tf.where(is_zero, 1.0, largest)
-    square_norm = tf.reduce_sum(tf.square(features), axis=-1, keepdims=True)
-    inverse = tf.math.rsqrt(tf.where(is_zero, 1.0, square_norm))
-    return features * tf.where(is_zero, 0.0, inverse)
+def losses_of_examples(
+    labels: tf.Tensor | None, features: tf.Tensor, options: SupConOptions
+) -> tf.Tensor:
+    """`supcon_loss` with its options as one object. -> float32 [B]."""
+    features, given_labels = as_views(features), labels
+    labels = as_class_labels(given_labels, features)
+    _check_views(features.shape[1], labels, options)
+    if options.normalize:
+        features = l2_normalize(features)
+    # Both factors of a similarity are divided by the square root, so that they stay the same.
+    features /= math.sqrt(options.temperature)
+    losses = tf.reduce_mean(_losses_of_anchors(labels, features, options), axis=1)
+    losses = nan_where_label_is_nan(losses, given_labels)  # [B]
+    return losses * options.temperature if options.scale_by_temperature else losses
 
 
 def collapse_loss(num_examples: int, num_views: int) -> float:
-    """The loss per unit of temperature scale when all embeddings are equal: ln(V N - 1).
+    """The loss of equal embeddings, before scaling by the temperature: ln(V N - 1).
 
-    Every similarity is then the same, so that each positive has probability 1 / (V N - 1) under
-    Eq. 2. Holds for the denominator "all" without a cap.
+    If all embeddings are equal, all similarities are equal too, so each positive has the
+    probability 1 / (V N - 1) in Eq. 2. Holds for the denominator "all" without a cap on the
+    positives.
     """
     return math.log(num_examples * num_views - 1)
 
 
-def _check_options(temperature, contrast_mode, summation_location, denominator_mode, block_size):
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be above 0; the paper uses 0.1.")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size={block_size} must be at least 1, or None to choose one.")
-    for name, value, allowed in (
-        ("contrast_mode", contrast_mode, CONTRAST_MODES),
-        ("summation_location", summation_location, SUMMATION_LOCATIONS),
-        ("denominator_mode", denominator_mode, DENOMINATOR_MODES),
-    ):
-        if value not in allowed:
-            raise ValueError(f"Invalid {name}={value!r}: choose one of {', '.join(allowed)}.")
-
-
-def as_views(features) -> tf.Tensor:
-    """Features as float32 [B, V, D]; refuses what is not."""
-    features = tf.cast(tf.convert_to_tensor(features), tf.float32)
-    rank = features.shape.rank
-    if rank is None or rank < 2:
+def _check_views(num_views, labels, options):
+    if labels is None and num_views == 1:
         raise ValueError(
-            f"Invalid features rank: the shape is {features.shape}, expected [batch, views, "
-            "features] or [batch, features]."
+            "Without labels the positives of an example are its other views, but there is only "
+            "one view. Pass features [batch, views, features] with two or more views, as "
+            "create_view_batches makes them, or pass labels (with SupConLoss: use_labels=True)."
         )
-    if features.shape[0] == 0:
+    cap = options.positives_cap
+    if cap >= 0 and cap % num_views:
         raise ValueError(
-            f"The batch is empty: features have the shape {features.shape}. Leave empty batches "
-            "out, for example with dataset.batch(batch_size, drop_remainder=True)."
+            f"positives_cap={cap} must be -1 (no cap) or a multiple of the number of views, "
+            f"{num_views}."
         )
-    if rank == 2:
-        return features[:, None, :]
-    for name, axes in (("num_views", features.shape[1:2]), ("size", features.shape[2:])):
-        if None in axes:
-            raise ValueError(
-                f"features has unknown {name}: the shape is {features.shape}; only the batch may "
-                "be unknown (tf.ensure_shape sets the others)."
-            )
-    if rank > 3:
-        batch = tf.shape(features)[0]
-        features = tf.reshape(features, [batch, features.shape[1], -1])  # [B, V, D]
-    return features
 
 
-def log_denominator(anchors, all_features, first, block_size):
-    """log sum_{a in A(i)} exp(s_ia) of each anchor. [B, A, D], [N, V, D] -> [B, A]."""
+def _losses_of_anchors(labels, features, options):
+    """The loss of each anchor view, not scaled by the temperature. [B, V, D] -> [B, A]."""
+    all_features = collectives.gather(features)  # [N, V, D]
+    all_labels = None if labels is None else collectives.gather(labels)
+    first = collectives.replica_offset(length(features))
+    num_views = features.shape[1]
+    num_anchors = 1 if options.contrast_mode == "one_view" else num_views
+    cap = options.positives_cap
+    # Computed outside the tf.cond below, in which tf.vectorized_map cannot sort.
+    is_indexed = not options.needs_masks and are_numbers(all_labels)
+    classes = class_index(all_labels) if is_indexed else all_labels
+
+    def compare_without_masks(features, all_features):
+        anchors = features[:, :num_anchors]  # [B, A, D]
+        sums, counts = class_sums(classes, all_features, first, features, options.block_size)
+        denominator = log_denominator(anchors, all_features, first, options.block_size)
+        return _losses_from_sums(anchors, sums, counts, denominator)
+
+    def compare_with_masks(features, all_features):
+        return losses_with_masks(
+            features[:, :num_anchors],
+            all_features,
+            all_labels,
+            first,
+            anchor_losses=_losses_from_logits,
+            summation_location=options.summation_location,
+            denominator_mode=options.denominator_mode,
+            max_related=None if cap < 0 else cap // num_views,
+            block_size=options.block_size,
+        )
+
+    if not options.normalize and not options.needs_masks:  # Similarities of any size.
+        safe = is_safe_without_maximum(features, all_features)
+        return recomputing_cond(
+            safe, compare_without_masks, compare_with_masks, features, all_features
+        )
+    is_small = options.temperature * LARGEST_SAFE_LOGIT > 1
+    if options.needs_masks or not is_small:
+        return compare_with_masks(features, all_features)
+    return compare_without_masks(features, all_features)
+
+
+def log_denominator(
+    anchors: tf.Tensor,
+    all_features: tf.Tensor,
+    first: int | tf.Tensor,
+    block_size: int | None,
+) -> tf.Tensor:
+    """log sum_{a in A(i)} exp(s_ia) of each anchor. [B, A, D], [N, V, D] -> [B, A].
+
+    Args:
+        anchors: Views of this replica's examples.
+        all_features: All views of the examples of all replicas.
+        first: Index of this replica's first example among them.
+        block_size: See `SupConOptions`.
+    """
     batch, num_anchors, size = length(anchors), anchors.shape[1], anchors.shape[2]
     num_views = all_features.shape[1]
     rows = tf.reshape(anchors, [batch * num_anchors, size])
@@ -312,17 +279,32 @@ def log_denominator(anchors, all_features, first, block_size):
     return tf.reshape(denominator, [batch, num_anchors])
 
 
-def class_sums(classes, all_features, first, features, block_size):
-    """Of each example's class, its own views included: the sum of the rows, and how many.
+def class_sums(
+    classes: tf.Tensor | None,
+    all_features: tf.Tensor,
+    first: int | tf.Tensor,
+    features: tf.Tensor,
+    block_size: int | None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """For each example, the sum and the number of all rows of its class, including its own.
 
-    `classes` are those of all examples as `class_index` numbers them, or bool [N, C], or None.
-    Returns float32 [B, D] and [B].
+    Args:
+        classes: Of all examples: as `class_index` numbers them [N], memberships bool [N, C], or
+            None, where the views of an example are its class.
+        all_features: [N, V, D].
+        first: Index of this replica's first example among all.
+        features: Of this replica [B, V, D].
+        block_size: See `SupConOptions`.
+
+    Returns:
+        Sums float32 [B, D] and counts float32 [B].
     """
     batch, num_views = length(features), features.shape[1]
     if classes is None:
         return tf.reduce_sum(features, axis=1), tf.fill([batch], float(num_views))
     totals = tf.reduce_sum(all_features, axis=1)  # [N, D]
-    # The last column counts. Not by tf.pad, whose constant tf.vectorized_map takes for 0.
+    # The last column counts the rows. tf.pad would not do: tf.vectorized_map ignores its
+    # constant and pads with 0.
     totals = tf.concat([totals, tf.fill([length(all_features), 1], float(num_views))], axis=1)
     if are_numbers(classes):
         class_totals = tf.math.unsorted_segment_sum(totals, classes, length(classes))
@@ -350,7 +332,12 @@ def _local(tensor, first, batch):
 
 
 def _losses_from_sums(anchors, sums, counts, denominator):
-    """Eq. 2 from the sum of the rows of each example's class. -> [B, A]."""
+    """Eq. 2 of Khosla et al. 2020 from the sum of the rows of each example's class. -> [B, A].
+
+        L_i = log sum_{a in A(i)} exp(s_ia)  -  1/|P(i)| sum_{p in P(i)} s_ip
+
+    The anchor itself is in the sum of its class and is subtracted from it.
+    """
     num_positives = counts[:, None] - 1.0  # [B, 1]
     similarity = tf.reduce_sum(anchors * (sums[:, None] - anchors), axis=-1)  # [B, A]
     mean_similarity = similarity / tf.maximum(num_positives, 1.0)
@@ -358,9 +345,29 @@ def _losses_from_sums(anchors, sums, counts, denominator):
 
 
 def losses_with_masks(
-    anchors, all_features, all_labels, first, *, anchor_losses, max_related, block_size, **options
-):
-    """anchor_losses(logits, positive, negative, **options), for as many examples as fit: [B, A]."""
+    anchors: tf.Tensor,
+    all_features: tf.Tensor,
+    all_labels: tf.Tensor | None,
+    first: int | tf.Tensor,
+    *,
+    anchor_losses: Callable[..., tf.Tensor],
+    max_related: int | None,
+    block_size: int | None,
+    **options,
+) -> tf.Tensor:
+    """Computes a loss from logits and masks, one block of examples at a time. -> [B, A].
+
+    Args:
+        anchors: Views of this replica's examples [B, A, D].
+        all_features: All views of the examples of all replicas [N, V, D].
+        all_labels: Their class numbers [N], memberships [N, C], or None.
+        first: Index of this replica's first example among them.
+        anchor_losses: Called with logits, positives and negatives [b, A, N V], and the options;
+            returns [b, A].
+        max_related: Maximum number of other examples that count as positives; None for all.
+        block_size: Maximum number of anchors per block; None chooses.
+        **options: Passed on to `anchor_losses`.
+    """
     num_anchors, num_views = anchors.shape[1], all_features.shape[1]
     other_view = ~tf.linalg.eye(num_views, dtype=tf.bool)[:num_anchors]  # [A, V]
 
@@ -383,7 +390,7 @@ def losses_with_masks(
 
 
 def _examples_per_block(block_size, num_anchors, num_contrasts):
-    """How many examples to compare with all contrasts at a time."""
+    """Number of examples to compare with all contrasts at a time."""
     if block_size is None:
         block_size = _MASKED_ELEMENTS // num_contrasts
     examples = block_size // num_anchors
@@ -396,8 +403,11 @@ def _flatten_contrasts(tensor):
     return tf.reshape(tensor, [shape[0], shape[1], shape[2] * shape[3]])
 
 
-def _anchor_losses(logits, positive, negative, *, summation_location, denominator_mode):
-    """The loss of each anchor from its logits and two disjoint masks. [B, A, K] -> [B, A]."""
+def _losses_from_logits(logits, positive, negative, *, summation_location, denominator_mode):
+    """Eq. 2 or Eq. 3 of Khosla et al. 2020 from logits and two disjoint masks.
+
+    [B, A, K] -> [B, A]; `log_prob` is log( exp(s_ip) / denominator ).
+    """
     num_positives = tf.reduce_sum(tf.cast(positive, tf.float32), axis=-1)  # [B, A]
     counts = num_positives > 0
     if denominator_mode == "all":
@@ -410,14 +420,14 @@ def _anchor_losses(logits, positive, negative, *, summation_location, denominato
             denominator = tf.where(
                 has_negatives, others + tf.math.softplus(logits - others), logits
             )
-    is_defined = denominator != float("-inf")  # True for NaN, which must show in the loss
+    is_defined = denominator != float("-inf")  # True for NaN, which must appear in the loss.
     counts &= tf.reduce_any(is_defined, axis=-1)
     log_prob = logits - tf.where(is_defined, denominator, 0.0)  # [B, A, K]
 
     safe_count = tf.where(counts, num_positives, 1.0)
-    if summation_location == "outside":
+    if summation_location == "outside":  # Eq. 2
         losses = -tf.reduce_sum(tf.where(positive, log_prob, 0.0), axis=-1) / safe_count
-    else:
+    else:  # Eq. 3
         total = masked_logsumexp(log_prob, positive)
         losses = tf.math.log(safe_count) - tf.where(counts, total, 0.0)
     return tf.where(counts, losses, 0.0)
