@@ -93,25 +93,25 @@ def run() -> None:
     command_line.define_flags()
     for module in command_line.FLAG_MODULES:
         flags.adopt_module_key_flags(module)
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=_parse_flags)
 
 
-def _parse(argv):
+def _parse_flags(argv):
     try:
         return flags.FLAGS(implied_flags.complete(argv))
     except flags.UnrecognizedFlagError as error:
         close = flag_suggestions.suggest(error.flagname, command_line.own_flags())
         hint = f" Did you mean {' or '.join(f'--{name}' for name in close)}?" if close else ""
-        _refuse(f"There is no flag --{error.flagname}.{hint}")
+        _exit_with_flag_error(f"There is no flag --{error.flagname}.{hint}")
     except UnicodeDecodeError as error:
-        _refuse(f"A flagfile is not text in UTF-8: {error}.")
+        _exit_with_flag_error(f"A flagfile is not text in UTF-8: {error}.")
     except (flags.Error, ValueError) as error:
-        _refuse(str(error).removeprefix("ERROR:: "))
+        _exit_with_flag_error(str(error).removeprefix("ERROR:: "))
     except SystemExit:  # absl ends --help with 1.
         sys.exit(0)
 
 
-def _refuse(message):
+def _exit_with_flag_error(message):
     print(f"ERROR: {message}\n(--help lists every flag.)", file=sys.stderr)
     sys.exit(2)
 

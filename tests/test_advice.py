@@ -61,35 +61,37 @@ def names(suggestions):
 
 
 def test_each_suggestion_is_a_command_and_only_for_what_was_not_done():
-    longer, joint, finetune = names(advice.suggest(EVALUATION, PHOTOS_30, NOTHING, "runs/x"))
+    longer, joint, finetune = names(
+        advice.suggest_changes(EVALUATION, PHOTOS_30, NOTHING, "runs/x")
+    )
     assert "--flagfile=runs/x/pretrain/stage.flags" in longer and "--pretrain_epochs=60" in longer
     assert "--model_dir=runs/x-60epochs" in longer
     assert "--cross_entropy_weight=1" in joint and "--model_dir=runs/x-joint" in joint
     assert finetune == "--mode=finetune,eval --model_dir=runs/x"
 
     done = {**NOTHING, "finetune": {"finetune_epochs": "10"}}
-    assert "finetune" not in " ".join(names(advice.suggest(EVALUATION, FLAT, done, "x")))
+    assert "finetune" not in " ".join(names(advice.suggest_changes(EVALUATION, FLAT, done, "x")))
     joined = {**done, "pretrain": {**SUPCON, "cross_entropy_weight": "1.0"}}
-    assert advice.suggest(EVALUATION, FLAT, joined, "x") == []
+    assert advice.suggest_changes(EVALUATION, FLAT, joined, "x") == []
     simclr = {**done, "pretrain": {**SUPCON, "nouse_labels": ""}}
     del simclr["pretrain"]["use_labels"]
-    assert advice.suggest(EVALUATION, FLAT, simclr, "x") == []
+    assert advice.suggest_changes(EVALUATION, FLAT, simclr, "x") == []
 
 
 def test_a_linear_classifier_of_steps_that_trails_is_to_be_fitted():
     done = {**NOTHING, "linear": {"linear_optimizer": "momentum"}}
     behind = {**EVALUATION, "linear_probe_top_1": 0.47}
-    commands = names(advice.suggest(behind, FLAT, done, "x"))
+    commands = names(advice.suggest_changes(behind, FLAT, done, "x"))
     assert any("--linear_optimizer=lbfgs --override_flags" in command for command in commands)
     for evaluation, used in ((EVALUATION, done), (behind, NOTHING)):
-        assert "lbfgs" not in " ".join(names(advice.suggest(evaluation, FLAT, used, "x")))
+        assert "lbfgs" not in " ".join(names(advice.suggest_changes(evaluation, FLAT, used, "x")))
 
 
 @pytest.mark.parametrize("top_1,expected", [(0.6, True), (0.97, False)])
 def test_a_good_result_gets_no_advice(tmp_path, top_1, expected):
     with flagsaver.flagsaver():
         flags.FLAGS(["supcon_tf", f"--model_dir={tmp_path}"])
-        lines = advice.describe(flags.FLAGS, {"eval": {"top_1": top_1}}, ["supcon-tf"])
+        lines = advice.advise(flags.FLAGS, {"eval": {"top_1": top_1}}, ["supcon-tf"])
     assert any("supcon-tf --mode=finetune,eval" in line for line in lines) == expected
 
 

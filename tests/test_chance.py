@@ -37,6 +37,6 @@ def test_a_classifier_that_always_answers_the_same_is_named(tmp_path, capsys):
 @pytest.mark.parametrize("stage,name", [("pretrain", "knn_accuracy"), ("linear", "top_1")])
 def test_every_stage_that_measures_is_judged(stage, name):
     labels = {"majority_class_share": 0.1, "num_labels": 400}  # The limit is 0.13.
-    assert "AT CHANCE" in "".join(chance.describe({stage: {name: 0.12, **labels}}))
-    assert not chance.describe({stage: {name: 0.14, **labels}})
-    assert not chance.describe({stage: {}})
+    assert "AT CHANCE" in "".join(chance.chance_warning({stage: {name: 0.12, **labels}}))
+    assert not chance.chance_warning({stage: {name: 0.14, **labels}})
+    assert not chance.chance_warning({stage: {}})

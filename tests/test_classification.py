@@ -174,7 +174,7 @@ def test_flags_of_the_classifier_reach_the_step():
             ["supcon_tf", "--cross_entropy_weight=0.4", "--pretrain_label_smoothing=0.1",
              "--stop_gradient_before_classifier"]
         )  # fmt: skip
-        schedule = trainer.create_schedule(flags.FLAGS, "pretrain", 100)
-        step = pretrain.create_step(flags.FLAGS, 16, 10, schedule, (None, None))
+        schedule = trainer.schedule_from_flags(flags.FLAGS, "pretrain", 100)
+        step = pretrain.step_from_flags(flags.FLAGS, 16, 10, schedule, (None, None))
     term = step.classification
     assert (term.weight, term.label_smoothing, term.stop_gradient) == (0.4, 0.1, True)

@@ -303,4 +303,4 @@ def test_only_views_with_a_sigma_are_blurred_and_a_plain_grey_stays():
 def test_only_simclr_and_stacked_randaugment_end_with_a_blur(augmentation, is_blurred):
     policy = policies.create_policy(augmentation)
     flags = types.SimpleNamespace(blur_probability=0.5)
-    assert inputs.blur_probability(flags, policy) == (0.5 if is_blurred else 0.0)
+    assert inputs.blur_probability_from_flags(flags, policy) == (0.5 if is_blurred else 0.0)

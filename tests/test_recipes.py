@@ -103,14 +103,14 @@ class NoOptimizer:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_builds_its_network_at_full_size(name, monkeypatch):
     """Shapes without values, so that it takes no memory; a momentum network would copy values."""
-    monkeypatch.setattr(trainer, "create_optimizer", lambda *_, **__: NoOptimizer())
+    monkeypatch.setattr(trainer, "optimizer_from_flags", lambda *_, **__: NoOptimizer())
     waiting = list(global_state.get_global_attribute("uninitialized_variables", []))
     with (
         recipe(name, "--noonline_probe", "--queue_size=0", "--encoder_momentum=0.999"),
         keras.StatelessScope(initialize_variables=False),
     ):
         values = flags.FLAGS
-        step = pretrain.create_step(
+        step = pretrain.step_from_flags(
             values, values.image_size or 20, NUM_CLASSES[values.dataset], None, (None, None)
         )
     # Else Keras would fill in the values at its next chance, in some later test.
@@ -153,7 +153,7 @@ SCHEDULES = {
 def test_learning_rates_and_lengths_are_the_published(name):
     with recipe(name):
         pretraining, linear = (
-            trainer.create_schedule(flags.FLAGS, stage, NUM_EXAMPLES[flags.FLAGS.dataset])
+            trainer.schedule_from_flags(flags.FLAGS, stage, NUM_EXAMPLES[flags.FLAGS.dataset])
             for stage in ("pretrain", "linear")
         )
     peak, num_steps, linear_peak, linear_steps = SCHEDULES[name]
@@ -207,7 +207,7 @@ def test_supcontrasts_recipes_have_its_schedule(name):
     """From 0.01 to the cosine of epoch 10, then one rate per epoch to a thousandth of the peak;
     but for cross-entropy all divided by 0.07."""
     with recipe(name):
-        schedule = trainer.create_schedule(flags.FLAGS, "pretrain", 50_000)
+        schedule = trainer.schedule_from_flags(flags.FLAGS, "pretrain", 50_000)
         epochs = flags.FLAGS.pretrain_epochs
     peak, scale = (0.8, 1) if "cross_entropy" in name else (0.5, 0.07)
     lowest = peak / 1_000
@@ -320,12 +320,12 @@ def draw_views():
                  "use_pytorch_color_jitter", "blur_probability", "crop_area_range")  # fmt: skip
         key = str([values[name].value for name in names])
         if key not in drawn:
-            batches = inputs.create_train_batches(
+            batches = inputs.train_batches_from_flags(
                 values,
                 tf.distribute.get_strategy(),
-                inputs.load_sources(values)[0],
+                inputs.sources_from_flags(values)[0],
                 image_size=values.image_size,
-                policy=inputs.create_policy(values, values.augmentation_type),
+                policy=inputs.policy_from_flags(values, values.augmentation_type),
                 num_views=values.num_views,
                 crop_area_range=values.crop_area_range,
                 start_step=0,
@@ -341,9 +341,9 @@ def test_a_recipe_takes_one_step(name, draw_views):
     """With the tiny encoder and the digits, and everything else as the recipe has it."""
     with recipe(name, *SMALL):
         values = flags.FLAGS
-        schedule = trainer.create_schedule(values, "pretrain", NUM_EXAMPLES["digits"])
+        schedule = trainer.schedule_from_flags(values, "pretrain", NUM_EXAMPLES["digits"])
         schedule.warmup_steps = 0  # Its first step has the learning rate 0.
-        step = pretrain.create_step(values, 16, 10, schedule, (None, None))
+        step = pretrain.step_from_flags(values, 16, 10, schedule, (None, None))
         before = [variable.numpy() for variable in step.variables]
         metrics = step(draw_views(values))
         assert {*step.metric_names} <= {*metrics}

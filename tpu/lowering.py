@@ -67,11 +67,11 @@ def create_step(flags, num_cores: int, dataset_size: tuple[int, int] | None = No
         )
     num_examples, num_classes = dataset_size or _dataset_size(flags.dataset)
     strategy = OneOfManyStrategy(num_cores)
-    schedule = trainer.create_schedule(flags, "pretrain", num_examples)
+    schedule = trainer.schedule_from_flags(flags, "pretrain", num_examples)
     image_size = flags.image_size or 224
     whitening = ((0.0,) * 3, (1.0,) * 3) if flags.whitening != "none" else (None, None)
     with strategy.scope():
-        step = pretrain.create_step(flags, image_size, num_classes, schedule, whitening)
+        step = pretrain.step_from_flags(flags, image_size, num_classes, schedule, whitening)
     specs = _batch_specs(flags, flags.batch_size // num_cores, image_size)
     workload = Workload(
         num_cores=num_cores,
@@ -122,7 +122,9 @@ def _batch_specs(flags, batch, image_size):
         "image": tf.TensorSpec([batch, flags.num_views, *side], tf.uint8, name="image"),
         "label": tf.TensorSpec([batch], tf.int32, name="label"),
     }
-    if inputs.blur_probability(flags, inputs.create_policy(flags, flags.augmentation_type)):
+    if inputs.blur_probability_from_flags(
+        flags, inputs.policy_from_flags(flags, flags.augmentation_type)
+    ):
         shape = [batch, flags.num_views]
         specs["blur_sigma"] = tf.TensorSpec(shape, tf.float32, name="blur_sigma")
     return specs

@@ -18,7 +18,7 @@ KNN_RISE, PROBE_RISE, LOSS_FALL = 0.01, 0.02, 0.02
 LINEAR_GAP = 0.01
 
 
-def describe(flags, results: dict[str, dict], program: list[str]) -> list[str]:
+def advise(flags, results: dict[str, dict], program: list[str]) -> list[str]:
     """Closing lines after an evaluation: reasons, each with a command that is ready to copy.
 
     Args:
@@ -28,11 +28,11 @@ def describe(flags, results: dict[str, dict], program: list[str]) -> list[str]:
     evaluation = results.get("eval", {})
     if "top_1" not in evaluation or evaluation["top_1"] >= GOOD_ACCURACY:
         return []
-    if chance.describe(results):
+    if chance.chance_warning(results):
         return []
     run = RunDirectory.of(flags)
     used = {stage: _read_flags(run, stage) for stage in ("pretrain", "linear", "finetune")}
-    suggestions = suggest(evaluation, _read_log(run), used, run.path)
+    suggestions = suggest_changes(evaluation, _read_log(run), used, run.path)
     if not suggestions:
         return []
     lines = ["", "What to try next for this result:"]
@@ -41,7 +41,7 @@ def describe(flags, results: dict[str, dict], program: list[str]) -> list[str]:
     return lines
 
 
-def suggest(
+def suggest_changes(
     evaluation: dict, log: list[dict], used: dict[str, dict[str, str]], model_dir: str
 ) -> list[tuple[str, list[str]]]:
     """Reasons and arguments of the command, only for what was not done already.

@@ -28,7 +28,7 @@ def limit(majority_class_share: float, num_labels: int) -> float:
     return share + 2 * math.sqrt(share * (1 - share) / num_labels)
 
 
-def describe(results: dict[str, dict]) -> list[str]:
+def chance_warning(results: dict[str, dict]) -> list[str]:
     """Closing lines about the last stage with an accuracy, if that is at chance."""
     for stage, name in (
         ("eval", "top_1"),

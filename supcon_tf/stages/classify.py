@@ -30,18 +30,18 @@ def train_classifier(
     )
     if keeps_head:
         built_on["linear_head"] = run.artifacts("pretrain").identity("linear_head.keras")
-    train_source, test_source = inputs.load_sources(flags)
+    train_source, test_source = inputs.sources_from_flags(flags)
     choices.choose_batch_size(flags, strategy, train_source, stage)
     choices.choose_warmup(flags, stage)
     with process.open_folder(flags, strategy, stage, inputs=built_on) as folder:
-        check_data(flags, folder, train_source, encoder_path)
+        check_training_data(flags, folder, train_source, encoder_path)
         if folder.result() is not None:
             folder.say_finished()
             return folder.result()
-        train_source = inputs.change_training_examples(flags, train_source)
+        train_source = inputs.training_examples_from_flags(flags, train_source)
         inputs.check_batches(flags, strategy, train_source)
-        policy = inputs.create_policy(flags, augmentation_type)
-        schedule = trainer.create_schedule(flags, stage, train_source.num_examples)
+        policy = inputs.policy_from_flags(flags, augmentation_type)
+        schedule = trainer.schedule_from_flags(flags, stage, train_source.num_examples)
 
         with strategy.scope(), progress.waiting(f"{stage}: loading the encoder"):
             encoder = load_encoder(encoder_path)
@@ -56,7 +56,7 @@ def train_classifier(
                 )
             )
             parts = [(linear_head, True), *([(encoder, True)] if train_encoder else [])]
-            optimizer = trainer.create_optimizer(flags, stage, schedule, parts=parts)
+            optimizer = trainer.optimizer_from_flags(flags, stage, schedule, parts=parts)
             step = steps.ClassifierStep(
                 encoder=encoder,
                 linear_head=linear_head,
@@ -79,7 +79,7 @@ def train_classifier(
             memory_check.check_memory(flags, strategy, step, num_views=1)
         folder.begin(schedule)
         started = time.monotonic()
-        last = trainer.train(
+        last = trainer.train_stage(
             flags,
             strategy,
             folder,
@@ -126,7 +126,7 @@ def finish_classifier(
     with progress.waiting(
         f"{folder.stage}: evaluating on {test_source.num_examples:,} test images"
     ):
-        logits, labels = predict(
+        logits, labels = predict_source(
             flags, strategy, classifier, test_source, image_size=encoder.input_shape[1]
         )
     with progress.waiting(f"{folder.stage}: saving the classifier"):
@@ -142,17 +142,17 @@ def finish_classifier(
     return result
 
 
-def predict(flags, strategy, model, source, *, image_size) -> tuple:
+def predict_source(flags, strategy, model, source, *, image_size) -> tuple:
     """Outputs [M, ...] of a model on every image of a source, without augmentation, and labels."""
     with inputs.naming_broken_images(source):
         return predictions.predict(
             strategy,
             lambda images: model(images, training=False),
-            inputs.create_eval_batches(flags, source, image_size=image_size),
+            inputs.eval_batches_from_flags(flags, source, image_size=image_size),
         )
 
 
-def check_data(flags, folder, source, encoder_path) -> None:
+def check_training_data(flags, folder, source, encoder_path) -> None:
     """Refuses training data that differs from that of this stage or of the run's encoder."""
     is_own = encoder_path == RunDirectory.of(flags).encoder
     folder.check_data(data_identity.describe(source), built_on="pretrain" if is_own else None)

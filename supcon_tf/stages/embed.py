@@ -20,7 +20,7 @@ from supcon_tf.training import progress
 def run(flags, strategy) -> dict:
     """Writes embeddings.npz; always anew."""
     with strategy.scope(), progress.waiting("embed: loading the encoder"):
-        model = trained.load(flags)
+        model = trained.load_trained(flags)
     with process.open_folder(flags, strategy, "embed", always_anew=True) as folder:
         inputs.check_eval_batches(flags, strategy)
         source, what = _source(flags, model)
@@ -38,8 +38,8 @@ def run(flags, strategy) -> dict:
 def _source(flags, model):
     """Which images, and what they are called on the screen."""
     if flags.embed_dir:
-        return inputs.load_unlabelled(flags, flags.embed_dir), flags.embed_dir
-    data = eval_data.load(flags, flags.embed_split or flags.eval_split or "test")
+        return inputs.unlabeled_from_flags(flags, flags.embed_dir), flags.embed_dir
+    data = eval_data.eval_data_from_flags(flags, flags.embed_split or flags.eval_split or "test")
     if data.is_own:
         eval_data.check_own(flags, model.stage)
     return data.source, data.name
@@ -79,7 +79,7 @@ def _write(flags, strategy, model, source, path):
 
 def _outputs(flags, strategy, model, source):
     """Parts (index, results, labels) in the order of the source."""
-    batches = inputs.create_eval_batches(flags, source, image_size=model.image_size)
+    batches = inputs.eval_batches_from_flags(flags, source, image_size=model.image_size)
     bar = tqdm(total=source.num_examples, desc="embed", unit="image", dynamic_ncols=True)
     done = 0
     with bar, inputs.naming_broken_images(source):

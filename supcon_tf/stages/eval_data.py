@@ -30,10 +30,10 @@ class EvalData:
     is_own: bool
 
 
-def load(flags, split: str) -> EvalData:
+def eval_data_from_flags(flags, split: str) -> EvalData:
     """The split of --eval_dataset or --eval_data_dir, else of --dataset."""
     if not (flags.eval_dataset or flags.eval_data_dir):
-        train, test = inputs.load_sources(flags)
+        train, test = inputs.sources_from_flags(flags)
         return EvalData({"train": train, "test": test}[split], f"{flags.dataset}, {split}", True)
     dataset = flags.eval_dataset or "folder"
     try:
@@ -42,7 +42,7 @@ def load(flags, split: str) -> EvalData:
             split,
             flags.eval_data_dir,
             skip_broken_images=flags.skip_broken_images and dataset == "folder",
-            max_pixels=inputs.max_pixels(flags),
+            max_pixels=inputs.max_pixels_from_flags(flags),
         )
     except ValueError as error:
         given = [flags[name] for name in ("eval_dataset", "eval_data_dir") if flags[name].value]
@@ -59,7 +59,7 @@ def check_own(flags, stage: str) -> None:
     Raises:
         ValueError: says what differs.
     """
-    train, _ = inputs.load_sources(flags)
+    train, _ = inputs.sources_from_flags(flags)
     RunDirectory.of(flags).check_data(stage, data_identity.describe(train), OTHER_DATA)
 
 
@@ -69,7 +69,7 @@ def training_source(flags, stage: str, data: EvalData) -> sources.Source | None:
     It must be what the run was trained on, whatever is evaluated.
     """
     if data.is_own:
-        source = inputs.load_sources(flags)[0]
+        source = inputs.sources_from_flags(flags)[0]
         if data.source is source:
             print("eval: k-NN and logistic regression are left out: they learn from this split.")
             return None
@@ -80,7 +80,7 @@ def training_source(flags, stage: str, data: EvalData) -> sources.Source | None:
         reason = str(error).splitlines()[0].rstrip(":")
         print(f"eval: k-NN and logistic regression are left out ({reason}).")
         return None
-    return inputs.load_sources(flags)[0]
+    return inputs.sources_from_flags(flags)[0]
 
 
 def match_classes(class_names: tuple[str, ...], data: EvalData, model_path: str) -> np.ndarray:
@@ -91,13 +91,10 @@ def match_classes(class_names: tuple[str, ...], data: EvalData, model_path: str)
     """
     unknown = [name for name in data.source.class_names if name not in class_names]
     if unknown:
+        known, missing = inputs.first_ten(class_names), inputs.first_ten(unknown)
         raise ValueError(
-            f"{model_path} knows the classes {_listed(class_names)}, but {data.name} also has "
-            f"{_listed(unknown)}. Classes are matched by name: evaluate data with the same class "
-            "names, or embed it with --mode=embed."
+            f"{model_path} knows the classes {known}, but {data.name} also has {missing}. Classes "
+            "are matched by name: evaluate data with the same class names, or embed it with "
+            "--mode=embed."
         )
     return np.array([class_names.index(name) for name in data.source.class_names], np.int32)
-
-
-def _listed(names):
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -14,10 +14,10 @@ from supcon_tf.training import progress
 def run(flags, strategy) -> dict:
     """Measures, prints and writes eval.json; always anew, because it is quick."""
     with strategy.scope(), progress.waiting("eval: loading the classifier"):
-        model = trained.load(flags, needs_classifier=True)
+        model = trained.load_trained(flags, needs_classifier=True)
     with process.open_folder(flags, strategy, "eval", always_anew=True) as folder:
         inputs.check_eval_batches(flags, strategy)
-        data = eval_data.load(flags, flags.eval_split or "test")
+        data = eval_data.eval_data_from_flags(flags, flags.eval_split or "test")
         if data.is_own:
             eval_data.check_own(flags, model.stage)
         numbers = eval_data.match_classes(model.class_names, data, model.path)
@@ -53,11 +53,11 @@ def run(flags, strategy) -> dict:
         table = _table(confusion, model.class_names)
         folder.artifacts.write_text("confusion_matrix.csv", table)
         folder.seal()
-        print(describe(result))
+        print(describe_evaluation(result))
         return result
 
 
-def describe(result: dict) -> str:
+def describe_evaluation(result: dict) -> str:
     """The figures of eval.json in a few lines."""
     lines = [
         f"eval: {describe_top_k(result)}, mean per class "
@@ -82,7 +82,9 @@ def describe_top_k(result: dict) -> str:
 
 
 def _predict(flags, strategy, model, source, limit=None):
-    batches = inputs.create_eval_batches(flags, source, image_size=model.image_size, limit=limit)
+    batches = inputs.eval_batches_from_flags(
+        flags, source, image_size=model.image_size, limit=limit
+    )
     count = min(source.num_examples, limit or source.num_examples)
     waiting = progress.waiting(f"eval: computing the outputs for {count:,} images")
     with inputs.naming_broken_images(source), waiting:

@@ -20,7 +20,7 @@ def run(flags, strategy) -> dict:
         return {}
     # Without the strategy: what is exported runs on one device.
     with progress.waiting("export: loading the encoder"):
-        model = trained.load(flags)
+        model = trained.load_trained(flags)
     with StageFolder(flags, "export", always_anew=True) as folder:
         folder.begin()
         path = folder.artifacts.path_to_write("saved_model")

@@ -9,7 +9,7 @@ LARGEST_TINY_PX, LARGEST_PX = 32, 224
 _UNLIMITED_PX = 1_000_000
 
 
-def choose(flags, source: sources.Source) -> int:
+def image_size_from_flags(flags, source: sources.Source) -> int:
     """--image_size, or that of the data as far as the encoder is made for it.
 
     Prints a line if that reduces the images by more than half for the tiny encoder.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -17,18 +18,20 @@ from supcon_tf.training import progress
 WHITENING_EXAMPLES = 2_000
 
 
-def load_sources(flags) -> tuple[sources.Source, sources.Source]:
+def sources_from_flags(flags) -> tuple[sources.Source, sources.Source]:
     """The training and the test split, as the flags change them; looked at once per run."""
-    return _load_sources(flags.dataset, flags.data_dir, flags.skip_broken_images, max_pixels(flags))
+    return _read_sources(
+        flags.dataset, flags.data_dir, flags.skip_broken_images, max_pixels_from_flags(flags)
+    )
 
 
-def max_pixels(flags) -> int:
+def max_pixels_from_flags(flags) -> int:
     """--max_image_megapixels in pixels."""
     return int(flags.max_image_megapixels * 1e6)
 
 
 @functools.lru_cache(maxsize=1)
-def _load_sources(dataset, data_dir, skip_broken_images, most_pixels):
+def _read_sources(dataset, data_dir, skip_broken_images, most_pixels):
     options = {"skip_broken_images": skip_broken_images, "max_pixels": most_pixels}
     with progress.waiting(f"Reading the dataset {dataset}"):
         train, test = (
@@ -36,17 +39,17 @@ def _load_sources(dataset, data_dir, skip_broken_images, most_pixels):
         )
     print(
         f"Dataset {dataset}: {train.num_examples:,} training and {test.num_examples:,} test "
-        f"examples of {len(train.class_names)} classes ({_shorten(train.class_names)})."
+        f"examples of {len(train.class_names)} classes ({first_ten(train.class_names)})."
     )
     for split, source in (("training", train), ("test", test)):
         _say_skipped(source, f"{split} ")
     return train, test
 
 
-def load_unlabelled(flags, folder: str) -> sources.FileSource:
+def unlabeled_from_flags(flags, folder: str) -> sources.FileSource:
     """The images of a folder without labels."""
     source = sources.load_unlabelled(
-        folder, skip_broken_images=flags.skip_broken_images, max_pixels=max_pixels(flags)
+        folder, skip_broken_images=flags.skip_broken_images, max_pixels=max_pixels_from_flags(flags)
     )
     print(f"Folder {folder}: {source.num_examples:,} images.")
     _say_skipped(source)
@@ -60,7 +63,7 @@ def _say_skipped(source, split=""):
         print("\n".join(f"  {printable(path)}: {reason}" for path, reason in skipped.items()))
 
 
-def change_training_examples(flags, source: sources.Source) -> sources.Source:
+def training_examples_from_flags(flags, source: sources.Source) -> sources.Source:
     """The training split with --label_noise_prob and --num_images."""
     if flags.label_noise_prob:
         source = sources.with_label_noise(source, flags.label_noise_prob, seed=flags.seed)
@@ -90,7 +93,7 @@ def check_eval_batches(flags, strategy) -> None:
         )
 
 
-def create_policy(flags, augmentation_type: str) -> policies.Policy:
+def policy_from_flags(flags, augmentation_type: str) -> policies.Policy:
     """The augmentation of a stage."""
     return policies.create_policy(
         augmentation_type,
@@ -102,19 +105,19 @@ def create_policy(flags, augmentation_type: str) -> policies.Policy:
     )
 
 
-def blur_probability(flags, policy: policies.Policy) -> float:
+def blur_probability_from_flags(flags, policy: policies.Policy) -> float:
     """--blur_probability where the policy ends with a blur, else 0."""
     return flags.blur_probability if policy.ends_with_blur else 0.0
 
 
-def is_flipped(flags) -> bool:
+def horizontal_flip_from_flags(flags) -> bool:
     """Whether views are mirrored at random."""
     if flags.horizontal_flip == "auto":
         return sources.may_flip(flags.dataset)
     return flags.horizontal_flip == "true"
 
 
-def create_train_batches(
+def train_batches_from_flags(
     flags,
     strategy,
     source,
@@ -144,9 +147,9 @@ def create_train_batches(
         start_step=start_step,
         crop_area_range=crop_area_range,
         crop_compat=flags.crop_compat,
-        horizontal_flip=is_flipped(flags),
+        horizontal_flip=horizontal_flip_from_flags(flags),
         class_balanced=flags.class_balanced,
-        blur_probability=blur_probability(flags, policy),
+        blur_probability=blur_probability_from_flags(flags, policy),
         num_replicas=strategy.num_replicas_in_sync,
         host=host,
         num_hosts=num_hosts,
@@ -154,7 +157,7 @@ def create_train_batches(
     )
 
 
-def create_eval_batches(flags, source, *, image_size, limit=None):
+def eval_batches_from_flags(flags, source, *, image_size, limit=None):
     """A function (host=0, num_hosts=1) -> that host's share of the batches of an evaluation."""
     return functools.partial(
         pipeline.create_eval_batches,
@@ -167,7 +170,7 @@ def create_eval_batches(flags, source, *, image_size, limit=None):
     )
 
 
-def whitening_constants(flags, source, folder, image_size):
+def whitening_from_flags(flags, source, folder, image_size):
     """Mean and deviation for the encoder, or (None, None).
 
     `folder.measured` records what is measured, so that a resumed run uses the same.
@@ -180,7 +183,7 @@ def whitening_constants(flags, source, folder, image_size):
         return sources.whitening_constants(flags.dataset)
     measured = folder.measured.get("whitening")
     if measured is None:
-        create_batches = create_eval_batches(
+        create_batches = eval_batches_from_flags(
             flags, source, image_size=image_size, limit=WHITENING_EXAMPLES
         )
         with naming_broken_images(source), progress.waiting("Measuring the whitening constants"):
@@ -240,5 +243,6 @@ def _explain_broken(source, paths=None):
     return None
 
 
-def _shorten(names):
+def first_ten(names: Sequence[str]) -> str:
+    """Lists names for a message: the first ten, and `...` if there are more."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

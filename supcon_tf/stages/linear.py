@@ -23,7 +23,7 @@ def run(flags, strategy) -> dict:
     if flag_rules.is_linear_fitted(flags):
         with strategy.scope(), progress.waiting("linear: loading the encoder"):
             encoder = classify.load_encoder(encoder_path)
-        train_source, test_source = inputs.load_sources(flags)
+        train_source, test_source = inputs.sources_from_flags(flags)
         if _can_be_fitted(flags, encoder, train_source):
             flags.linear_optimizer = "lbfgs"
             return _fit(flags, strategy, encoder, encoder_path, train_source, test_source)
@@ -63,11 +63,11 @@ def _fit(flags, strategy, encoder, encoder_path, train_source, test_source):
     """Embeds the training images on all replicas; the chief fits and gives its result to all."""
     built_on = {"encoder": classify.encoder_identity(encoder_path)}
     with process.open_folder(flags, strategy, "linear", inputs=built_on) as folder:
-        classify.check_data(flags, folder, train_source, encoder_path)
+        classify.check_training_data(flags, folder, train_source, encoder_path)
         if folder.result() is not None:
             folder.say_finished()
             return folder.result()
-        train_source = inputs.change_training_examples(flags, train_source)
+        train_source = inputs.training_examples_from_flags(flags, train_source)
         inputs.check_eval_batches(flags, strategy)
         num_features, num_classes = encoder.output_shape[-1], len(train_source.class_names)
         print(
@@ -78,7 +78,7 @@ def _fit(flags, strategy, encoder, encoder_path, train_source, test_source):
         folder.begin()
         started = time.monotonic()
         with progress.waiting("linear: embedding the training images"):
-            embeddings, labels = classify.predict(
+            embeddings, labels = classify.predict_source(
                 flags, strategy, encoder, train_source, image_size=encoder.input_shape[1]
             )
         with strategy.scope():

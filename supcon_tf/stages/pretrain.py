@@ -25,7 +25,7 @@ KNN_TRAIN_EXAMPLES, KNN_TEST_EXAMPLES = 10_000, 10_000
 
 def run(flags, strategy) -> dict:
     """Trains to the end, or says that it is finished; returns its figures."""
-    train_source, test_source = inputs.load_sources(flags)
+    train_source, test_source = inputs.sources_from_flags(flags)
     choices.choose_batch_size(flags, strategy, train_source, "pretrain")
     choices.choose_epochs(flags, train_source)
     choices.choose_warmup(flags, "pretrain")
@@ -34,16 +34,16 @@ def run(flags, strategy) -> dict:
         if folder.result() is not None:
             folder.say_finished()
             return folder.result()
-        train_source = inputs.change_training_examples(flags, train_source)
+        train_source = inputs.training_examples_from_flags(flags, train_source)
         inputs.check_batches(flags, strategy, train_source)
-        side = image_size.choose(flags, train_source)
-        policy = inputs.create_policy(flags, flags.augmentation_type)
-        _check_microbatch(flags, strategy)
-        schedule = trainer.create_schedule(flags, "pretrain", train_source.num_examples)
+        side = image_size.image_size_from_flags(flags, train_source)
+        policy = inputs.policy_from_flags(flags, flags.augmentation_type)
+        _check_microbatch_divides(flags, strategy)
+        schedule = trainer.schedule_from_flags(flags, "pretrain", train_source.num_examples)
 
-        whitening = inputs.whitening_constants(flags, train_source, folder, side)
+        whitening = inputs.whitening_from_flags(flags, train_source, folder, side)
         with strategy.scope(), progress.waiting("pretrain: building the model"):
-            step = create_step(flags, side, len(train_source.class_names), schedule, whitening)
+            step = step_from_flags(flags, side, len(train_source.class_names), schedule, whitening)
         encoder = step.encoder
         if flags.reference_ckpt:
             _warm_start(flags, step)
@@ -65,7 +65,7 @@ def run(flags, strategy) -> dict:
         memory_check.check_memory(flags, strategy, step, num_views=flags.num_views)
         embed = predictions.create_predictor(strategy, lambda x: encoder(x, training=False))
         parts = [
-            (source, inputs.create_eval_batches(flags, source, image_size=side, limit=limit))
+            (source, inputs.eval_batches_from_flags(flags, source, image_size=side, limit=limit))
             for source, limit in (
                 (train_source, KNN_TRAIN_EXAMPLES),
                 (test_source, KNN_TEST_EXAMPLES),
@@ -87,7 +87,7 @@ def run(flags, strategy) -> dict:
 
         folder.begin(schedule)
         started = time.monotonic()
-        last = trainer.train(
+        last = trainer.train_stage(
             flags,
             strategy,
             folder,
@@ -143,7 +143,7 @@ def _save(step, folder):
             folder.artifacts.remove(name)
 
 
-def _check_microbatch(flags, strategy):
+def _check_microbatch_divides(flags, strategy):
     per_replica = flags.batch_size // strategy.num_replicas_in_sync
     if flags.microbatch_size is not None and per_replica % flags.microbatch_size:
         raise ValueError(
@@ -153,7 +153,7 @@ def _check_microbatch(flags, strategy):
         )
 
 
-def create_encoder(flags, image_size, whitening):
+def encoder_from_flags(flags, image_size, whitening):
     """The encoder of the flags, new, under the current strategy's scope."""
     options = {"image_size": image_size, "use_global_batch_norm": flags.use_global_batch_norm}
     if not flag_rules.is_application(flags.encoder):
@@ -171,11 +171,11 @@ def create_encoder(flags, image_size, whitening):
     return contrastive.create_encoder(flags.encoder, **options)
 
 
-def create_step(
+def step_from_flags(
     flags, image_size, num_classes, schedule, whitening
 ) -> steps.ContrastiveStep | steps.ClassifierStep:
     """Model, loss and optimizer of the flags, under the current strategy's scope."""
-    encoder = create_encoder(flags, image_size, whitening)
+    encoder = encoder_from_flags(flags, image_size, whitening)
     parts = [(encoder, flags.pretrain_use_encoder_weight_decay)]
     linear_head = probe = None
     if flags.loss == "cross_entropy" or flags.cross_entropy_weight:
@@ -187,7 +187,7 @@ def create_step(
         return steps.ClassifierStep(
             encoder=encoder,
             linear_head=linear_head,
-            optimizer=trainer.create_optimizer(flags, "pretrain", schedule, parts=parts),
+            optimizer=trainer.optimizer_from_flags(flags, "pretrain", schedule, parts=parts),
             global_batch_size=flags.batch_size,
             label_smoothing=flags.pretrain_label_smoothing,
             train_encoder=True,
@@ -210,7 +210,7 @@ def create_step(
     model = contrastive.ContrastiveModel(
         encoder, head, normalize_embedding=flags.normalize_embedding
     )
-    loss, queue = _create_loss(flags), None
+    loss, queue = loss_from_flags(flags), None
     if flags.queue_size:
         queue = MomentumQueue(
             model, loss, queue_size=flags.queue_size, momentum=flags.encoder_momentum
@@ -220,7 +220,7 @@ def create_step(
         model=model,
         loss=loss,
         queue=queue,
-        optimizer=trainer.create_optimizer(flags, "pretrain", schedule, parts=parts),
+        optimizer=trainer.optimizer_from_flags(flags, "pretrain", schedule, parts=parts),
         global_batch_size=flags.batch_size,
         num_views=flags.num_views,
         probe=probe,
@@ -229,7 +229,7 @@ def create_step(
     )
 
 
-def _create_loss(flags):
+def loss_from_flags(flags):
     if flags.loss in OTHER_LOSSES:
         return OTHER_LOSSES[flags.loss](reduction=None)
     return supcon.SupConLoss(

@@ -26,23 +26,23 @@ def run(flags, strategy) -> dict:
     if not strategies.is_chief(strategy):
         return {}
     with StageFolder(flags, "preview", always_anew=True) as folder:
-        train_source, _ = inputs.load_sources(flags)
-        train_source = inputs.change_training_examples(flags, train_source)
+        train_source, _ = inputs.sources_from_flags(flags)
+        train_source = inputs.training_examples_from_flags(flags, train_source)
         batch_size = min(flags.batch_size, train_source.num_examples)
-        size = image_size.choose(flags, train_source)
+        size = image_size.image_size_from_flags(flags, train_source)
         with progress.waiting("preview: computing the first batch"):
             views, originals, labels = _first_batch(flags, train_source, size, batch_size)
         captions = pipeline.describe_step(
             0,
-            policy=inputs.create_policy(flags, flags.augmentation_type),
+            policy=inputs.policy_from_flags(flags, flags.augmentation_type),
             batch_size=batch_size,
             image_size=size,
             seed=flags.seed,
             num_views=flags.num_views,
             crop_compat=flags.crop_compat,
-            horizontal_flip=inputs.is_flipped(flags),
-            blur_probability=inputs.blur_probability(
-                flags, inputs.create_policy(flags, flags.augmentation_type)
+            horizontal_flip=inputs.horizontal_flip_from_flags(flags),
+            blur_probability=inputs.blur_probability_from_flags(
+                flags, inputs.policy_from_flags(flags, flags.augmentation_type)
             ),
         )
         count = min(flags.preview_examples, len(labels))
@@ -66,16 +66,16 @@ def run(flags, strategy) -> dict:
 def _first_batch(flags, source, size, batch_size):
     """The first batch's views [N, V, S, S, 3] as the encoder meets them, originals, labels."""
     options = {"batch_size": batch_size, "image_size": size, "seed": flags.seed}
-    policy = inputs.create_policy(flags, flags.augmentation_type)
+    policy = inputs.policy_from_flags(flags, flags.augmentation_type)
     views = pipeline.create_train_batches(
         source,
         policy=policy,
         num_views=flags.num_views,
         crop_area_range=flags.crop_area_range,
         crop_compat=flags.crop_compat,
-        horizontal_flip=inputs.is_flipped(flags),
+        horizontal_flip=inputs.horizontal_flip_from_flags(flags),
         class_balanced=flags.class_balanced,
-        blur_probability=inputs.blur_probability(flags, policy),
+        blur_probability=inputs.blur_probability_from_flags(flags, policy),
         **options,
     )
     originals = pipeline.create_train_batches(

@@ -92,7 +92,7 @@ class RunDirectory:
             return  # Put together by hand.
         path = self.artifacts(stage).check(IDENTITY)
         recorded = files.read_sealed(path)
-        _check_data(self.file(stage), recorded, new, remedies)
+        _refuse_other_data(self.file(stage), recorded, new, remedies)
 
     def inputs(self, stage: str) -> dict[str, str] | None:
         """What a stage was built on, by hash; None in a folder put together by hand."""
@@ -121,7 +121,7 @@ def _same_flags(path, stage, lines):
     return written[:1] == [f"--mode={stage}"] and written[-len(lines) :] == lines
 
 
-def _check_data(folder, recorded, new, remedies):
+def _refuse_other_data(folder, recorded, new, remedies):
     if recorded is None or recorded.get("data") in (None, new.digest):
         return
     changed = ["(which files is not recorded any more)"]
@@ -266,7 +266,7 @@ class StageFolder:
                 self._is_changed = True
                 print(f"{self.stage}: resuming on other data than before.")
             return
-        _check_data(
+        _refuse_other_data(
             self.path,
             self._old,
             data,

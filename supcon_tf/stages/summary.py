@@ -31,7 +31,12 @@ def create(flags, results: dict[str, dict], arguments: list[str]) -> str:
     """The closing text, from what each stage returned and the command line that was given."""
     run = RunDirectory.of(flags)
     model_dir = run.path
-    parts = ["", *_figures(results), *chance.describe(results), f"Everything is in {model_dir}/"]
+    parts = [
+        "",
+        *_figures(results),
+        *chance.chance_warning(results),
+        f"Everything is in {model_dir}/",
+    ]
     for name, what in (
         ("pretrain/encoder.keras", "the encoder: images 0..255 to features"),
         ("pretrain/linear_head.keras", "the classifier of pretraining: features to logits"),
@@ -48,7 +53,7 @@ def create(flags, results: dict[str, dict], arguments: list[str]) -> str:
         path = run.file(name)
         if tf.io.gfile.exists(path):
             parts.append(f"  {path:<{len(model_dir) + 26}} {what}")
-    parts += advice.describe(flags, results, [python_program(), "-m", "supcon_tf.main"])
+    parts += advice.advise(flags, results, [python_program(), "-m", "supcon_tf.main"])
     if "pretrain" in results:
         snippet = SNIPPET.format(
             encoder=run.encoder,

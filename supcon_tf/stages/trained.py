@@ -47,7 +47,7 @@ class Trained:
         return results
 
 
-def load(flags, *, needs_classifier: bool = False) -> Trained:
+def load_trained(flags, *, needs_classifier: bool = False) -> Trained:
     """The classifier with its encoder, or the pretrained encoder alone.
 
     The classifier is that of the latest stage: finetune, else linear, else the one that

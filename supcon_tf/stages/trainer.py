@@ -15,7 +15,7 @@ from supcon_tf.training import checkpoint, optimizers
 from supcon_tf.training import loop as training
 
 
-def create_schedule(flags, stage: str, num_examples: int) -> optimizers.WarmUpThenDecay:
+def schedule_from_flags(flags, stage: str, num_examples: int) -> optimizers.WarmUpThenDecay:
     """The learning rate of a stage; its total_steps is the length of the stage."""
     steps_per_epoch = num_examples / flags.batch_size
     return optimizers.WarmUpThenDecay(
@@ -33,7 +33,7 @@ def create_schedule(flags, stage: str, num_examples: int) -> optimizers.WarmUpTh
     )
 
 
-def create_optimizer(flags, stage: str, schedule, *, parts) -> keras.optimizers.Optimizer:
+def optimizer_from_flags(flags, stage: str, schedule, *, parts) -> keras.optimizers.Optimizer:
     """The optimizer of a stage, which does the weight decay too.
 
     Args:
@@ -71,7 +71,9 @@ def warm_start_part(flags, part: str, model: keras.Model) -> None:
         print("\n".join(f"  {name}" for name in missing))
 
 
-def train(flags, strategy, folder, *, step, schedule, source, evaluation=None, **batch_options):
+def train_stage(
+    flags, strategy, folder, *, step, schedule, source, evaluation=None, **batch_options
+):
     """Trains a stage from its newest checkpoint to its end; returns the last log line.
 
     Args:
@@ -94,7 +96,7 @@ def train(flags, strategy, folder, *, step, schedule, source, evaluation=None, *
     return training.train(
         strategy=strategy,
         step=step,
-        create_batches=lambda start_step, host, num_hosts: inputs.create_train_batches(
+        create_batches=lambda start_step, host, num_hosts: inputs.train_batches_from_flags(
             flags,
             strategy,
             source,

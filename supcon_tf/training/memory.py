@@ -111,7 +111,7 @@ def _control_group_bytes(root):
     """What is left in each control group that this process is in (versions 2 and 1)."""
     version_2 = ("memory.max", "memory.current", "inactive_file")
     version_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-    for line in _read(os.path.join(root, "proc/self/cgroup")).splitlines():
+    for line in _read_text(os.path.join(root, "proc/self/cgroup")).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -120,7 +120,7 @@ def _control_group_bytes(root):
         parts = path.strip("/").split("/")
         for depth in range(len(parts) + 1):  # The limits of its parents hold too.
             folder = os.path.join(root, base, *parts[:depth])
-            texts = [_read(os.path.join(folder, name)).strip() for name in (limit, usage)]
+            texts = [_read_text(os.path.join(folder, name)).strip() for name in (limit, usage)]
             if all(text.isdigit() for text in texts):
                 cached = _fields(os.path.join(folder, "memory.stat")).get(cache, 0)
                 yield int(texts[0]) - int(texts[1]) + cached
@@ -128,11 +128,11 @@ def _control_group_bytes(root):
 
 def _fields(path):
     """Name to number of a file of lines `name number ...`."""
-    lines = (line.split() for line in _read(path).splitlines())
+    lines = (line.split() for line in _read_text(path).splitlines())
     return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
 
 
-def _read(path):
+def _read_text(path):
     try:
         with open(path) as file:
             return file.read()

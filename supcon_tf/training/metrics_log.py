@@ -28,7 +28,7 @@ class MetricsLog:
         self.path = os.path.join(folder, "metrics.jsonl")
         self._is_chief, self._is_broken = is_chief, False
         content = _content(self.path)
-        lines, damaged = _parse(content)
+        lines, damaged = _parse_lines(content)
         kept = [line for line in lines if line["step"] <= start_step]
         tensorboard = os.path.join(folder, "tensorboard")
         if start_step and (damaged or not kept):
@@ -90,7 +90,7 @@ def _content(path):
         return file.read()
 
 
-def _parse(content):
+def _parse_lines(content):
     """The good lines of a log as objects, and the damaged ones by their number.
 
     A last line without its end is what a killed run was writing; it is neither.

@@ -67,7 +67,7 @@ class Progress:
         """Shows the state after `step` steps; the time left only if it is known."""
         if not self._is_shown:
             return
-        text = describe(metrics)
+        text = describe_metrics(metrics)
         if seconds_left is not None and step < self._total_steps:
             text = f"{tqdm.format_interval(seconds_left)} left, {text}"
         if self._is_terminal:
@@ -97,7 +97,7 @@ class Progress:
         self._waiting_line, self._next_line = None, time.monotonic() + LINE_SECONDS
 
 
-def describe(metrics: dict[str, float]) -> str:
+def describe_metrics(metrics: dict[str, float]) -> str:
     """The metrics that a person watches, in the words that `--help` explains."""
     names = {
         "loss": "loss {:.4f}",
