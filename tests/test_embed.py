@@ -9,7 +9,7 @@ from helpers.command import run_inside
 from helpers.trained_folder import SIDE, write_trained
 from PIL import Image
 
-from supcon_tf.data import pipeline, sources
+from supcon_tf.data import pipeline, sources, streams
 from supcon_tf.stages import embed
 from supcon_tf.storage import files
 
@@ -143,7 +143,7 @@ def test_broken_files_of_a_folder_can_be_left_out(trained, tmp_path, capsys):
 def test_tfds_examples_are_named(tmp_path):
     """Of a stream the names come in the order of its images."""
 
-    class Stream(sources.StreamSource):
+    class Stream(streams.StreamSource):
         def named_examples(self, **_):
             names = tf.constant(["x-0", "x-1"])
             return tf.data.Dataset.from_tensor_slices((names, tf.range(2), names))

@@ -85,7 +85,7 @@ def test_another_layout_is_refused_with_the_folder(name, tmp_path):
 
 def test_a_loop_of_links_lists_an_image_once(tmp_path):
     root = write(tmp_path, lambda root: (root / "train/cat/back").symlink_to(root))
-    source = sources.load_unlabelled(str(root))
+    source = sources.load_unlabeled(str(root))
     assert source.num_examples == len(set(source.paths)) == 16
 
 

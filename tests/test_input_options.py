@@ -11,8 +11,13 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from supcon_tf.augment import blur, policies
+<<<<<<< HEAD
 from supcon_tf.data import batch_plan, crops, decode, pipeline, sources, whitening
 from supcon_tf.stages import inputs
+=======
+from supcon_tf.data import batch_plan, crops, decode, pipeline, sources, streams, whitening
+from supcon_tf.stages import setup
+>>>>>>> b82c084 (data: whitening has one owner, names of sources say what they do, and its prose is plain English)
 
 IDENTITY = policies.create_policy("identity")
 PHOTO = load_sample_images().images[0]
@@ -65,7 +70,7 @@ def test_balanced_rows_do_not_depend_on_batch_size_or_host():
 
 
 def test_a_stream_cannot_be_balanced():
-    source = sources.StreamSource(None, "train", 8, ("a", "b"))
+    source = streams.StreamSource(None, "train", 8, ("a", "b"))
     with pytest.raises(ValueError, match="class_balanced.*one folder per class"):
         pipeline.create_train_batches(
             source, policy=IDENTITY, batch_size=4, image_size=8, seed=0, class_balanced=True

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from tensorflow.python.eager import context
 
 from supcon_tf.augment import color, policies
-from supcon_tf.data import pipeline, random_crops, sources
+from supcon_tf.data import decode, pipeline, random_crops, sources
 
 SIDE = 8
 SIMCLR = policies.create_policy("simclr", magnitude=0.5)
@@ -402,7 +402,7 @@ def test_every_kind_of_image_file_gives_three_channels(mode):
             continue
         file = io.BytesIO()
         image.save(file, kind)
-        decoded = sources.decode_image(tf.constant(file.getvalue())).numpy()
+        decoded = decode.decode_image(tf.constant(file.getvalue())).numpy()
         expected = np.asarray(Image.open(file).convert("RGB"))
         assert decoded.dtype == np.uint8 and decoded.shape == (16, 16, 3)
         np.testing.assert_allclose(
@@ -416,7 +416,7 @@ def test_alpha_is_dropped_and_not_blended():
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     np.testing.assert_array_equal(
-        sources.decode_image(tf.constant(file.getvalue())), pixels[..., :3]
+        decode.decode_image(tf.constant(file.getvalue())), pixels[..., :3]
     )
 
 
@@ -514,7 +514,7 @@ def test_a_file_damaged_behind_its_first_bytes_stops_the_step_and_is_found(tmp_p
         create(source, 1)
     paths = pipeline.paths_of_steps(source, batch_size=8, seed=0, first_step=0, last_step=0)
     assert sorted(paths) == sorted(source.paths)
-    assert list(sources.find_undecodable(paths)) == [str(damaged)]
+    assert list(decode.find_undecodable(paths)) == [str(damaged)]
 
 
 def test_paths_of_steps_are_those_that_the_steps_read(folder):

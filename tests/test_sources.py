@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from supcon_tf.augment import policies
-from supcon_tf.data import decode, pipeline, sources
+from supcon_tf.data import decode, pipeline, sources, streams
 
 IDENTITY = policies.create_policy("identity")
 PHOTO = load_sample_images().images[0][:75, :101]
@@ -107,7 +107,7 @@ def test_an_image_of_one_pixel_is_an_image(tmp_path, kind):
 def test_the_size_of_all_images_is_not_taken_from_a_dot(tmp_path):
     dot = encode(np.zeros([1, 1, 3], np.uint8), "PNG")
     root = write_folder(tmp_path, [("train/cat/0.png", dot)])
-    with pytest.raises(ValueError, match=r"cat/0.png has 1x1 pixels.*give --image_size"):
+    with pytest.raises(ValueError, match=r"cat/0.png has 1x1 pixels.*--image_size"):
         sources.default_image_size(sources.load_source("folder", "train", root))
 
 
@@ -180,7 +180,7 @@ class Builder:
 
 
 def stream(images, labels, class_names=("cat", "dog")):
-    return sources.StreamSource(Builder(images, labels), "train", len(labels), class_names)
+    return streams.StreamSource(Builder(images, labels), "train", len(labels), class_names)
 
 
 GOOD = encode(PHOTO[:8, :8], "PNG")
@@ -200,8 +200,8 @@ def test_a_label_outside_the_classes_stops_with_the_examples_name(label):
 
 def test_a_broken_example_of_a_stream_is_found():
     labels = np.zeros(3, np.int64)
-    assert sources.find_broken(stream([GOOD, GOOD[:40], GOOD], labels)).endswith("__1")
-    assert sources.find_broken(stream([GOOD] * 3, labels)) is None
+    assert streams.find_broken(stream([GOOD, GOOD[:40], GOOD], labels)).endswith("__1")
+    assert streams.find_broken(stream([GOOD] * 3, labels)) is None
 
 
 # Which examples, with which labels.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers.torch_files import torch_state, write_checkpoint
 
-from supcon_tf.data import sources
+from supcon_tf.data import whitening
 from supcon_tf.interop import torch_weights
 from supcon_tf.models import contrastive, resnet
 
@@ -28,7 +28,7 @@ def test_a_checkpoint_of_torch_gives_the_outputs_of_torch(depth, tmp_path):
     script = HELPERS / "supcontrast_torch.py"
     subprocess.run([TORCH_PYTHON, script, f"--depth={depth}", f"--folder={tmp_path}"], check=True)
     path, torch = str(tmp_path / "checkpoint.pth"), np.load(tmp_path / "outputs.npz")
-    encoder = create_encoder(depth, mean=sources.CIFAR10_MEAN, std=sources.CIFAR10_STD)
+    encoder = create_encoder(depth, mean=whitening.CIFAR10_MEAN, std=whitening.CIFAR10_STD)
     torch_weights.load_supcontrast(path, encoder)
     head = torch_weights.load_supcontrast_head(path)
     images = torch["images"].astype(np.float32)

@@ -16,7 +16,7 @@ from helpers.make_torchvision_outputs import (
 from helpers.torch_files import write_checkpoint
 
 import supcon_tf
-from supcon_tf.data import sources
+from supcon_tf.data import whitening
 from supcon_tf.interop import torch_weights
 
 STEM = {
@@ -29,7 +29,7 @@ FLAGS = (
     "--resnet_depth=18", "--first_conv_kernel_size=7", "--first_conv_stride=2",
     "--use_initial_max_pool=true", "--initial_max_pool_padding=symmetric",
 )  # fmt: skip
-WHITENING = {"mean": sources.IMAGENET_MEAN, "std": sources.IMAGENET_STD}
+WHITENING = {"mean": whitening.IMAGENET_MEAN, "std": whitening.IMAGENET_STD}
 
 
 def create_encoder(depth, *, padding="symmetric", **options):
@@ -112,8 +112,8 @@ def test_the_command_makes_an_encoder_of_the_checkpoint_with_the_flags_of_its_me
     command = [
         "--mode=pretrain", "--pretrain_epochs=0", "--pretrain_warmup_epochs=0",
         f"--model_dir={tmp_path}", f"--reference_ckpt={checkpoint}", f"--image_size={SIDE}",
-        "--whitening=given", f"--whitening_mean={','.join(map(str, sources.IMAGENET_MEAN))}",
-        f"--whitening_std={','.join(map(str, sources.IMAGENET_STD))}", "--eval_batch_size=256",
+        "--whitening=given", f"--whitening_mean={','.join(map(str, whitening.IMAGENET_MEAN))}",
+        f"--whitening_std={','.join(map(str, whitening.IMAGENET_STD))}", "--eval_batch_size=256",
     ]  # fmt: skip
     with pytest.raises(ValueError) as error:
         run_inside(*command, "--encoder=resnet_v1", "--resnet_depth=18")

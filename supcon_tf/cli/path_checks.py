@@ -44,7 +44,7 @@ def _check_data_dir(dataset, data_dir):
     if data_dir and _is_remote(data_dir):
         return
     if dataset == "folder":
-        folder_layout.check(data_dir)
+        folder_layout.check_layout(data_dir)
     elif data_dir and os.path.exists(data_dir) and not os.path.isdir(data_dir):
         raise ValueError(
             f"--data_dir={data_dir} is not a folder. Expected the directory of TensorFlow "

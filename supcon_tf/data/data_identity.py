@@ -34,7 +34,7 @@ class DataIdentity:
         return _hash(json.dumps(self.description, sort_keys=True))
 
 
-def describe(source: sources.Source) -> DataIdentity:
+def identity_of(source: sources.Source) -> DataIdentity:
     """The identity of a source, without reading its images."""
     names = list(source.class_names)
     if isinstance(source, sources.FileSource):

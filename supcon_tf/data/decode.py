@@ -1,4 +1,4 @@
-"""From the bytes of an image file to pixels, and what to say about files that are no images."""
+"""Decodes image files, and finds files that are not images or cannot be decoded."""
 
 from __future__ import annotations
 
@@ -20,23 +20,28 @@ OTHER_FORMATS = {
     b"II*\x00": "a TIFF",
     b"MM\x00*": "a TIFF",
 }
-# What libjpeg smooths between colour samples needs one pixel more on each side of a crop.
+# libjpeg smooths between color samples, which needs one more pixel on each side of a crop.
 CROP_MARGIN_PX = 1
-# A file of a few kilobytes can claim any size and fill the memory; photographs stay below this.
+# The header of a file of a few kilobytes can state any size, and decoding it would fill the memory.
+# Photographs stay below this limit.
 MAX_PIXELS = 50_000_000
 
 
 def decode_image(encoded: tf.Tensor, *, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
-    """JPEG or PNG bytes -> uint8 [H, W, 3], turned as its EXIF orientation says.
+    """Decodes a JPEG or PNG to uint8 [H, W, 3] and applies its EXIF orientation.
 
-    Grey is repeated, CMYK converted, of 16 bits the upper 8 kept, an alpha channel dropped.
+    Gray images get three equal channels, CMYK is converted to RGB, 16-bit values keep their upper
+    8 bits, and an alpha channel is dropped.
+
+    Args:
+        encoded: JPEG or PNG bytes, string [].
+        max_pixels: images whose header states more pixels are rejected before decoding.
 
     Raises:
-        tf.errors.InvalidArgumentError: the bytes are damaged, or the header names more pixels
-            than max_pixels; then nothing is decoded.
+        tf.errors.InvalidArgumentError: if the bytes are damaged or the image is too large.
     """
 
-    def from_plain_jpeg():
+    def from_plain_jpeg() -> tf.Tensor:
         with _few_pixels(tf.io.extract_jpeg_shape(encoded)[:2], max_pixels):
             return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 
@@ -53,23 +58,23 @@ def decode_crops(
     *,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decodes what the crops of one image cover: of a JPEG only the smallest box around them.
+    """Decodes the part of an image that its crops cover.
 
-    The pixels are those of the whole image, turned as its EXIF orientation says; a JPEG with an
-    EXIF header is decoded whole. Decoding each crop by itself was measured slower for two views:
-    every call unpacks all rows above the crop again.
+    Of a JPEG without an EXIF header, only the smallest box around all crops is decoded; other
+    images are decoded whole. The pixels are the same either way. Decoding each crop on its own was
+    slower for two views, because every call unpacks all rows above the crop again.
 
     Args:
-        encoded: JPEG or PNG bytes.
-        boxes_of: height and width of the turned image, int32 [2] -> crops in it, int32 [V, 4]:
-            top, left, height, width.
+        encoded: JPEG or PNG bytes, string [].
+        boxes_of: function from height and width after the EXIF orientation, int32 [2], to the
+            crops, int32 [V, 4]: top, left, height, width.
         max_pixels: see `decode_image`.
 
     Returns:
-        uint8 [h, w, 3], and the crops within it, int32 [V, 4].
+        The decoded part, uint8 [h, w, 3], and the crops within it, int32 [V, 4].
     """
 
-    def from_plain_jpeg():
+    def from_plain_jpeg() -> tuple[tf.Tensor, tf.Tensor]:
         shape = tf.io.extract_jpeg_shape(encoded)[:2]
         boxes = boxes_of(shape)
         start = tf.maximum(tf.reduce_min(boxes[:, :2], axis=0) - CROP_MARGIN_PX, 0)
@@ -79,26 +84,26 @@ def decode_crops(
             image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
         return image, boxes - tf.pad(start, [[0, 2]])
 
-    def from_any():
+    def from_any() -> tuple[tf.Tensor, tf.Tensor]:
         image = _decode_any(encoded, max_pixels)
         return image, boxes_of(tf.shape(image)[:2])
 
     return tf.cond(image_header.is_plain_jpeg(encoded), from_plain_jpeg, _in_one_call(from_any))
 
 
-def _in_one_call(branch):
-    """The branch of a condition as one operation of the graph.
+def _in_one_call(branch: Callable) -> Callable:
+    """Wraps the branch of a condition so that it is a single operation of the graph.
 
-    tf.data visits every operation of the branch that is not taken, about a microsecond each. A
-    function that is not inlined counts as one.
+    tf.data visits every operation of the branch that is not taken, at about a microsecond each. A
+    function that is not inlined counts as one operation.
     """
     if tf.executing_eagerly():
         return branch
     return tf.function(branch, autograph=False, experimental_attributes={"_noinline": True})
 
 
-def _decode_any(encoded, max_pixels):
-    """A JPEG or PNG, turned as its EXIF header says."""
+def _decode_any(encoded: tf.Tensor, max_pixels: int) -> tf.Tensor:
+    """Decodes a whole JPEG or PNG and applies its EXIF orientation."""
     shape = tf.cond(
         image_header.is_jpeg(encoded),
         lambda: tf.io.extract_jpeg_shape(encoded)[:2],
@@ -110,8 +115,8 @@ def _decode_any(encoded, max_pixels):
     return image_header.turn(image, image_header.orientation(encoded))
 
 
-def _shape_of_other(encoded):
-    """Height and width of a PNG; zeros of other formats, whose size is not checked."""
+def _shape_of_other(encoded: tf.Tensor) -> tf.Tensor:
+    """Height and width of a PNG; zeros for other formats, whose size is not checked."""
     return tf.cond(
         image_header.is_png(encoded),
         lambda: image_header.png_shape(encoded),
@@ -120,34 +125,40 @@ def _shape_of_other(encoded):
 
 
 def _few_pixels(shape, max_pixels):
-    """Within it, operations run only if an image of this shape is not too large."""
+    """A context in which operations run only if an image of this shape is not too large."""
     height, width = tf.unstack(tf.ensure_shape(tf.cast(shape, tf.int64), [2]))
     is_small = (height >= 0) & (width >= 0) & (height * width <= max_pixels)
-    # Not tf.debugging.Assert, which adds a condition around it.
+    # The raw operation, because tf.debugging.Assert wraps it in a condition.
     check = tf.raw_ops.Assert(condition=is_small, data=["the image is too large:", height, width])
     return tf.control_dependencies([] if check is None else [check])
 
 
 def find_other_files(paths: Sequence[str], *, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
-    """Path to reason for those that are not JPEG or PNG, by the first bytes of every file.
+    """Finds files that are not JPEG or PNG images, from the first bytes of every file.
 
-    Many at a time, because gs:// answers slowly.
+    Returns:
+        Path to reason.
     """
     return _find(paths, functools.partial(_reason_by_first_bytes, max_pixels=max_pixels))
 
 
 def find_undecodable(paths: Sequence[str], *, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
-    """Path to reason for those that cannot be decoded; reads and decodes every one."""
+    """Finds files that cannot be decoded, by decoding every file.
+
+    Returns:
+        Path to reason.
+    """
     return _find(paths, functools.partial(_reason_by_decoding, max_pixels=max_pixels))
 
 
-def _find(paths, reason_of):
+def _find(paths: Sequence[str], reason_of: Callable[[str], str | None]) -> dict[str, str]:
+    # Many files at a time, because remote storage answers slowly.
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
         reasons = list(pool.map(reason_of, paths, chunksize=64))
     return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
 
 
-def _reason_by_first_bytes(path, *, max_pixels):
+def _reason_by_first_bytes(path: str, *, max_pixels: int) -> str | None:
     reason = _reason_by_kind(path)
     if reason:
         return reason
@@ -167,8 +178,8 @@ def _reason_by_first_bytes(path, *, max_pixels):
     return f"starts with {start[:8]!r}" + "".join(f", {name} image" for name in known)
 
 
-def _reason_by_kind(path):
-    """Why a path cannot be a file of pixels; to open a pipe would wait for its writer for ever."""
+def _reason_by_kind(path: str) -> str | None:
+    """Why a path is not a regular file, if so. Opening a pipe would wait for its writer forever."""
     if "://" in path:
         return "a folder among images" if tf.io.gfile.isdir(path) else None
     if any("\udc80" <= character <= "\udcff" for character in path):
@@ -179,10 +190,10 @@ def _reason_by_kind(path):
         mode = os.stat(path).st_mode
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return None if stat.S_ISREG(mode) else "no regular file but a pipe, socket or device"
+    return None if stat.S_ISREG(mode) else "not a regular file but a pipe, socket or device"
 
 
-def _reason_by_decoding(path, *, max_pixels):
+def _reason_by_decoding(path: str, *, max_pixels: int) -> str | None:
     reason = _reason_by_kind(path)
     if reason:
         return reason
@@ -194,13 +205,13 @@ def _reason_by_decoding(path, *, max_pixels):
         if not reason:
             decode_image(encoded, max_pixels=max_pixels)
     except tf.errors.NotFoundError:
-        return "does not exist any more"
+        return "no longer exists"
     except (tf.errors.OpError, UnicodeDecodeError):
         return "cannot be decoded"
     return reason
 
 
-def _reason_by_size(height, width, max_pixels):
+def _reason_by_size(height: int, width: int, max_pixels: int) -> str | None:
     if height * width <= max_pixels:
         return None
     return f"{width:,} x {height:,} pixels, more than the limit of {max_pixels / 1e6:g} megapixels"

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import os
 import types
+from typing import Any, TypeAlias
+
+# Provides `isdir` and `listdir`: `LOCAL_FILES`, or `tf.io.gfile` for remote folders.
+FileSystem: TypeAlias = Any
 
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "validation", "val")}
-# The two functions that this module needs. `tf.io.gfile` has them too, for remote folders.
-LOCAL_FILES = types.SimpleNamespace(isdir=os.path.isdir, listdir=os.listdir)
+LOCAL_FILES: FileSystem = types.SimpleNamespace(isdir=os.path.isdir, listdir=os.listdir)
 NEEDED = (
     "a folder with train/ and test/ (or validation/ or val/), each with one folder of JPEG or PNG "
     "files per class"
 )
 
 
-def looks_like_dataset(data_dir: str, files=LOCAL_FILES) -> bool:
-    """Whether a folder has the layout at first sight: a train/ that holds folders."""
+def looks_like_dataset(data_dir: str, files: FileSystem = LOCAL_FILES) -> bool:
+    """Whether a folder appears to have the layout: a train/ that contains folders."""
     train_folder = os.path.join(data_dir, "train")
     return files.isdir(train_folder) and bool(_class_folders(train_folder, files))
 
 
-def find_classes(data_dir: str | None, split: str, files=LOCAL_FILES) -> tuple[str, list[str]]:
-    """The folder of a split and the sorted class names, which are those of train/.
+def find_classes(
+    data_dir: str | None, split: str, files: FileSystem = LOCAL_FILES
+) -> tuple[str, list[str]]:
+    """Finds the folder of a split and the sorted class names, which are those of train/.
 
     Args:
-        data_dir: the folder that holds the splits.
+        data_dir: the folder that contains the splits.
         split: "train" or "test".
-        files: has `isdir` and `listdir`, such as `tf.io.gfile`.
+        files: lists folders.
 
     Raises:
-        ValueError: the layout is another one.
+        ValueError: if the layout is not the expected one.
     """
     if not data_dir:
         raise ValueError(f"--dataset=folder needs --data_dir: {NEEDED}.")
@@ -39,7 +44,8 @@ def find_classes(data_dir: str | None, split: str, files=LOCAL_FILES) -> tuple[s
     class_names = _class_folders(train_folder, files)
     if len(class_names) < 2:
         raise ValueError(
-            f"{train_folder} holds {len(class_names)} class folder(s); contrast needs at least two."
+            f"{train_folder} holds {len(class_names)} class folder(s); contrastive training needs "
+            "at least two."
         )
     unknown = sorted(set(_class_folders(folder, files)) - set(class_names))
     if unknown:
@@ -47,7 +53,7 @@ def find_classes(data_dir: str | None, split: str, files=LOCAL_FILES) -> tuple[s
     return folder, class_names
 
 
-def check(data_dir: str | None, files=LOCAL_FILES) -> None:
+def check_layout(data_dir: str | None, files: FileSystem = LOCAL_FILES) -> None:
     """Raises ValueError unless both splits have the layout and every class has training files."""
     find_classes(data_dir, "test", files)
     folder, class_names = find_classes(data_dir, "train", files)
@@ -55,11 +61,13 @@ def check(data_dir: str | None, files=LOCAL_FILES) -> None:
         class_files(folder, name, files)
 
 
-def class_files(folder: str, class_name: str, files=LOCAL_FILES) -> list[str]:
-    """The sorted paths of the files of a class in a split's folder; none if it has no such folder.
+def class_files(folder: str, class_name: str, files: FileSystem = LOCAL_FILES) -> list[str]:
+    """Lists the files of a class in the folder of a split, sorted by path.
+
+    The list is empty if a split other than train/ has no folder for the class.
 
     Raises:
-        ValueError: a class of the training split is empty.
+        ValueError: if a class of the training split is empty.
     """
     class_folder = os.path.join(folder, class_name)
     names = visible(class_folder, files) if files.isdir(class_folder) else []
@@ -68,13 +76,13 @@ def class_files(folder: str, class_name: str, files=LOCAL_FILES) -> list[str]:
     return [os.path.join(class_folder, name) for name in sorted(names)]
 
 
-def visible(folder: str, files=LOCAL_FILES) -> list[str]:
+def visible(folder: str, files: FileSystem = LOCAL_FILES) -> list[str]:
     """The names in a folder that do not start with a dot."""
     names = (name.rstrip("/") for name in files.listdir(folder))
     return [name for name in names if not name.startswith(".")]
 
 
-def _find_split(data_dir, split, files):
+def _find_split(data_dir: str, split: str, files: FileSystem) -> str:
     folders = [os.path.join(data_dir, name) for name in SPLIT_FOLDERS[split]]
     for folder in folders:
         if files.isdir(folder):
@@ -85,26 +93,27 @@ def _find_split(data_dir, split, files):
     )
 
 
-def _class_folders(folder, files):
+def _class_folders(folder: str, files: FileSystem) -> list[str]:
     names = visible(folder, files)
     names = sorted(name for name in names if files.isdir(os.path.join(folder, name)))
     for name in names:
         if printable(name) != name:
             raise ValueError(
-                f"The name of the class folder {printable(os.path.join(folder, name))} holds "
-                "control characters or is not valid UTF-8: rename it."
+                f"The name of the class folder {printable(os.path.join(folder, name))} contains "
+                "control characters or is not valid UTF-8: rename the folder."
             )
     return names
 
 
-def files_below(folder: str, files=LOCAL_FILES) -> tuple[str, ...]:
-    """The visible files in a folder and all folders in it, sorted.
+def files_below(folder: str, files: FileSystem = LOCAL_FILES) -> tuple[str, ...]:
+    """Lists the visible files below a folder, at any depth, sorted by path.
 
-    A link to a folder is followed once, so that a loop of links ends.
+    Each folder is entered only once, so that symbolic links that form a loop do no harm.
     """
-    paths, entered = [], set()
+    paths: list[str] = []
+    entered: set[str] = set()
 
-    def enter(place):
+    def enter(place: str) -> None:
         key = place if "://" in place else os.path.realpath(place)
         if key in entered:
             return
@@ -121,7 +130,7 @@ def files_below(folder: str, files=LOCAL_FILES) -> tuple[str, ...]:
 
 
 def printable(text: str) -> str:
-    """The text with escapes for what no terminal and no file of UTF-8 can hold."""
+    """Escapes characters that a terminal cannot show or UTF-8 cannot encode."""
     return "".join(
         character if character.isprintable() else ascii(character)[1:-1] for character in text
     )

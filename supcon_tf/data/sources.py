@@ -1,4 +1,4 @@
-"""Where labelled images come from: the embedded digits, TFDS, or folders of JPEG and PNG files."""
+"""Where labeled images come from: the embedded digits, TFDS, or folders of JPEG and PNG files."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import tensorflow as tf
 from supcon_tf.data import folder_layout
 from supcon_tf.data.decode import MAX_PIXELS, decode_image, find_other_files, find_undecodable
 from supcon_tf.data.folder_layout import printable
-from supcon_tf.data.streams import StreamSource as StreamSource
-from supcon_tf.data.streams import find_broken as find_broken
-from supcon_tf.data.streams import load_stream
+from supcon_tf.data.streams import StreamSource, load_stream
 from supcon_tf.models.pixel_values import as_uint8_images
 
 SPLITS = ("train", "test")
-# The 8x8 digits fill their frame; enlarged to 16 pixels they get a border of 2, so that random
-# crops seldom cut a stroke.
+# The 8x8 digits fill their frame. They are enlarged to 16 pixels and get a border of 2 pixels, so
+# that random crops seldom cut off a stroke.
 DIGITS_SIDE, DIGITS_BORDER = 16, 2
 SMALLEST_SIDE = 8
 NO_LABEL = -1
-LABEL_NOISE_STEP = -1  # Batches draw with (seed, step), from step 0 on.
+# Batches draw their random numbers with (seed, step) for steps from 0, so this step is free.
+LABEL_NOISE_STEP = -1
 
-# Whitening constants in [-1, 1], 2 m - 1 and 2 s of the usual ones (reference, preprocessing.py).
-CIFAR10_MEAN, CIFAR10_STD = (-0.0172, -0.0356, -0.107), (0.4046, 0.3988, 0.402)
-CIFAR100_MEAN, CIFAR100_STD = (0.0142, -0.0266, -0.1184), (0.535, 0.513, 0.5522)
-# Of torchvision's models; nothing here uses them unless they are given.
-IMAGENET_MEAN, IMAGENET_STD = (-0.03, -0.088, -0.188), (0.458, 0.448, 0.45)
-# Mirrored digits and letters are other digits and letters.
+# A mirrored digit or letter is no longer the same digit or letter.
 NEVER_FLIPPED = ("digits", "mnist", "kmnist", "emnist", "svhn_cropped", "binary_alpha_digits")
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """Images in memory: uint8 [M, H, W, 3] and int32 [M]."""
+    """Images in memory.
+
+    Attributes:
+        images: uint8 [M, H, W, 3].
+        labels: int32 [M].
+        class_names: the name of each label.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -47,9 +47,14 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """Image files by path, with labels int32 [M], and those left out: path to reason.
+    """Image files with their labels.
 
-    An image of more than `max_pixels` is not decoded.
+    Attributes:
+        paths: the files, in the order of the examples.
+        labels: int32 [M].
+        class_names: the name of each label.
+        skipped: files that were left out, as path to reason.
+        max_pixels: larger images are not decoded.
     """
 
     paths: tuple[str, ...]
@@ -74,19 +79,19 @@ def load_source(
     skip_broken_images: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Source:
-    """The split of a dataset, checked as far as can be without decoding every image.
+    """Loads one split of a dataset and checks it without decoding every image.
 
     Args:
         dataset: "digits", "folder", or the name of a TFDS image classification dataset.
-        split: "train" or "test"; a dataset without "test" gives its "validation".
-        data_dir: the folder that holds train/ and test/ (or validation/ or val/) with one folder
-            per class, or TFDS's data directory.
-        skip_broken_images: of a folder, leave out what cannot be decoded instead of refusing
-            what is no image; decodes every image once.
-        max_pixels: images whose header names more are refused before they are decoded.
+        split: "train" or "test". If a dataset has no "test" split, its "validation" split is used.
+        data_dir: for "folder", the folder that contains train/ and test/ (or validation/ or val/),
+            each with one folder per class. For TFDS, its data directory.
+        skip_broken_images: for "folder", leave out files that cannot be decoded instead of
+            raising an error. Every image is decoded once to find them.
+        max_pixels: images whose header states more pixels are rejected before decoding.
 
     Raises:
-        ValueError: unknown dataset, missing folder, or files that are not images.
+        ValueError: if the dataset is unknown, a folder is missing, or files are not images.
     """
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}: choose one of {', '.join(SPLITS)}.")
@@ -97,37 +102,36 @@ def load_source(
     return dataclasses.replace(load_stream(dataset, split, data_dir), max_pixels=max_pixels)
 
 
-def load_unlabelled(
+def load_unlabeled(
     folder: str, *, skip_broken_images: bool = False, max_pixels: int = MAX_PIXELS
 ) -> FileSource:
-    """Every file in a folder and the folders in it, by path, without labels: all are -1.
+    """Loads all image files below a folder, sorted by path. Every label is `NO_LABEL`.
 
     Args:
-        folder: holds JPEG and PNG files, at any depth.
+        folder: contains JPEG and PNG files at any depth.
         skip_broken_images, max_pixels: see `load_source`.
 
     Raises:
-        ValueError: no such folder, no file in it, or files that are not images.
+        ValueError: if the folder does not exist, is empty, or contains files that are not images.
     """
     if not tf.io.gfile.isdir(folder):
-        raise ValueError(f"{folder} is not a folder.")
+        raise ValueError(f"{folder} is not a folder. Expected a folder with JPEG or PNG files.")
     paths = folder_layout.files_below(folder, _files_of(folder))
     if not paths:
-        raise ValueError(f"{folder} holds no images.")
-    paths = tuple(sorted(paths))
+        raise ValueError(f"{folder} holds no images. Expected JPEG or PNG files at any depth.")
     labels = np.full(len(paths), NO_LABEL, np.int32)
     source = FileSource(paths, labels, (), max_pixels=max_pixels)
     return _without_broken(source, skip_broken_images)
 
 
-def source_of_arrays(examples) -> ArraySource:
-    """(images, labels) in memory as a source without class names.
+def source_of_arrays(examples: tuple) -> ArraySource:
+    """Makes a source without class names from arrays (images, labels).
 
     Args:
-        examples: images, see `pixel_values.as_uint8_images`, and labels [M] or [M, C].
+        examples: images as `pixel_values.as_uint8_images` accepts them, and labels [M] or [M, C].
 
     Raises:
-        ValueError: another form.
+        ValueError: if the examples have another form.
     """
     if not isinstance(examples, (tuple, list)) or len(examples) != 2:
         raise ValueError(
@@ -137,14 +141,14 @@ def source_of_arrays(examples) -> ArraySource:
     images, labels = as_uint8_images(examples[0]), np.asarray(examples[1])
     if labels.ndim == 0 or len(labels) != len(images):
         raise ValueError(
-            f"Expected one label for each of the {len(images):,} images, got labels of the shape "
+            f"Expected one label for each of the {len(images):,} images, got labels of shape "
             f"{labels.shape}."
         )
     return ArraySource(images, labels, ())
 
 
 def example_names(source: Source) -> list[str]:
-    """What each example is called: its path, its TFDS id, or in memory its number."""
+    """The name of each example: its path, its TFDS id, or for arrays its position."""
     if isinstance(source, FileSource):
         return list(source.paths)
     if isinstance(source, StreamSource):
@@ -153,7 +157,11 @@ def example_names(source: Source) -> list[str]:
 
 
 def default_image_size(source: Source, *, largest: int = 224) -> int:
-    """The short side of the first image, in pixels, within 8 and `largest`."""
+    """The short side of the first image in pixels, but at least 8 and at most `largest`.
+
+    Raises:
+        ValueError: if the first image file cannot be decoded or is smaller than 8 pixels.
+    """
     if isinstance(source, ArraySource):
         return source.images.shape[1]
     if isinstance(source, FileSource):
@@ -169,33 +177,25 @@ def _shape_of_file(path, max_pixels):
     shape = decode_image(tf.io.read_file(path), max_pixels=max_pixels).shape
     if min(shape[:2]) < SMALLEST_SIDE:
         raise ValueError(
-            f"{path} has {shape[1]}x{shape[0]} pixels, too few to take it as the size of all "
-            "images: give --image_size."
+            f"{path} has {shape[1]}x{shape[0]} pixels, which is too small to choose the image "
+            f"size from it (at least {SMALLEST_SIDE} are needed): set --image_size."
         )
     return shape
 
 
-def whitening_constants(dataset: str) -> tuple[tuple | None, tuple | None]:
-    """Mean and standard deviation per channel of images in [-1, 1], or None where unknown."""
-    return {
-        "cifar10": (CIFAR10_MEAN, CIFAR10_STD),
-        "cifar100": (CIFAR100_MEAN, CIFAR100_STD),
-    }.get(dataset.split(":")[0].split("/")[0], (None, None))
-
-
 def first_examples(source: Source, count: int) -> Source:
-    """The first `count` examples.
+    """Keeps the first `count` examples.
 
-    Of files, which are sorted by class, the first of every class, then the second of every
-    class, and so on.
+    Files are sorted by class. From files, this takes the first of every class, then the second
+    of every class, and so on.
 
     Raises:
-        ValueError: the source has fewer.
+        ValueError: if the source has fewer examples.
     """
     if not 0 < count <= source.num_examples:
         raise ValueError(
-            f"num_images={count}: there are {source.num_examples:,} training examples; take 0 "
-            "for all of them."
+            f"num_images={count} is out of range: there are {source.num_examples:,} training "
+            "examples. Use --num_images=0 for all of them."
         )
     if isinstance(source, StreamSource):
         split = f"{source.split}[:{count}]"
@@ -212,10 +212,10 @@ def first_examples(source: Source, count: int) -> Source:
 
 
 def with_label_noise(source: Source, probability: float, *, seed: int) -> Source:
-    """Replaces labels with that probability by a class drawn from all, perhaps the true one.
+    """Replaces each label with the given probability by a random class.
 
-    What becomes of an example depends on the seed and on the example: it is the same in every
-    epoch, on every host, and whatever is done with the other examples.
+    The random class may be the true one. The new label depends only on the seed and the example:
+    it is the same in every epoch and on every host, whichever other examples are used.
     """
     if isinstance(source, StreamSource):
         return dataclasses.replace(source, label_noise=(probability, seed))
@@ -229,12 +229,12 @@ def with_label_noise(source: Source, probability: float, *, seed: int) -> Source
 
 
 def may_flip(dataset: str) -> bool:
-    """Whether a mirrored image is still one of its class."""
+    """Whether a mirrored image of this dataset still shows its class."""
     return not dataset.startswith(NEVER_FLIPPED)
 
 
-def _load_digits(split):
-    """1,797 handwritten digits of 8x8 pixels (UCI, in scikit-learn), 360 of them for the test."""
+def _load_digits(split: str) -> ArraySource:
+    """The 1,797 handwritten 8x8 digits of UCI, from scikit-learn; 360 are for testing."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -254,15 +254,21 @@ def _load_digits(split):
     )
 
 
-def _files_of(folder):
-    """What lists a folder: TensorFlow where it is remote; it refuses names that are not UTF-8."""
+def _files_of(folder: str | None) -> folder_layout.FileSystem:
+    """The functions that list a folder.
+
+    TensorFlow's are only used for remote folders, because they reject names that are not UTF-8.
+    """
     return tf.io.gfile if "://" in (folder or "") else folder_layout.LOCAL_FILES
 
 
-def _load_folder(split, data_dir, skip_broken_images, max_pixels):
+def _load_folder(
+    split: str, data_dir: str | None, skip_broken_images: bool, max_pixels: int
+) -> FileSource:
     files = _files_of(data_dir)
     folder, class_names = folder_layout.find_classes(data_dir, split, files)
-    paths, labels = [], []
+    paths: list[str] = []
+    labels: list[int] = []
     for label, name in enumerate(class_names):
         class_files = folder_layout.class_files(folder, name, files)
         paths += class_files
@@ -275,11 +281,11 @@ def _load_folder(split, data_dir, skip_broken_images, max_pixels):
     return _without_broken(source, skip_broken_images)
 
 
-def _without_broken(source, skip_broken_images):
-    """Refuses files that are no images, or leaves out all that cannot be decoded."""
+def _without_broken(source: FileSource, skip_broken_images: bool) -> FileSource:
+    """Raises an error for files that are not images, or leaves out all that cannot be decoded."""
     complaints = find_other_files(source.paths, max_pixels=source.max_pixels)
     if complaints and not skip_broken_images:
-        _refuse(complaints, len(source.paths))
+        raise ValueError(_unusable_files(complaints, len(source.paths)))
     if skip_broken_images:
         images = [path for path in source.paths if path not in complaints]
         complaints |= find_undecodable(images, max_pixels=source.max_pixels)
@@ -287,26 +293,26 @@ def _without_broken(source, skip_broken_images):
 
 
 def advice_on_size(complaints: dict[str, str]) -> str:
-    """How to use images that are too large, if there are any among the reasons."""
+    """The flag that accepts larger images, if the reasons include an image that is too large."""
     is_large = any("more than the limit" in reason for reason in complaints.values())
     return " (or raise --max_image_megapixels)" if is_large else ""
 
 
-def _refuse(complaints, num_paths):
+def _unusable_files(complaints: dict[str, str], num_paths: int) -> str:
     shown = [f"{printable(path)}: {why}" for path, why in list(complaints.items())[:10]]
     more = f"\n  and {len(complaints) - 10} more" if len(complaints) > 10 else ""
-    raise ValueError(
-        f"{len(complaints)} of {num_paths} files are not JPEG or PNG images that can be used; "
-        "remove or replace them, or leave them out with --skip_broken_images"
+    return (
+        f"{len(complaints)} of {num_paths} files are not JPEG or PNG images that can be used. "
+        "Remove or replace them, or skip them with --skip_broken_images"
         f"{advice_on_size(complaints)}:\n  " + "\n  ".join(shown) + more
     )
 
 
-def _without(source, complaints):
-    """The source without the broken files, which it lists.
+def _without(source: FileSource, complaints: dict[str, str]) -> FileSource:
+    """The source without the broken files, which become its `skipped`.
 
     Raises:
-        ValueError: a class has no image left.
+        ValueError: if a class has no image left.
     """
     kept = np.array([path not in complaints for path in source.paths])
     for label in np.setdiff1d(source.labels, source.labels[kept]):

@@ -1,17 +1,18 @@
-"""TensorFlow Datasets as a source: examples are read from its files in order, or shuffled."""
+"""TensorFlow Datasets as a source: its examples are read from files, in order or shuffled."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import re
+from typing import Any
 
 import tensorflow as tf
 
 from supcon_tf.data.decode import MAX_PIXELS, decode_image
 
-# How many bytes of encoded examples the shuffle of a stream may hold on each host. All of CIFAR-10
-# takes 0.1 GiB, so it is shuffled fully; of ImageNet 2 GiB are some 18,000 examples.
+# Memory for shuffling a stream on each host, in bytes of encoded examples. All of CIFAR-10 takes
+# 0.1 GiB, so it is shuffled fully; of ImageNet, about 18,000 examples fit into 2 GiB.
 SHUFFLE_BYTES = 2 * 2**30
 
 
@@ -20,12 +21,15 @@ class StreamSource:
     """A split of a TFDS builder, read as (encoded bytes, label).
 
     Attributes:
-        shuffle_buffer: how many encoded examples a shuffle holds in memory; None: all.
-        label_noise: the share of labels that `with_label_noise` replaces, and its seed.
-        max_pixels: an image of more pixels is not decoded.
+        builder: the prepared `tfds.core.DatasetBuilder`.
+        split: a TFDS split, such as "train" or "train[:100]".
+        shuffle_buffer: how many encoded examples a shuffle holds in memory; None for all.
+        label_noise: the share of labels that `sources.with_label_noise` replaces, and its seed.
+        max_pixels: larger images are not decoded.
     """
 
-    builder: object
+    # Not typed as a DatasetBuilder, because importing TFDS takes seconds.
+    builder: Any
     split: str
     num_examples: int
     class_names: tuple[str, ...]
@@ -36,45 +40,58 @@ class StreamSource:
     def examples(
         self, *, seed: int | None, start: int = 0, host: int = 0, num_hosts: int = 1
     ) -> tf.data.Dataset:
-        """Encoded examples of this host: once and in order without a seed, else endless.
+        """The encoded examples of this host.
 
-        With a seed, each epoch is shuffled with numbers drawn from (seed, epoch), so the stream
-        is the same at every start. Examples that all fit into the buffer are read once, kept in
-        memory, and fully shuffled. Else every epoch reads the files in another order, 16 at a
-        time, through the buffer. Skips the first `start` examples: whole epochs at no cost, the
-        rest undecoded.
+        Without a seed, every example comes once and in order. With a seed, the stream is endless
+        and each epoch is shuffled with numbers drawn from (seed, epoch), so a restarted stream is
+        the same. If all examples fit into the buffer, they are read once, kept in memory and
+        fully shuffled. Otherwise every epoch reads the files in another order, 16 at a time,
+        through the buffer.
+
+        Args:
+            seed: see above.
+            start: how many examples of this host to skip. Skipping whole epochs costs nothing;
+                the rest is read but not decoded.
+            host, num_hosts: which share of the examples to read.
+
+        Returns:
+            A dataset of (encoded bytes, label int32 []).
         """
         place = {"host": host, "num_hosts": num_hosts}
         if seed is None:
-            return self._labelled(self._stored(**place))
+            return self._labeled(self._stored(**place))
         in_memory = None
         if self.shuffle_buffer is None or self.shuffle_buffer >= self.num_examples:
-            in_memory = self._labelled(self._stored(**place)).cache()
+            in_memory = self._labeled(self._stored(**place)).cache()
 
-        def shuffle(epoch):
-            # Of this function's graph alone, in place of the global seed: that would change the
-            # order, and 0, its most common value, fails with a seed that is a tensor.
+        def shuffle(epoch: tf.Tensor) -> tf.data.Dataset:
+            # Sets the seed of this function's graph only. The user's global seed would change the
+            # order, and the most common one, 0, fails together with a seed that is a tensor.
             tf.random.set_seed(1)
             epoch_seed = seed * 1_000_003 + epoch
             if in_memory is not None:
                 return in_memory.shuffle(self.num_examples, seed=epoch_seed)
             files = self._stored(file_seed=epoch_seed, **place)
-            return self._labelled(files).shuffle(self.shuffle_buffer, seed=epoch_seed)
+            return self._labeled(files).shuffle(self.shuffle_buffer, seed=epoch_seed)
 
         first_epoch, passed = divmod(start, self.num_examples // num_hosts)
-        # A range and no counter, because workers of a data service share a range.
+        # A range, not a counter, because the workers of a data service can share a range.
         epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
         return epochs.flat_map(shuffle).skip(passed)
 
     def named_examples(self) -> tf.data.Dataset:
-        """Every example once and in order: (encoded bytes, label as stored, name)."""
+        """Every example once and in order, as (encoded bytes, stored label, name)."""
         return self._stored().map(
             lambda example: (example["image"], example["label"], example["tfds_id"])
         )
 
-    def _stored(self, *, file_seed=None, host=0, num_hosts=1):
-        """One epoch of this host's examples as TFDS gives them, undecoded; with a seed the files
-        in an order drawn from it."""
+    def _stored(
+        self, *, file_seed: tf.Tensor | None = None, host: int = 0, num_hosts: int = 1
+    ) -> tf.data.Dataset:
+        """One epoch of this host's examples as TFDS stores them, undecoded.
+
+        With a seed, the files are read in a random order.
+        """
         import tensorflow_datasets as tfds
 
         read_config = tfds.ReadConfig(
@@ -94,13 +111,13 @@ class StreamSource:
             read_config=read_config,
         )
 
-    def _labelled(self, stored):
+    def _labeled(self, stored: tf.data.Dataset) -> tf.data.Dataset:
         return stored.map(
             lambda example: (example["image"], self._label(example["label"], example["tfds_id"]))
         )
 
-    def _label(self, label, name):
-        """The label as int32, checked, and replaced where this example's noise has it so."""
+    def _label(self, label: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
+        """The label as int32, checked, or a random one if label noise replaces it."""
         label, count = tf.cast(label, tf.int32), len(self.class_names)
         text = tf.strings.format(
             "the example {} has the label {}, but there are {} classes, numbered from 0.",
@@ -111,7 +128,7 @@ class StreamSource:
         probability, seed = self.label_noise
         if not probability:
             return label
-        # Any host, epoch or start meets an example under the same name.
+        # An example has the same name on every host and in every epoch.
         buckets = 2**31
         chosen, other = (
             tf.strings.to_hash_bucket_strong(name, buckets, key=[seed, stream]) for stream in (0, 1)
@@ -121,10 +138,10 @@ class StreamSource:
 
 
 def suggest_names(dataset: str) -> list[str]:
-    """Up to three datasets with names like this one, without asking the network.
+    """Suggests up to three datasets with similar names, without network access.
 
-    If TensorFlow Datasets knows the name itself, its version or configuration is what is wrong,
-    and there is nothing to suggest.
+    There are no suggestions for a name that TensorFlow Datasets knows: then the version or the
+    configuration is wrong.
     """
     import tensorflow_datasets as tfds
 
@@ -138,18 +155,20 @@ def suggest_names(dataset: str) -> list[str]:
 
 
 def load_stream(dataset: str, split: str, data_dir: str | None = None) -> StreamSource:
-    """The split of a TFDS dataset, prepared if it is not; a dataset without "test" gives its
-    "validation".
+    """Loads a split of a TFDS dataset, after downloading and preparing it if necessary.
+
+    If a dataset has no "test" split, its "validation" split is used.
 
     Raises:
-        ValueError: unknown dataset, no images with labels, or no such split.
+        ValueError: if the dataset is unknown, cannot be prepared, has no images with labels, or
+            has no such split.
     """
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(dataset, data_dir=data_dir, try_gcs=False)
     except (tfds.core.DatasetNotFoundError, AssertionError, ValueError) as error:
-        # The last two come from a version or configuration that the dataset does not have.
+        # The last two mean a version or configuration that the dataset does not have.
         names = suggest_names(dataset)
         hint = f" Did you mean --dataset={' or --dataset='.join(names)}?" if names else ""
         where = f", nor prepared in --data_dir={data_dir}" if data_dir else ""
@@ -166,7 +185,7 @@ def load_stream(dataset: str, split: str, data_dir: str | None = None) -> Stream
         )
     try:
         builder.download_and_prepare()
-    except Exception as error:  # Whatever the download or a manual step raises.
+    except Exception as error:  # A download or a manual step can raise anything.
         raise ValueError(f"The dataset {dataset!r} could not be prepared: {error}") from error
     available = list(builder.info.splits)
     wanted = ("train",) if split == "train" else ("test", "validation")
@@ -174,7 +193,7 @@ def load_stream(dataset: str, split: str, data_dir: str | None = None) -> Stream
     if name is None:
         raise ValueError(
             f"The dataset {dataset!r} has the splits {available}, but {' or '.join(wanted)} is "
-            "needed."
+            "required."
         )
     info = builder.info.splits[name]
     return StreamSource(
@@ -186,15 +205,15 @@ def load_stream(dataset: str, split: str, data_dir: str | None = None) -> Stream
     )
 
 
-def _shuffle_buffer(num_examples, num_bytes):
-    """How many examples of average size fit into SHUFFLE_BYTES; None if all do."""
+def _shuffle_buffer(num_examples: int, num_bytes: int) -> int | None:
+    """How many examples of average size fit into SHUFFLE_BYTES, or None if all fit."""
     if num_bytes <= SHUFFLE_BYTES:
         return None
     return max(1, num_examples * SHUFFLE_BYTES // num_bytes)
 
 
 def find_broken(source: StreamSource) -> str | None:
-    """The name of the first example that cannot be decoded; reads the source up to it."""
+    """The name of the first example that cannot be decoded, or None. Decodes all before it."""
     for encoded, _, name in source.named_examples():
         try:
             decode_image(encoded, max_pixels=source.max_pixels)

@@ -1,24 +1,58 @@
-"""Mean and deviation of a dataset's images, per channel, for an encoder that whitens."""
+"""Whitening constants: mean and standard deviation per channel of images scaled to [-1, 1].
+
+They are known for some datasets, measured for image folders, or given by the user. The encoder
+applies them.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-# Images that are nearly of one colour must not become noise.
+# Three means or standard deviations, one per channel.
+Constants = tuple[float, ...]
+
+# From preprocessing.py of the released code, as 2 m - 1 and 2 s of the usual constants in [0, 1].
+CIFAR10_MEAN, CIFAR10_STD = (-0.0172, -0.0356, -0.107), (0.4046, 0.3988, 0.402)
+CIFAR100_MEAN, CIFAR100_STD = (0.0142, -0.0266, -0.1184), (0.535, 0.513, 0.5522)
+# The constants of torchvision's models, for converted weights; no dataset uses them by default.
+IMAGENET_MEAN, IMAGENET_STD = (-0.03, -0.088, -0.188), (0.458, 0.448, 0.45)
+KNOWN = {
+    "cifar10": (CIFAR10_MEAN, CIFAR10_STD),
+    "cifar100": (CIFAR100_MEAN, CIFAR100_STD),
+}
+# A lower bound, so that images of nearly one color are not amplified to noise.
 SMALLEST_STD = 0.01
 
 
-def measure_whitening(
-    batches: tf.data.Dataset,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of all pixels, of images scaled to [-1, 1].
+def choose_whitening(
+    dataset: str, measure: Callable[[], tuple[Constants, Constants]]
+) -> tuple[Constants, Constants] | tuple[None, None]:
+    """The constants for a dataset: measured for image folders, else the known ones.
 
     Args:
-        batches: as `pipeline.create_eval_batches` gives them.
+        dataset: "folder", or a dataset with TFDS's optional version or configuration.
+        measure: returns the mean and standard deviation; called only for "folder".
 
     Returns:
-        Three means and three deviations, rounded to four digits.
+        Mean and standard deviation, or (None, None) for a dataset without known constants,
+        whose images are not whitened.
+    """
+    if dataset == "folder":
+        return measure()
+    return KNOWN.get(dataset.split(":")[0].split("/")[0], (None, None))
+
+
+def measure_whitening(batches: tf.data.Dataset) -> tuple[Constants, Constants]:
+    """Measures mean and standard deviation over all pixels of some batches.
+
+    Args:
+        batches: evaluation batches; rows with index -1 are ignored.
+
+    Returns:
+        Three means and three standard deviations, rounded to four digits.
     """
     count, total, squares = 0, np.zeros(3), np.zeros(3)
     for batch in batches:

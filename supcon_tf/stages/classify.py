@@ -155,7 +155,7 @@ def predict_source(flags, strategy, model, source, *, image_size) -> tuple:
 def check_training_data(flags, folder, source, encoder_path) -> None:
     """Refuses training data that differs from that of this stage or of the run's encoder."""
     is_own = encoder_path == RunDirectory.of(flags).encoder
-    folder.check_data(data_identity.describe(source), built_on="pretrain" if is_own else None)
+    folder.check_data(data_identity.identity_of(source), built_on="pretrain" if is_own else None)
 
 
 def load_encoder(path: str):

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from supcon_tf.augment import policies
 from supcon_tf.cli import flag_rules
-from supcon_tf.data import decode, pipeline, sources, whitening
+from supcon_tf.data import decode, pipeline, sources, streams, whitening
 from supcon_tf.data.folder_layout import printable
 from supcon_tf.training import progress
 
@@ -48,7 +48,7 @@ def _read_sources(dataset, data_dir, skip_broken_images, most_pixels):
 
 def unlabeled_from_flags(flags, folder: str) -> sources.FileSource:
     """The images of a folder without labels."""
-    source = sources.load_unlabelled(
+    source = sources.load_unlabeled(
         folder, skip_broken_images=flags.skip_broken_images, max_pixels=max_pixels_from_flags(flags)
     )
     print(f"Folder {folder}: {source.num_examples:,} images.")
@@ -179,8 +179,12 @@ def whitening_from_flags(flags, source, folder, image_size):
         return flags.whitening_mean, flags.whitening_std
     if flags.whitening == "none" or flag_rules.is_application(flags.encoder):
         return None, None
-    if flags.dataset != "folder":
-        return sources.whitening_constants(flags.dataset)
+    return whitening.choose_whitening(
+        flags.dataset, lambda: _measured_whitening(flags, source, folder, image_size)
+    )
+
+
+def _measured_whitening(flags, source, folder, image_size):
     measured = folder.measured.get("whitening")
     if measured is None:
         create_batches = eval_batches_from_flags(
@@ -236,8 +240,8 @@ def _explain_broken(source, paths=None):
                 f"--skip_broken_images{sources.advice_on_size(broken)}:\n  "
                 + "\n  ".join(f"{path}: {reason}" for path, reason in broken.items())
             )
-    if isinstance(source, sources.StreamSource):
-        name = sources.find_broken(source)
+    if isinstance(source, streams.StreamSource):
+        name = streams.find_broken(source)
         if name:
             return f"the example {name} of the dataset cannot be decoded; prepare it again."
     return None
