@@ -11,13 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from supcon_tf.augment import blur, policies
-<<<<<<< HEAD
-from supcon_tf.data import batch_plan, crops, decode, pipeline, sources, whitening
-from supcon_tf.stages import inputs
-=======
 from supcon_tf.data import batch_plan, crops, decode, pipeline, sources, streams, whitening
-from supcon_tf.stages import setup
->>>>>>> b82c084 (data: whitening has one owner, names of sources say what they do, and its prose is plain English)
+from supcon_tf.stages import inputs
 
 IDENTITY = policies.create_policy("identity")
 PHOTO = load_sample_images().images[0]

@@ -229,7 +229,9 @@ def test_the_first_examples_of_arrays_and_streams():
     assert few.images.shape[0] == few.num_examples == 30
     few = sources.first_examples(stream([GOOD] * 4, np.zeros(4, np.int64)), 3)
     assert (few.split, few.num_examples) == ("train[:3]", 3)
-    with pytest.raises(ValueError, match="num_images=2001: there are 2,000 training examples"):
+    with pytest.raises(
+        ValueError, match="num_images=2001.*2,000 training examples.*--num_images=0"
+    ):
         sources.first_examples(numbered_source(), 2001)
 
 

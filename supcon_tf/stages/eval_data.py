@@ -59,13 +59,8 @@ def check_own(flags, stage: str) -> None:
     Raises:
         ValueError: says what differs.
     """
-<<<<<<< HEAD
     train, _ = inputs.sources_from_flags(flags)
     RunDirectory.of(flags).check_data(stage, data_identity.identity_of(train), OTHER_DATA)
-=======
-    train, _ = setup.load_sources(flags)
-    RunDirectory.of(flags).check_data(stage, data_identity.identity_of(train), OTHER_DATA)
->>>>>>> b82c084 (data: whitening has one owner, names of sources say what they do, and its prose is plain English)
 
 
 def training_source(flags, stage: str, data: EvalData) -> sources.Source | None:

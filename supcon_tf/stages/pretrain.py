@@ -29,13 +29,8 @@ def run(flags, strategy) -> dict:
     choices.choose_batch_size(flags, strategy, train_source, "pretrain")
     choices.choose_epochs(flags, train_source)
     choices.choose_warmup(flags, "pretrain")
-<<<<<<< HEAD
     with process.open_folder(flags, strategy, "pretrain") as folder:
         folder.check_data(data_identity.identity_of(train_source))
-=======
-    with setup.open_folder(flags, strategy, "pretrain") as folder:
-        folder.check_data(data_identity.identity_of(train_source))
->>>>>>> b82c084 (data: whitening has one owner, names of sources say what they do, and its prose is plain English)
         if folder.result() is not None:
             folder.say_finished()
             return folder.result()
