@@ -8,13 +8,7 @@ import sys
 
 from absl import app, flags, logging
 
-from supcon_tf.cli import (
-    command_line,
-    flag_suggestions,
-    implied_flags,
-    path_checks,
-    tensorflow_start,
-)
+from supcon_tf.cli import command_line, parse, path_checks, tensorflow_start
 from supcon_tf.training import progress, signals
 
 STAGE_MODULES = {
@@ -29,10 +23,6 @@ STAGE_MODULES = {
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(
-            f"Unexpected argument {argv[1]!r}: every flag starts with --, as in --batch_size=64."
-        )
     signals.listen()
     if isinstance(sys.stdout, io.TextIOWrapper):  # In a log file, lines must appear in time.
         sys.stdout.reconfigure(line_buffering=True)
@@ -91,29 +81,7 @@ def run_stages(flag_values: flags.FlagValues, arguments: list[str]) -> None:
 def run() -> None:
     """The entry point: defines the flags, completes and parses the command line, runs it."""
     command_line.define_flags()
-    for module in command_line.FLAG_MODULES:
-        flags.adopt_module_key_flags(module)
-    app.run(main, flags_parser=_parse_flags)
-
-
-def _parse_flags(argv):
-    try:
-        return flags.FLAGS(implied_flags.complete(argv))
-    except flags.UnrecognizedFlagError as error:
-        close = flag_suggestions.suggest(error.flagname, command_line.own_flags())
-        hint = f" Did you mean {' or '.join(f'--{name}' for name in close)}?" if close else ""
-        _exit_with_flag_error(f"There is no flag --{error.flagname}.{hint}")
-    except UnicodeDecodeError as error:
-        _exit_with_flag_error(f"A flagfile is not text in UTF-8: {error}.")
-    except (flags.Error, ValueError) as error:
-        _exit_with_flag_error(str(error).removeprefix("ERROR:: "))
-    except SystemExit:  # absl ends --help with 1.
-        sys.exit(0)
-
-
-def _exit_with_flag_error(message):
-    print(f"ERROR: {message}\n(--help lists every flag.)", file=sys.stderr)
-    sys.exit(2)
+    app.run(main, flags_parser=parse.parse_command_line)
 
 
 if __name__ == "__main__":

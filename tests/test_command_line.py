@@ -1,4 +1,9 @@
+"""The command line: what it accepts and rejects, what its help shows, what its defaults are."""
+
+import dataclasses
 import inspect
+import json
+import os
 import re
 import subprocess
 import sys
@@ -10,11 +15,22 @@ from absl.testing import flagsaver
 
 from supcon_tf import strategies
 from supcon_tf.augment import policies
-from supcon_tf.cli import command_line, flag_rules, flag_suggestions
+from supcon_tf.cli import (
+    command_line,
+    declare,
+    flag_rules,
+    flag_suggestions,
+    flags_page,
+    help_pages,
+    training_flags,
+)
+from supcon_tf.cli.flag_types import Text
+from supcon_tf.cli.parse import parse_command_line
 from supcon_tf.data import crops, pipeline, random_crops, sources
 from supcon_tf.losses import momentum_queue, supcon
 from supcon_tf.losses import options as loss_options
 from supcon_tf.models import applications, contrastive, resnet
+from supcon_tf.stages import identity
 from supcon_tf.training import loop, optimizers, steps
 
 ROOT = Path(__file__).parent.parent
@@ -30,28 +46,113 @@ def parse(*arguments):
         return {name: flags.FLAGS[name].value for name in command_line.own_flags()}
 
 
-def run_command(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "supcon_tf.main", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, **options,
-    )  # fmt: skip
+def rejection(capsys, *arguments):
+    """What the command prints on stderr for arguments that it rejects."""
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
+        parse_command_line(["supcon_tf", *arguments])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
 
 
-def test_help_names_every_flag_and_imports_no_tensorflow():
-    code = (
-        "import sys; sys.argv = ['supcon_tf', '--help']\n"
-        "from supcon_tf import main\n"
-        "try: main.run()\n"
-        "finally: print('HEAVY', [m for m in ('tensorflow', 'keras', 'numpy') if m in sys.modules])"
-    )
+# Runs each command line of a JSON list in one interpreter, as the command does, and prints one
+# JSON object per command line.
+RUN_ALL = """
+import contextlib, io, json, sys
+from absl import app, flags
+from absl.testing import flagsaver
+from supcon_tf import main
+from supcon_tf.cli import command_line, parse
+
+command_line.define_flags()
+app.define_help_flags()
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["supcon_tf", *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main.main(parse.parse_command_line(sys.argv))
+        except SystemExit as stop:
+            code = stop.code
+    heavy = [name for name in ("tensorflow", "keras", "numpy") if name in sys.modules]
+    print(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue(), "heavy": heavy}))
+"""
+
+
+def run_all(command_lines, folder, **environment):
+    """The exit status, the output and the heavy modules loaded after each command line."""
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert "HEAVY []" in done.stdout
-    by_hand = run_command("--help")
-    assert by_hand.returncode == 0
-    for name in command_line.own_flags():
-        assert re.search(rf"--(\[no\])?{name}\b", by_hand.stdout), name
+        [sys.executable, "-c", RUN_ALL, json.dumps(command_lines)],
+        cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(results) == len(command_lines)
+    return results
+
+
+@pytest.fixture(scope="module")
+def help_pages_of_the_command(tmp_path_factory):
+    return run_all([["--help"], ["--helpfull"]], tmp_path_factory.mktemp("help"), COLUMNS="80")
+
+
+def test_help_shows_the_common_flags_and_imports_no_tensorflow(help_pages_of_the_command):
+    page, _ = help_pages_of_the_command
+    assert (page["code"], page["err"], page["heavy"]) == (0, "", [])
+    lines = page["out"].splitlines()
+    assert lines[0].startswith("Usage:") and lines[1].startswith("Example:")
+    assert len(lines) <= 105 and max(map(len, lines[2:])) <= 80
+    for stage in command_line.STAGES:
+        assert re.search(rf"^  {stage} ", page["out"], re.M)
+    assert "--temperature (default: 0.1; paper: 0.1 (Section 4.4))" in page["out"]
+    shown = set(re.findall(r"^  --(\w+)", page["out"], re.M))
+    assert shown == {flag.name for flag in command_line.ALL_FLAGS if flag.common}
+    assert lines[-1] == f"--helpfull lists all {len(command_line.own_flags())} flags."
+
+
+def test_helpfull_shows_every_flag_with_its_type_default_and_stages(help_pages_of_the_command):
+    _, page = help_pages_of_the_command
+    assert (page["code"], page["err"], page["heavy"]) == (0, "", [])
+    assert max(map(len, page["out"].splitlines()[2:])) <= 80
+    sections = re.split(r"^  --(?:\[no\])?(\w+)$", page["out"], flags=re.M)
+    by_name = dict(zip(sections[1::2], sections[2::2], strict=True))
+    assert sorted(by_name) == sorted(command_line.own_flags())
+    for name, text in by_name.items():
+        assert "Type: " in text and "Default: " in text and "Stages: " in text, name
+
+
+def test_help_fits_the_width_of_the_terminal():
+    for columns in (40, 60, 100):
+        for page in (help_pages.short_help(columns), help_pages.full_help(columns)):
+            for line in page.splitlines()[2:]:
+                assert len(line) <= columns or len(line.split()) <= 2, line
+
+
+def test_the_page_of_the_flags_is_made_from_the_declarations():
+    page = (ROOT / "docs" / "flags.md").read_text()
+    assert page == flags_page.create_page(), f"Run: {flags_page.COMMAND}"
+
+
+def test_a_flag_is_declared_once_with_stages_and_a_group_that_exist():
+    def define(name, stages=("pretrain",), group="Loss"):
+        declare.define(name, Text(), default=None, stages=stages, group=group, help="A flag.")
+
+    with pytest.raises(ValueError, match="temperature is declared twice"):
+        define("temperature")
+    with pytest.raises(ValueError, match="'pretrian' is not one of"):
+        define("a_new_flag", stages=("pretrian",))
+    with pytest.raises(ValueError, match="group='Los' is not one of"):
+        define("a_new_flag", group="Los")
+    assert "a_new_flag" not in [flag.name for flag in declare.declared_flags()]
+
+
+def test_every_help_text_is_a_sentence_and_names_only_flags_that_exist():
+    known = {*command_line.own_flags(), "verbosity", "flagfile"}
+    for flag in command_line.ALL_FLAGS:
+        assert flag.help[0].isupper() or flag.help.split()[0].rstrip(",:") in ("float32",), flag
+        assert flag.help.endswith("."), flag.name
+        for name in re.findall(r"--(\w+)", flag.help):
+            assert name in known or name.removeprefix("no") in known, (flag.name, name)
 
 
 def test_importing_the_package_is_light():
@@ -80,7 +181,7 @@ BAD_FLAGS = [
     (["batch_size=64"], "Unexpected argument 'batch_size=64'"),
     (["--batchsize=64"], "no flag --batchsize. Did you mean --batch_size"),
     (["--batch_size=0"], "batch_size"),
-    (["--recipe=nothing"], "no recipe 'nothing'; there are .*digits"),
+    (["--recipe=nothing"], "no recipe 'nothing'.*--recipe.* digits"),
     (["--encoder=resnet_v1", "--resnet_depth=51"], "resnet_depth=51: expected one of 18, 34"),
     (["--encoder=resnet50"], "'resnet50' must be tiny, resnet_v1, resnext or keras.applications"),
     (
@@ -151,11 +252,20 @@ BAD_FLAGS = [
 
 
 @pytest.mark.parametrize("arguments,message", BAD_FLAGS, ids=[" ".join(a) for a, _ in BAD_FLAGS])
-def test_bad_flags_are_refused_with_one_message(arguments, message):
-    done = run_command(*arguments)
-    assert done.returncode != 0
-    assert re.search(message, done.stderr + done.stdout, re.DOTALL), done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_flags_are_refused_with_one_message(arguments, message, capsys):
+    printed = rejection(capsys, *arguments)
+    assert re.search(message, printed, re.DOTALL), printed
+    assert printed.startswith("ERROR: ") and len(printed.splitlines()) <= 3
+
+
+def test_the_command_itself_refuses_an_argument_without_dashes_in_one_message(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "supcon_tf.main", "batch_size=64"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert "Unexpected argument 'batch_size=64'" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
 
 
 # Each needs no TensorFlow, whose start takes many seconds.
@@ -174,7 +284,7 @@ BAD_PATHS = [
     (["--mode=eval"], "runs/digits holds no run.*--mode=pretrain"),
     (["--recipe=nothing"], "no recipe 'nothing'"),
     (["--flagfile=missing"], "Unable to open flagfile.*missing"),
-    (["--flagfile=a_picture"], "flagfile is not text"),
+    (["--flagfile=a_picture"], "--flagfile is not UTF-8 text"),
     (["--epochs=3"], "no flag --epochs.*--pretrain_epochs or --linear_epochs or --finetune_epochs"),
     (["--lr=3"], "no flag --lr.*--pretrain_base_learning_rate or --linear_base_learning_rate"),
     (["--learning_rate=3"], "--pretrain_base_learning_rate or --linear_base_learning_rate"),
@@ -184,6 +294,7 @@ BAD_PATHS = [
 
 @pytest.fixture(scope="module")
 def bad_paths(tmp_path_factory):
+    """The results of all `BAD_PATHS`, run in one interpreter, and the folder that they ran in."""
     root = tmp_path_factory.mktemp("bad_paths")
     for name in (
         "one_class/train/cat", "one_class/test", "no_test/train/cat", "no_test/train/dog",
@@ -193,25 +304,18 @@ def bad_paths(tmp_path_factory):
     (root / "empty_class/train/cat/0.png").touch()
     (root / "a_file").touch()
     (root / "a_picture").write_bytes(b"\xd0\xff")
-    return root
+    return run_all([arguments for arguments, _ in BAD_PATHS], root), root
 
 
-@pytest.mark.parametrize("arguments,message", BAD_PATHS, ids=[" ".join(a) for a, _ in BAD_PATHS])
-def test_bad_paths_and_names_are_refused_before_tensorflow_starts(arguments, message, bad_paths):
-    code = (
-        f"import sys; sys.argv = ['supcon_tf', *{arguments}]\n"
-        "from supcon_tf import main\n"
-        "try: main.run()\n"
-        "finally: print('HEAVY', [m for m in ('tensorflow', 'keras', 'numpy') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=bad_paths, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode in (1, 2)
-    assert re.search(message, done.stderr, re.DOTALL), done.stderr
-    assert done.stderr.strip().startswith("ERROR: ") and "Traceback" not in done.stderr
-    assert "HEAVY []" in done.stdout
-    assert not (bad_paths / "runs").exists()
+@pytest.mark.parametrize("index", range(len(BAD_PATHS)), ids=[" ".join(a) for a, _ in BAD_PATHS])
+def test_bad_paths_and_names_are_refused_before_tensorflow_starts(index, bad_paths):
+    (_, message), (results, root) = BAD_PATHS[index], bad_paths
+    result = results[index]
+    assert result["code"] in (1, 2)
+    assert re.search(message, result["err"], re.DOTALL), result["err"]
+    assert result["err"].strip().startswith("ERROR: ") and "Traceback" not in result["err"]
+    assert result["heavy"] == []
+    assert not (root / "runs").exists()
 
 
 # Every flag that is an argument of a function has that function's default. What differs on
@@ -294,7 +398,7 @@ def test_views_of_arrays_have_the_defaults_of_the_command():
 def test_every_word_of_another_program_has_a_flag_here():
     known = command_line.own_flags()
     for word in flag_suggestions.OTHER_WORDS:
-        suggested = flag_suggestions.suggest(word, known)
+        suggested = flag_suggestions.suggest_flags(word, known)
         assert suggested and set(suggested) <= set(known), word
 
 
@@ -335,16 +439,35 @@ def test_the_rules_know_the_smallest_crop_of_the_functions():
     assert random_crops.REFERENCE_MIN_AREA == flag_rules.SMALLEST_REFERENCE_CROP
 
 
-def test_every_flag_is_used_and_belongs_to_a_stage():
-    source = "".join(path.read_text() for path in (ROOT / "supcon_tf" / "stages").glob("*.py"))
-    source += (ROOT / "supcon_tf" / "main.py").read_text()
-    run_flags = {"mode", "recipe", "model_dir", "override_flags"}
+def test_every_flag_belongs_to_a_stage_or_to_the_run():
+    run_flags = {flag.name for flag in command_line.ALL_FLAGS if not flag.stages}
+    assert run_flags == {"mode", "recipe", "model_dir", "override_flags"}
     staged = set().union(*command_line.STAGE_FLAGS.values())
     assert set(command_line.own_flags()) == staged | run_flags
-    for name in staged:
-        used = name.removeprefix("pretrain").removeprefix("linear").removeprefix("finetune")
-        assert f"flags.{name}" in source or f'{{stage}}{used}"' in source, name
     assert staged >= command_line.FREE_FLAGS
+    assert command_line.FREE_FLAGS | run_flags | {"data_dir"} == command_line.CHANGEABLE_FLAGS
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "linear", "finetune"])
+def test_a_training_stage_has_every_flag_of_a_training(stage):
+    """`training_flags.of_stage` returns the stage's own values."""
+    values = parse(f"--{stage}_epochs=7", f"--{stage}_decay_boundary_epochs=1,2")
+    with flagsaver.flagsaver():
+        flags.FLAGS(["supcon_tf", f"--{stage}_epochs=7", f"--{stage}_decay_boundary_epochs=1,2"])
+        of_stage = dataclasses.asdict(training_flags.of_stage(flags.FLAGS, stage))
+    assert of_stage == {field: values[f"{stage}_{field}"] for field in of_stage}
+    assert (of_stage["epochs"], of_stage["decay_boundary_epochs"]) == (7, (1, 2))
+
+
+def test_the_flags_that_an_older_version_recorded_are_read():
+    """Their order in `stage.flags` does not matter."""
+    with flagsaver.flagsaver():
+        flags.FLAGS(["supcon_tf", "--temperature=0.2", "--nouse_labels", "--crop_area_range=0.3,1"])
+        lines = list(command_line.stage_flags(flags.FLAGS, "pretrain").values())
+        saved = [identity.Identity.from_record({"flags": each}) for each in (lines, lines[::-1])]
+        assert saved[0].key == saved[1].key
+        assert saved[1].changed_flags(flags.FLAGS, "pretrain") == []
+    assert parse(*lines[::-1])["temperature"] == 0.2
 
 
 def test_the_digits_recipe_equals_the_defaults_and_writes_them_out():

@@ -1,11 +1,13 @@
-"""What somebody may have meant by a flag that does not exist."""
+"""Suggestions for a flag that does not exist."""
 
 from __future__ import annotations
 
 import difflib
 import re
 
-# Words that other programs use, and ours.
+from supcon_tf.cli.declare import TRAINING_STAGES
+
+# Names that other programs use, and the flag here, without the prefix of a stage.
 OTHER_WORDS = {
     "lr": "base_learning_rate", "learning_rate": "base_learning_rate", "bs": "batch_size",
     "wd": "weight_decay", "epoch": "epochs", "num_epochs": "epochs", "max_epochs": "epochs",
@@ -30,34 +32,32 @@ OTHER_WORDS = {
     "smoothing": "label_smoothing", "queue": "queue_size", "momentum": "encoder_momentum",
     "print_freq": "summary_interval_steps", "save_freq": "save_interval_steps",
 }  # fmt: skip
-STAGES = ("pretrain", "linear", "finetune")
 MOST = 3
 
 
-def suggest(name: str, known: list[str]) -> list[str]:
-    """Up to `MOST` of the known flags, the likeliest first.
+def suggest_flags(name: str, known: list[str]) -> list[str]:
+    """Returns up to `MOST` of the known flags, the most likely first.
 
-    A word of another program becomes ours (`OTHER_WORDS`). What every training stage has gives
-    the flag of each stage (epochs: pretrain_epochs, linear_epochs, finetune_epochs); anything else
-    the names that end with it, or that are spelled most alike.
+    A name that other programs use is translated first (`OTHER_WORDS`). If every training stage has
+    the flag, the flags of all stages are returned (for epochs: pretrain_epochs, linear_epochs,
+    finetune_epochs); else those that end with the name, or that are spelled most alike.
     """
     plain = re.sub("[^a-z0-9]+", "_", name.lower()).strip("_")
     prefix, _, rest = plain.partition("_")
-    if prefix in STAGES:
-        return [flag for flag in [f"{prefix}_{_ours(rest)}"] if flag in known] or _alike(
-            plain, known
-        )
-    plain = _ours(plain)
+    if prefix in TRAINING_STAGES:
+        flag = f"{prefix}_{_translate(rest)}"
+        return [flag] if flag in known else _spelled_alike(plain, known)
+    plain = _translate(plain)
     if plain in known:
         return [plain]
-    of_stages = [f"{stage}_{plain}" for stage in STAGES if f"{stage}_{plain}" in known]
+    of_stages = [f"{stage}_{plain}" for stage in TRAINING_STAGES if f"{stage}_{plain}" in known]
     ending = [flag for flag in known if flag.endswith(f"_{plain}")]
-    return of_stages or ending[:MOST] or _alike(plain, known)
+    return of_stages or ending[:MOST] or _spelled_alike(plain, known)
 
 
-def _ours(word):
+def _translate(word):
     return OTHER_WORDS.get(word, word)
 
 
-def _alike(name, known):
+def _spelled_alike(name, known):
     return difflib.get_close_matches(name, known, n=MOST, cutoff=0.7)

@@ -1,8 +1,8 @@
-"""The types of the command's flags: a number with its range, a list of numbers, a line of text.
+"""The types of the flags: numbers and lists of numbers with a range, choices, lines of text.
 
-A flag is declared once, with its type, and the type refuses every value that no run can use:
+A flag is declared with its type, which rejects every value that no run can use:
 
-    define("temperature", Number(at_least=1e-4, at_most=1e4), 0.1, "Temperature of the loss.")
+    define("temperature", Number(at_least=1e-4, at_most=1e4), default=0.1, ...)
 
 No type accepts NaN or infinity. Rules between several flags are in `flag_rules`. Importing this
 module imports no TensorFlow, so that --help answers at once.
@@ -15,37 +15,30 @@ from collections.abc import Sequence
 
 from absl import flags
 
-# A flag belongs to the module that calls `define`, not to this one.
-flags.disclaim_key_flags()
-
 LARGEST_INTEGER = 2**31 - 1  # TensorFlow counts steps, rows and seeds in int32.
 EPOCHS_MOST = 1_000_000  # Beyond it, the number of steps leaves the integers of TensorFlow.
-
-
-def define(name: str, kind: flags.ArgumentParser, default, help_text: str) -> None:
-    """Declares one flag.
-
-    Args:
-        name: without the leading dashes.
-        kind: one of the types below.
-        default: a value of that type, or its text; None for no value.
-        help_text: stands alone: what the flag is, its unit, when to change it.
-    """
-    flags.DEFINE(kind, name, default, help_text, serializer=flags.ArgumentSerializer())
 
 
 class Number(flags.ArgumentParser):
     """A finite number within a range.
 
     Args:
-        at_least, at_most: the bounds, which are allowed themselves.
-        above, below: bounds that are not allowed themselves.
+        at_least, at_most: inclusive bounds.
+        above, below: exclusive bounds.
         advice: what to add to the message for a bad value, such as the usual value.
     """
 
     what = "a number"
 
-    def __init__(self, *, at_least=None, above=None, at_most=None, below=None, advice=""):
+    def __init__(
+        self,
+        *,
+        at_least: float | None = None,
+        above: float | None = None,
+        at_most: float | None = None,
+        below: float | None = None,
+        advice: str = "",
+    ):
         self._at_least, self._above = at_least, above
         self._at_most, self._below = at_most, below
         self._advice = advice
@@ -64,11 +57,11 @@ class Number(flags.ArgumentParser):
         limits = [f"{words} {_text(bound)}" for words, bound in bounds if bound is not None]
         return f"{self.what} {' and '.join(limits)}".strip()
 
-    def parse(self, argument):
-        """The value of a text or of a number.
+    def parse(self, argument: str | float) -> float:
+        """Returns the value of a text or of a number.
 
         Raises:
-            ValueError: not of this type or not in its range.
+            ValueError: not of this type or out of its range.
         """
         try:
             value = self.convert(argument)
@@ -85,25 +78,25 @@ class Number(flags.ArgumentParser):
             raise ValueError(f"expected {self.describe()}{self._advice and '; '}{self._advice}.")
         return value
 
-    def convert(self, argument):
+    def convert(self, argument: str | float) -> float:
         return float(argument)
 
-    def flag_type(self):
+    def flag_type(self) -> str:
         return "float"
 
 
 class Integer(Number):
-    """A whole number within a range; without another bound, at most 2^31 - 1."""
+    """A whole number within a range, by default at most 2^31 - 1."""
 
     what = "a whole number"
 
-    def __init__(self, *, at_most=LARGEST_INTEGER, **bounds):
+    def __init__(self, *, at_most: float = LARGEST_INTEGER, **bounds):
         super().__init__(at_most=at_most, **bounds)
 
-    def convert(self, argument):
+    def convert(self, argument: str | float) -> int:
         return int(argument) if isinstance(argument, str) else _whole(argument)
 
-    def flag_type(self):
+    def flag_type(self) -> str:
         return "int"
 
 
@@ -114,22 +107,22 @@ class OneOf(flags.ArgumentParser):
         self.choices = tuple(choices)
         self.syntactic_help = f"one of {', '.join(map(str, self.choices))}"
 
-    def parse(self, argument):
+    def parse(self, argument: str | int) -> int:
         text = str(argument).strip()
         if text not in map(str, self.choices):
             raise ValueError(f"expected {self.syntactic_help}.")
         return int(text)
 
-    def flag_type(self):
+    def flag_type(self) -> str:
         return "int"
 
 
 class Numbers(tuple):
-    """The value of a list flag: numbers, and as a string the text that they were given as."""
+    """The value of a list flag. As a string it is the text that it was parsed from."""
 
     text: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.text
 
 
@@ -138,8 +131,8 @@ class NumberList(flags.ArgumentParser):
 
     Args:
         each: the type of every number.
-        length: how many; None for at least one.
-        increasing: None, "strictly", or "or equal" where neighbors may be the same.
+        length: how many numbers; None for one or more.
+        increasing: None for any order, "strictly", or "or equal" where neighbors may be equal.
     """
 
     def __init__(self, each: Number, *, length: int | None = None, increasing: str | None = None):
@@ -149,7 +142,7 @@ class NumberList(flags.ArgumentParser):
                  "or equal": ", none smaller than the one before"}[increasing]  # fmt: skip
         self.syntactic_help = f"{count} separated by commas{order}; each {each.describe()}"
 
-    def parse(self, argument):
+    def parse(self, argument: str | Sequence[float]) -> Numbers:
         text = argument if isinstance(argument, str) else ",".join(map(str, argument))
         try:
             numbers = Numbers(self.each.parse(part.strip()) for part in text.split(","))
@@ -164,35 +157,57 @@ class NumberList(flags.ArgumentParser):
         numbers.text = text
         return numbers
 
-    def flag_type(self):
+    def flag_type(self) -> str:
         return "comma separated list of numbers"
 
 
 class Text(flags.ArgumentParser):
     """One line of text, such as a path or a name.
 
-    Refuses the empty text, line breaks and other control characters, which would become lines of
-    their own in a saved flagfile, spaces at the ends, which a flagfile loses, and bytes that are
-    not UTF-8.
+    Rejects empty text, line breaks and other control characters (which would become lines of
+    their own in a saved flagfile), leading and trailing spaces (which a flagfile loses), and bytes
+    that are not UTF-8.
     """
 
     syntactic_help = "one line of text"
 
-    def parse(self, argument):
+    def parse(self, argument: str) -> str:
         if not argument:
-            raise ValueError("it is empty: give it a value or leave the flag out.")
+            raise ValueError("the value is empty. Give a value, or leave the flag out.")
         is_line = all(character.isprintable() for character in argument)
         if not is_line or argument != argument.strip():
             shown = ascii(argument)
             raise ValueError(
-                f"{shown} holds line breaks, control characters, bytes that are not UTF-8, or "
-                "spaces at an end; expected one line of text. Rename the file or folder if it is "
-                "one."
+                f"{shown} contains line breaks, control characters, bytes that are not UTF-8, or "
+                "leading or trailing spaces; expected one line of text. If it names a file or a "
+                "folder, rename that."
             )
         return argument
 
-    def flag_type(self):
+    def flag_type(self) -> str:
         return "string"
+
+
+class Boolean(flags.BooleanParser):
+    """True or false: --name and --noname."""
+
+    syntactic_help = "true or false"
+
+
+class Enum(flags.EnumParser):
+    """One of a few names."""
+
+    def __init__(self, choices: Sequence[str]):
+        super().__init__(list(choices))
+        self.syntactic_help = f"one of {', '.join(choices)}"
+
+
+class NameList(flags.ListParser):
+    """Names separated by commas."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.syntactic_help = "names separated by commas"
 
 
 def _whole(number):

@@ -2,50 +2,79 @@
 
 from __future__ import annotations
 
-from absl import flags
+from supcon_tf.cli.declare import IMAGE_STAGES, define
+from supcon_tf.cli.flag_types import Enum, Integer, Text
 
-from supcon_tf.cli.flag_types import Integer, Text, define
+GROUP = "Evaluation and embeddings"
 
-
-def define_output_flags():
-    define(
-        "eval_train_examples",
-        Integer(at_least=0),
-        10_000,
-        "For --mode=eval: how many training examples, spread over the split, k-NN and logistic "
-        "regression on the frozen embeddings learn from. 0: leave the two out.",
-    )
-    define(
-        "eval_dataset",
-        Text(),
-        None,
-        "For --mode=eval and --mode=embed: evaluate this dataset instead of the one that the run "
-        "was trained on. Takes the same values as --dataset. Classes are matched by name. "
-        "Default: the dataset of the run, or folder if --eval_data_dir is given.",
-    )
-    define(
-        "eval_data_dir",
-        Text(),
-        None,
-        "For --mode=eval and --mode=embed: the directory of --eval_dataset, laid out as described "
-        "for --data_dir.",
-    )
-    flags.DEFINE_enum(
-        "eval_split",
-        None,
-        ["train", "test"],
-        "For --mode=eval and --mode=embed: which split to evaluate. Default: test.",
-    )
-    flags.DEFINE_enum(
-        "embed_split",
-        None,
-        ["train", "test"],
-        "For --mode=embed: which split of --dataset. Default: test.",
-    )
-    define(
-        "embed_dir",
-        Text(),
-        None,
-        "For --mode=embed: a folder of JPEG and PNG files without labels, at any depth, instead "
-        "of --dataset.",
-    )
+define(
+    "eval_batch_size",
+    Integer(at_least=1, at_most=65_536),
+    default=256,
+    stages=IMAGE_STAGES,
+    group=GROUP,
+    unit="examples",
+    changes_result=False,
+    decides_fitted_linear=True,
+    help="Images per step wherever no training happens. Lower it if evaluation runs out of memory; "
+    "it does not change any result.",
+)
+define(
+    "eval_train_examples",
+    Integer(at_least=0),
+    default=10_000,
+    stages=("eval",),
+    group=GROUP,
+    unit="examples",
+    help="Number of training examples for the k-NN and logistic regression of --mode=eval, spread "
+    "over the training split. 0 skips both.",
+)
+define(
+    "eval_dataset",
+    Text(),
+    default=None,
+    unset_means="the dataset of the run, or folder with --eval_data_dir",
+    stages=("eval", "embed"),
+    group=GROUP,
+    help="Dataset to evaluate or embed instead of the one that the run was trained on, in "
+    "--mode=eval and --mode=embed. Accepts the same values as --dataset; classes are matched by "
+    "name.",
+)
+define(
+    "eval_data_dir",
+    Text(),
+    default=None,
+    stages=("eval", "embed"),
+    group=GROUP,
+    common=True,
+    help="Directory of other images for --mode=eval and --mode=embed, laid out like --data_dir. "
+    "Belongs to --eval_dataset.",
+)
+define(
+    "eval_split",
+    Enum(["train", "test"]),
+    default=None,
+    unset_means="test",
+    stages=("eval", "embed"),
+    group=GROUP,
+    help="Split to evaluate or embed in --mode=eval and --mode=embed.",
+)
+define(
+    "embed_split",
+    Enum(["train", "test"]),
+    default=None,
+    unset_means="test",
+    stages=("embed",),
+    group=GROUP,
+    help="Split of --dataset to embed in --mode=embed.",
+)
+define(
+    "embed_dir",
+    Text(),
+    default=None,
+    stages=("embed",),
+    group=GROUP,
+    common=True,
+    help="Folder of unlabeled JPEG and PNG images to embed with --mode=embed, instead of "
+    "--dataset. Includes all subfolders.",
+)

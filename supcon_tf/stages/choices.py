@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supcon_tf.cli import flag_rules
+from supcon_tf.cli import flag_rules, training_flags
 from supcon_tf.data import defaults, sources
 
 
@@ -52,7 +52,10 @@ def choose_warmup(flags, stage: str) -> None:
 
     The line that describes the schedule says so, by `describe_learning_rate`.
     """
-    name, epochs = f"{stage}_warmup_epochs", flags[f"{stage}_epochs"].value
+    name, epochs = (
+        training_flags.NAMES[stage]["warmup_epochs"],
+        training_flags.of_stage(flags, stage).epochs,
+    )
     if not flag_rules.is_given(flags, name) and flags[name].value > epochs:
         _set(flags, name, epochs)
 
@@ -64,7 +67,7 @@ def _set(flags, name, value):
 
 def describe_learning_rate(flags, stage: str, peak_learning_rate: float) -> str:
     """The learning rate of a stage in words, with its warm-up where there is one."""
-    name = f"{stage}_warmup_epochs"
+    name = training_flags.NAMES[stage]["warmup_epochs"]
     warmup, default = flags[name].value, flags[name].default
     text = f"learning rate {peak_learning_rate:g}"
     if not flags[name].present and warmup < default:

@@ -13,7 +13,7 @@ from supcon_tf.cli import command_line
 FORMAT_VERSION = 1
 # Flags that are not compared: what only changes how a stage runs, and where the data is, because
 # the data itself is compared.
-NOT_COMPARED = command_line.FREE_FLAGS | {"data_dir"}
+NOT_COMPARED = command_line.CHANGEABLE_FLAGS
 
 
 @dataclasses.dataclass(frozen=True)

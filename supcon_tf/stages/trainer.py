@@ -7,6 +7,7 @@ import os
 import keras
 import tensorflow as tf
 
+from supcon_tf.cli import training_flags
 from supcon_tf.interop import warm_start
 from supcon_tf.models import contrastive
 from supcon_tf.stages import inputs
@@ -17,19 +18,18 @@ from supcon_tf.training import loop as training
 
 def schedule_from_flags(flags, stage: str, num_examples: int) -> optimizers.WarmUpThenDecay:
     """The learning rate of a stage; its total_steps is the length of the stage."""
+    own = training_flags.of_stage(flags, stage)
     steps_per_epoch = num_examples / flags.batch_size
     return optimizers.WarmUpThenDecay(
-        optimizers.scaled_learning_rate(
-            flags[f"{stage}_base_learning_rate"].value, flags.batch_size
-        ),
-        decay=flags[f"{stage}_learning_rate_decay"].value,
-        total_steps=int(flags[f"{stage}_epochs"].value * steps_per_epoch),
-        warmup_steps=int(flags[f"{stage}_warmup_epochs"].value * steps_per_epoch),
-        warmup_start=flags[f"{stage}_warmup_start"].value,
+        optimizers.scaled_learning_rate(own.base_learning_rate, flags.batch_size),
+        decay=own.learning_rate_decay,
+        total_steps=int(own.epochs * steps_per_epoch),
+        warmup_steps=int(own.warmup_epochs * steps_per_epoch),
+        warmup_start=own.warmup_start,
         steps_per_epoch=steps_per_epoch,
-        decay_rate=flags[f"{stage}_decay_rate"].value,
-        epochs_per_decay=flags[f"{stage}_epochs_per_decay"].value,
-        boundary_epochs=flags[f"{stage}_decay_boundary_epochs"].value,
+        decay_rate=own.decay_rate,
+        epochs_per_decay=own.epochs_per_decay,
+        boundary_epochs=own.decay_boundary_epochs,
     )
 
 
@@ -46,12 +46,13 @@ def optimizer_from_flags(flags, stage: str, schedule, *, parts) -> keras.optimiz
             if is_decayed
             else model.trainable_variables
         )
+    own = training_flags.of_stage(flags, stage)
     optimizer = optimizers.create_optimizer(
-        flags[f"{stage}_optimizer"].value,
+        own.optimizer,
         schedule,
-        weight_decay=flags[f"{stage}_weight_decay"].value,
+        weight_decay=own.weight_decay,
         undecayed=undecayed,
-        rmsprop_epsilon=flags[f"{stage}_rmsprop_epsilon"].value,
+        rmsprop_epsilon=own.rmsprop_epsilon,
     )
     # Not by --precision: a loaded encoder computes as it was saved.
     if any(contrastive.computes_in_float16(model) for model, _ in parts):

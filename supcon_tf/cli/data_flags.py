@@ -1,0 +1,138 @@
+"""The flags of the training data and of its batches."""
+
+from __future__ import annotations
+
+from supcon_tf.cli.declare import BATCH_STAGES, IMAGE_STAGES, define
+from supcon_tf.cli.flag_types import Boolean, Integer, Number, Text
+
+define(
+    "dataset",
+    Text(),
+    default="digits",
+    stages=IMAGE_STAGES,
+    group="Data",
+    common=True,
+    decides_fitted_linear=True,
+    help="Training data: digits (bundled), folder (your own images in --data_dir), or a TensorFlow "
+    "Datasets name such as cifar10. The digits come with scikit-learn. A TensorFlow Datasets name "
+    "must be an image classification dataset; it is downloaded if needed.",
+    paper="imagenet2012, cifar10, cifar100",
+)
+define(
+    "data_dir",
+    Text(),
+    default=None,
+    stages=IMAGE_STAGES,
+    group="Data",
+    common=True,
+    is_location=True,
+    decides_fitted_linear=True,
+    help="Directory of your own images: train/ and test/, each with one folder per class. The test "
+    "folder may also be named validation/ or val/; images are JPEG or PNG. A directory with this "
+    "layout implies --dataset=folder. With a TensorFlow Datasets name: the directory of the "
+    "prepared datasets.",
+)
+define(
+    "image_size",
+    Integer(at_least=8, at_most=4_096),
+    default=None,
+    unset_means="the size of the data",
+    stages=IMAGE_STAGES,
+    group="Data",
+    unit="pixels",
+    common=True,
+    decides_fitted_linear=True,
+    help="Height and width of the images that the encoder sees. The default is at most 224, or at "
+    "most 32 with --encoder=tiny.",
+    paper="224 for ImageNet, 32 for CIFAR (released code)",
+)
+define(
+    "batch_size",
+    Integer(at_least=1),
+    default=64,
+    stages=BATCH_STAGES,
+    group="Data",
+    unit="examples",
+    common=True,
+    help="Training examples per step, over all replicas. The contrastive loss gains from large "
+    "batches. The default is lowered if the training split is smaller.",
+    paper="6144, or 4096 for ResNet-200; 2048 suffices for most purposes (Section 4.4)",
+)
+define(
+    "num_images",
+    Integer(at_least=0),
+    default=0,
+    stages=BATCH_STAGES,
+    group="Data",
+    unit="examples",
+    decides_fitted_linear=True,
+    help="Number of training examples to use; 0 uses all of them. The first examples of the split "
+    "are taken; for a folder, the first of each class in turn.",
+)
+define(
+    "label_noise_prob",
+    Number(at_least=0, at_most=1),
+    default=0.0,
+    stages=BATCH_STAGES,
+    group="Data",
+    decides_fitted_linear=True,
+    help="Fraction of training labels to replace by a random class, for experiments with noisy "
+    "labels. Each replaced label stays the same in every epoch.",
+)
+define(
+    "class_balanced",
+    Boolean(),
+    default=False,
+    stages=BATCH_STAGES,
+    group="Data",
+    decides_fitted_linear=True,
+    help="Draw every class equally often. Use it when some classes are rare. An epoch keeps its "
+    "number of examples: examples of rare classes are repeated, and some of frequent classes are "
+    "left out. Not available for TensorFlow Datasets.",
+)
+define(
+    "skip_broken_images",
+    Boolean(),
+    default=False,
+    stages=IMAGE_STAGES,
+    group="Data",
+    decides_fitted_linear=True,
+    help="Skip image files that cannot be decoded, instead of stopping with an error. Decodes "
+    "every file once before the run starts and lists those that it skips. For --dataset=folder and "
+    "--embed_dir.",
+)
+define(
+    "max_image_megapixels",
+    Number(above=0, at_most=10_000),
+    default=50.0,
+    stages=IMAGE_STAGES,
+    group="Data",
+    unit="megapixels",
+    changes_result=False,
+    decides_fitted_linear=True,
+    help="Largest image to decode. The size is read from the file header first, because a small "
+    "file can claim a size that fills the memory. Raise it for very large photographs.",
+)
+define(
+    "microbatch_size",
+    Integer(at_least=1),
+    default=None,
+    unset_means="the whole batch at once",
+    stages=("pretrain",),
+    group="Data",
+    unit="examples per replica",
+    help="Process each replica's batch in pieces of this size (gradient caching), for batches that "
+    "do not fit into memory. The encoder runs twice; the loss still sees the whole batch. Batch "
+    "norm then uses the statistics of each piece, so --nouse_global_batch_norm is required.",
+)
+define(
+    "data_service",
+    Text(),
+    default=None,
+    stages=BATCH_STAGES,
+    group="Data",
+    changes_result=False,
+    help="Address of a tf.data service dispatcher, as grpc://host:port, whose workers make the "
+    "training batches. Use it when the input pipeline is slower than the training. Batches then "
+    "come in any order, and a resumed run does not repeat them exactly.",
+)
