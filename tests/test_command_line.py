@@ -271,7 +271,7 @@ def test_the_command_itself_refuses_an_argument_without_dashes_in_one_message(tm
 # Each needs no TensorFlow, whose start takes many seconds.
 BAD_PATHS = [
     (["--dataset=folder", "--data_dir=missing"], "data_dir=missing is not a folder"),
-    (["--dataset=folder", "--data_dir=one_class"], "1 class folder.*contrast needs at least two"),
+    (["--dataset=folder", "--data_dir=one_class"], "one_class/train .*1 class.*at least two"),
     (["--data_dir=no_test"], "no_test/test or no_test/validation or no_test/val is missing"),
     (["--data_dir=empty_class"], "empty_class/train/dog is empty"),
     (["--dataset=cifar10", "--data_dir=a_file"], "data_dir=a_file is not a folder"),
