@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from supcon_tf.losses import supcon
 from supcon_tf.models import batch_norm, contrastive
+from supcon_tf.training import steps
 
 RNG = np.random.default_rng(0)
 
@@ -21,7 +23,7 @@ def create_pair(**options):
     for variable in stock.variables:
         variable.assign(RNG.uniform(0.5, 2.0, variable.shape))
     fused.set_weights(stock.get_weights())
-    batch_norm.fuse_batch_norm(fused)
+    batch_norm.use_fused_batch_norm(fused)
     return stock, fused
 
 
@@ -74,7 +76,7 @@ def test_inference_and_the_saved_model_are_those_of_keras(tmp_path):
     encoder = contrastive.create_encoder("tiny", image_size=8)
     images = tf.constant(RNG.uniform(0, 255, [4, 8, 8, 3]), tf.float32)
     before = encoder(images, training=False)
-    batch_norm.fuse_batch_norm(encoder)
+    batch_norm.use_fused_batch_norm(encoder)
     np.testing.assert_array_equal(encoder(images, training=False), before)
     encoder(images, training=True)
     encoder.save(tmp_path / "encoder.keras")
@@ -87,7 +89,7 @@ def test_models_inside_models_are_fused_too():
     encoder = contrastive.create_encoder("tiny", image_size=8)
     inputs = keras.Input([8, 8, 3])
     outer = keras.Model(inputs, encoder(inputs))
-    batch_norm.fuse_batch_norm(outer)
+    batch_norm.use_fused_batch_norm(outer)
     kernels = kernels_of(outer, [4, 8, 8, 3])
     assert "FusedBatchNormV3" in kernels and "SquaredDifference" not in kernels
 
@@ -115,3 +117,79 @@ def test_a_frozen_layer_keeps_its_averages():
     fused(tf.ones([2, 6, 5, 4]), training=True)
     for one, other in zip(fused.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+VIEWS = RNG.integers(0, 256, [16, 2, 8, 8, 3]).astype(np.uint8)
+LABELS = np.arange(16) % 4
+
+
+def create_model(**options):
+    keras.utils.set_random_seed(0)
+    encoder = contrastive.create_encoder("tiny", image_size=8)
+    return contrastive.ContrastiveModel(encoder, contrastive.ProjectionHead([8]), **options)
+
+
+def train_with_fit(model):
+    model.compile(optimizer=keras.optimizers.SGD(0.1), loss=supcon.SupConLoss())
+    history = model.fit(VIEWS, LABELS, batch_size=16, epochs=3, shuffle=False, verbose=0)
+    return history.history["loss"]
+
+
+def train_with_steps(model):
+    step = steps.ContrastiveStep(
+        model=model,
+        loss=supcon.SupConLoss(reduction=None),
+        optimizer=keras.optimizers.SGD(0.1),
+        global_batch_size=16,
+    )
+    run = tf.function(lambda: step({"image": tf.constant(VIEWS), "label": tf.constant(LABELS)}))
+    return [float(run()["loss"]) for _ in range(3)]
+
+
+@pytest.fixture
+def kernel_calls(monkeypatch):
+    """What is given to the fused kernel while something is traced."""
+    calls, kernel = [], tf.raw_ops.FusedBatchNormV3
+
+    def count(**arguments):
+        calls.append(arguments)
+        return kernel(**arguments)
+
+    monkeypatch.setattr(tf.raw_ops, "FusedBatchNormV3", count)
+    return calls
+
+
+@pytest.mark.parametrize("train", [train_with_fit, train_with_steps])
+def test_the_model_chooses_the_kernel_however_it_trains(train, kernel_calls):
+    """`fit` and the command's step use it, or not, as the model says; the weights are equal."""
+    stock = create_model(use_fused_batch_norm=False)
+    expected = train(stock)
+    assert not kernel_calls
+    fused = create_model()
+    losses = train(fused)
+    assert kernel_calls
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for one, other in zip(fused.get_weights(), stock.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_fit_and_the_step_of_the_command_reach_the_same_weights():
+    with_fit, with_steps = create_model(), create_model()
+    np.testing.assert_allclose(train_with_fit(with_fit), train_with_steps(with_steps), rtol=1e-5)
+    for one, other in zip(with_fit.get_weights(), with_steps.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_the_choice_is_saved_with_the_model(is_fused, tmp_path):
+    model = create_model(use_fused_batch_norm=is_fused)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.use_fused_batch_norm is is_fused
+    assert ("FusedBatchNormV3" in kernels_of(loaded.encoder, [4, 8, 8, 3])) is is_fused
+
+
+def test_a_model_saved_without_the_choice_has_the_default():
+    config = create_model(use_fused_batch_norm=False).get_config()
+    del config["use_fused_batch_norm"]
+    assert contrastive.ContrastiveModel.from_config(config).use_fused_batch_norm

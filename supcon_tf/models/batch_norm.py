@@ -1,8 +1,8 @@
-"""Batch norm in training by TensorFlow's fused kernel.
+"""Batch norm that trains with TensorFlow's fused kernel.
 
-Keras 3 composes batch norm of elementwise operations, each of which reads and writes the whole
-activation. The fused kernel does the same in two passes and keeps only its input for the
-backward pass: less time and less memory.
+Keras 3 composes batch norm from elementwise operations, each of which reads and writes the whole
+activation. The fused kernel needs two passes and keeps only its input for the backward pass,
+which saves time and memory.
 """
 
 from __future__ import annotations
@@ -15,21 +15,30 @@ import tensorflow as tf
 _FUSED_TYPES = (tf.float32, tf.bfloat16, tf.float16)
 
 
-def fuse_batch_norm(model: keras.Model) -> None:
-    """Makes the batch norm layers of a model, and of models inside it, train with one kernel.
+def use_fused_batch_norm(model: keras.Model) -> None:
+    """Makes the batch norm layers of a model train with the fused kernel.
 
-    The layers stay what they are, so the model is saved, loaded and evaluated as before. A
-    layer that synchronises its statistics over several replicas keeps Keras' own way.
+    Applies to nested models too, and to every way of training: `model.fit`, a custom loop, the
+    stages of the command. The layers remain stock Keras layers: the model is saved, loaded and
+    evaluated as before, and a model loaded with Keras alone trains with Keras' own operations.
+
+    Keras' own operations are also used where the kernel does not apply: inputs that are not
+    [B, H, W, C], frozen layers, masks, and statistics synchronized over several replicas.
+
+    Args:
+        model: Any Keras model. `ContrastiveModel` does this for its encoder.
     """
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            fuse_batch_norm(layer)
+            use_fused_batch_norm(layer)
         elif isinstance(layer, keras.layers.BatchNormalization):
+            # On the instance: another class would be saved under its own name, and the file
+            # would then need supcon_tf to load.
             layer.call = functools.partial(_call, layer)
 
 
 def _call(layer, inputs, training=None, mask=None):
-    """What BatchNormalization.call does, for inputs [B, H, W, C]."""
+    """Replaces `BatchNormalization.call`, with the same results."""
     if not _is_fusible(layer, inputs, training, mask):
         return type(layer).call(layer, inputs, training=training, mask=mask)
     channels = inputs.shape[-1]

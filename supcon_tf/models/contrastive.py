@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from supcon_tf.models import applications, pixel_values, resnet
+from supcon_tf.models import applications, batch_norm, pixel_values, resnet
 
 
 def create_encoder(architecture: str = "tiny", **options) -> keras.Model:
@@ -155,9 +155,12 @@ class ContrastiveModel(keras.Model):
     """Encoder, L2 norm, projection head, L2 norm, over all views of a batch at once.
 
     Args:
-        encoder: any Keras model float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
-        projection_head: a layer [B, F] -> [B, D]; by default one linear layer of 128.
-        normalize_embedding: L2-normalise the encoder's output before the head.
+        encoder: Any Keras model float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
+        projection_head: A layer [B, F] -> [B, D]. Defaults to one linear layer with D = 128.
+        normalize_embedding: L2-normalize the encoder's output before the head.
+        use_fused_batch_norm: Train the encoder's batch norm layers with TensorFlow's fused
+            kernel, which is faster and needs less memory than Keras' own operations; see
+            `supcon_tf.models.batch_norm`. False leaves the layers as they are.
 
     Input [B, V, S, S, 3] (uint8 or float, 0..255) or [B, S, S, 3] for one view; output float32
     [B, V, D] of unit norm, ready for `SupConLoss`. Images in 0..1 give a warning. Raises
@@ -170,8 +173,9 @@ class ContrastiveModel(keras.Model):
         projection_head: layers.Layer | None = None,
         *,
         normalize_embedding: bool = True,
+        use_fused_batch_norm: bool = True,
         **kwargs,
-    ):
+    ) -> None:
         # Not cast to the precision of the policy: 0..255 would lose its fractions.
         super().__init__(autocast=False, **kwargs)
         check_encoder(encoder)
@@ -180,6 +184,9 @@ class ContrastiveModel(keras.Model):
             ProjectionHead(name="projection_head") if projection_head is None else projection_head
         )
         self.normalize_embedding = normalize_embedding
+        self.use_fused_batch_norm = use_fused_batch_norm
+        if use_fused_batch_norm:
+            batch_norm.use_fused_batch_norm(encoder)
         self.embedding_norm = layers.UnitNormalization(dtype="float32")
         if not self.projection_head.built:  # A loaded head comes built.
             self.projection_head.build((None, encoder.output_shape[-1]))
@@ -234,6 +241,7 @@ class ContrastiveModel(keras.Model):
             "encoder": keras.saving.serialize_keras_object(self.encoder),
             "projection_head": keras.saving.serialize_keras_object(self.projection_head),
             "normalize_embedding": self.normalize_embedding,
+            "use_fused_batch_norm": self.use_fused_batch_norm,
         }
 
     @classmethod

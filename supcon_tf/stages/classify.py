@@ -7,7 +7,7 @@ import time
 
 from supcon_tf.data import data_identity
 from supcon_tf.evaluation import metrics, predictions
-from supcon_tf.models import contrastive
+from supcon_tf.models import batch_norm, contrastive
 from supcon_tf.stages import chance, choices, inputs, memory_check, process, trainer
 from supcon_tf.stages.run_directory import RunDirectory, artifacts_of, find_part
 from supcon_tf.training import progress, steps
@@ -45,6 +45,8 @@ def train_classifier(
 
         with strategy.scope(), progress.waiting(f"{stage}: loading the encoder"):
             encoder = load_encoder(encoder_path)
+            if train_encoder:
+                batch_norm.use_fused_batch_norm(encoder)
             linear_head = (
                 run.artifacts("pretrain").load_model("linear_head.keras")
                 if keeps_head

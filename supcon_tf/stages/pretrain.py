@@ -9,7 +9,7 @@ from supcon_tf.data import data_identity
 from supcon_tf.evaluation import metrics, predictions
 from supcon_tf.losses import baselines, supcon
 from supcon_tf.losses.momentum_queue import MomentumQueue
-from supcon_tf.models import contrastive
+from supcon_tf.models import batch_norm, contrastive
 from supcon_tf.stages import chance, choices, image_size, inputs, memory_check, process, trainer
 from supcon_tf.training import progress, steps
 
@@ -184,6 +184,7 @@ def step_from_flags(
         )
         parts.append((linear_head, True))
     if flags.loss == "cross_entropy":
+        batch_norm.use_fused_batch_norm(encoder)
         return steps.ClassifierStep(
             encoder=encoder,
             linear_head=linear_head,

@@ -10,7 +10,6 @@ import tensorflow as tf
 from supcon_tf.augment.blur import blurred_images
 from supcon_tf.losses import supcon
 from supcon_tf.losses.momentum_queue import MomentumQueue
-from supcon_tf.models import batch_norm
 from supcon_tf.models.contrastive import ContrastiveModel
 from supcon_tf.training import gradient_cache, similarity
 
@@ -84,7 +83,6 @@ class ContrastiveStep:
         self.metric_names = ["loss", *similarity.NAMES]
         self.optimizers = {"optimizer": optimizer}
         self.models = {"model": model, **_random_states(model)}
-        batch_norm.fuse_batch_norm(model.encoder)
         self.variables = list(model.trainable_variables)
         self.classification, self.linear_head = classification, None
         if classification is not None:
@@ -101,7 +99,6 @@ class ContrastiveStep:
         self.queue = queue
         if queue is not None:
             self.models["momentum_queue"] = queue
-            batch_norm.fuse_batch_norm(queue.key_model.encoder)
         else:
             self._collapse_loss = _collapse_loss(loss, global_batch_size, num_views)
 
@@ -222,7 +219,6 @@ class ClassifierStep:
         if train_encoder:
             self.models |= {"encoder": encoder, **_random_states(encoder)}
             self.variables += encoder.trainable_variables
-            batch_norm.fuse_batch_norm(encoder)
         optimizer.build(self.variables)
 
     def __call__(self, batch) -> dict[str, tf.Tensor]:
