@@ -12,7 +12,7 @@ def test_wilson_of_published_examples():
         (0, 20, 0.0000, 0.1611),
         (1, 29, 0.0061, 0.1718),
     ]:
-        found = intervals.wilson(successes, trials)
+        found = intervals.wilson_interval(successes, trials)
         assert found == pytest.approx((low, high), abs=5e-5)
 
 
@@ -21,23 +21,23 @@ def test_wilson_equals_scipy_and_mirrors_failures(confidence):
     from scipy.stats import binomtest
 
     for successes, trials in [(0, 1), (3, 7), (7, 7), (950, 2_000)]:
-        found = intervals.wilson(successes, trials, confidence=confidence)
+        found = intervals.wilson_interval(successes, trials, confidence=confidence)
         expected = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
         assert found == pytest.approx((expected.low, expected.high), abs=1e-12)
-        other = intervals.wilson(trials - successes, trials, confidence=confidence)
+        other = intervals.wilson_interval(trials - successes, trials, confidence=confidence)
         assert other == pytest.approx((1 - found.high, 1 - found.low))
         assert 0.0 <= found.low <= successes / trials <= found.high <= 1.0
 
 
 def test_wilson_ends_solve_its_equation():
     """|p - q| = z sqrt(q (1 - q) / n) at both ends q."""
-    for end in intervals.wilson(30, 100):
+    for end in intervals.wilson_interval(30, 100):
         assert abs(0.3 - end) == pytest.approx(1.959964 * np.sqrt(end * (1 - end) / 100))
 
 
 def test_bootstrap_of_a_mean_approaches_the_normal_interval():
     values = np.random.default_rng(0).normal(3.0, 2.0, size=4_000)
-    low, high = intervals.bootstrap(values, num_resamples=4_000)
+    low, high = intervals.bootstrap_interval(values, num_resamples=4_000)
     error = values.std() / np.sqrt(len(values))
     assert (low + high) / 2 == pytest.approx(values.mean(), abs=0.1 * error)
     assert (high - low) / (2 * 1.96 * error) == pytest.approx(1.0, abs=0.06)
@@ -45,29 +45,34 @@ def test_bootstrap_of_a_mean_approaches_the_normal_interval():
 
 def test_vectorized_mean_and_any_statistic_agree():
     values = np.random.default_rng(0).random(200) < 0.7
-    fast = intervals.bootstrap(values)
-    slow = intervals.bootstrap(values, np.mean, seed=1)
+    fast = intervals.bootstrap_interval(values)
+    slow = intervals.bootstrap_interval(values, np.mean, seed=1)
     assert fast == pytest.approx(slow, abs=0.01)
-    assert fast == pytest.approx(intervals.wilson(values.sum(), 200), abs=0.01)
+    assert fast == pytest.approx(intervals.wilson_interval(values.sum(), 200), abs=0.01)
 
 
 def test_bootstrap_is_seeded_and_does_not_depend_on_blocks(monkeypatch):
     values = np.random.default_rng(0).random(50)
-    expected = intervals.bootstrap(values, seed=3)
-    assert intervals.bootstrap(values, seed=3) == expected
-    assert intervals.bootstrap(values, seed=4) != expected
+    expected = intervals.bootstrap_interval(values, seed=3)
+    assert intervals.bootstrap_interval(values, seed=3) == expected
+    assert intervals.bootstrap_interval(values, seed=4) != expected
     monkeypatch.setattr(intervals, "_BLOCK_SIZE", 1_000)
-    assert intervals.bootstrap(values, seed=3) == expected
+    assert intervals.bootstrap_interval(values, seed=3) == expected
 
 
 def test_arrays_of_one_example_are_resampled_together():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(100, 3)), rng.integers(3, size=100)
     logits[np.arange(100), labels] += 1
-    found = intervals.bootstrap((logits, labels), metrics.top_k_accuracy, num_resamples=500)
+    found = intervals.bootstrap_interval(
+        (logits, labels), metrics.top_k_accuracy, num_resamples=500
+    )
     is_right = logits.argmax(axis=1) == labels
-    assert found == pytest.approx(intervals.bootstrap(is_right), abs=0.03)
-    assert intervals.bootstrap((labels, labels), lambda x, y: np.mean(x == y)) == (1.0, 1.0)
+    assert found == pytest.approx(intervals.bootstrap_interval(is_right), abs=0.03)
+    assert intervals.bootstrap_interval((labels, labels), lambda x, y: np.mean(x == y)) == (
+        1.0,
+        1.0,
+    )
 
 
 def coverage(make_interval, truth, *, rounds, make_values):
@@ -81,14 +86,14 @@ def coverage(make_interval, truth, *, rounds, make_values):
 def test_95_percent_intervals_cover_the_truth_in_95_percent_of_simulations():
     """600 rounds: the standard error of a coverage of 0.95 is 0.009."""
     found = coverage(
-        lambda x: intervals.wilson(int(x.sum()), len(x)),
+        lambda x: intervals.wilson_interval(int(x.sum()), len(x)),
         0.8,
         rounds=600,
         make_values=lambda rng: rng.random(100) < 0.8,
     )
     assert 0.92 < found < 0.98
     found = coverage(
-        lambda x: intervals.bootstrap(x, num_resamples=400),
+        lambda x: intervals.bootstrap_interval(x, num_resamples=400),
         2.0,
         rounds=600,
         make_values=lambda rng: rng.exponential(2.0, size=100),
@@ -115,12 +120,12 @@ def test_paired_difference_is_narrower_than_that_of_independent_runs():
 
 def test_inputs_that_mean_nothing_are_refused():
     for call, message in [
-        (lambda: intervals.wilson(3, 2), "0 to 2"),
-        (lambda: intervals.wilson(0, 0), "one trial"),
-        (lambda: intervals.wilson(1, 2, confidence=95), "confidence"),
-        (lambda: intervals.bootstrap(np.ones(0)), "lengths"),
-        (lambda: intervals.bootstrap((np.ones(2), np.ones(3)), np.dot), "lengths"),
-        (lambda: intervals.bootstrap(np.ones([2, 2])), "statistic"),
+        (lambda: intervals.wilson_interval(3, 2), "0 to 2"),
+        (lambda: intervals.wilson_interval(0, 0), "one trial"),
+        (lambda: intervals.wilson_interval(1, 2, confidence=95), "confidence"),
+        (lambda: intervals.bootstrap_interval(np.ones(0)), "lengths"),
+        (lambda: intervals.bootstrap_interval((np.ones(2), np.ones(3)), np.dot), "lengths"),
+        (lambda: intervals.bootstrap_interval(np.ones([2, 2])), "statistic"),
         (lambda: intervals.paired_bootstrap(np.ones(2), np.ones(3)), "same examples"),
     ]:
         with pytest.raises(ValueError, match=message):

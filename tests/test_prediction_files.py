@@ -173,6 +173,15 @@ def test_files_of_another_form_are_refused():
         prediction_files.from_npz(later)
 
 
+def test_a_file_is_read_from_its_path_and_named_when_it_is_damaged(tmp_path):
+    path = tmp_path / "predictions.npz"
+    path.write_bytes(prediction_files.to_npz(some_predictions()))
+    assert_same(prediction_files.read_predictions(str(path)), some_predictions())
+    path.write_bytes(b"half")
+    with pytest.raises(ValueError, match="predictions.npz cannot be read"):
+        prediction_files.read_predictions(str(path))
+
+
 def npz(**arrays):
     content = io.BytesIO()
     np.savez(content, **arrays)

@@ -28,7 +28,7 @@ class Difference(NamedTuple):
     high: float
 
 
-def wilson(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
+def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
     """Wilson score interval of a proportion, such as the accuracy on `trials` test examples.
 
     (p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n), from Wilson 1927,
@@ -53,7 +53,7 @@ def wilson(successes: int, trials: int, *, confidence: float = 0.95) -> Interval
     return Interval(low, high)
 
 
-def bootstrap(
+def bootstrap_interval(
     values: np.ndarray | tuple[np.ndarray, ...],
     statistic: Callable[..., float] | None = None,
     *,
@@ -119,7 +119,9 @@ def paired_bootstrap(
             f"{list(first.shape)} and {list(second.shape)}."
         )
     change = second - first
-    interval = bootstrap(change, confidence=confidence, num_resamples=num_resamples, seed=seed)
+    interval = bootstrap_interval(
+        change, confidence=confidence, num_resamples=num_resamples, seed=seed
+    )
     return Difference(float(np.mean(change)), *interval)
 
 

@@ -1,7 +1,6 @@
 """The files that hold predictions: `predictions.npz` of eval, and the tables of predict.
 
-Everything here goes to or comes from open binary files or bytes, so that the caller decides where
-and how they are written.
+What is written goes to bytes or to an open binary file, so that the caller decides where and how.
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import tensorflow as tf
 
 VERSION = 1
 
@@ -76,7 +76,7 @@ def to_npz(predictions: Predictions) -> bytes:
     Its arrays are version, label, probabilities, class_names, and name (str) or index (int).
     """
     names = predictions.names
-    arrays = {
+    arrays: dict[str, Any] = {
         "version": np.array(VERSION),
         "label": predictions.labels,
         "probabilities": predictions.probabilities,
@@ -116,6 +116,23 @@ def from_npz(content: bytes) -> Predictions:
         arrays["name"] if "name" in arrays else arrays["index"],
         tuple(arrays["class_names"].tolist()),
     )
+
+
+def read_predictions(path: str) -> Predictions:
+    """The content of a `predictions.npz`, local or remote.
+
+        predictions = read_predictions("runs/mine/eval/predictions.npz")
+        bootstrap_interval(predictions.is_correct())
+
+    Raises:
+        ValueError: the file is damaged, or has another form or a later version.
+    """
+    with tf.io.gfile.GFile(path, "rb") as file:
+        content = file.read()
+    try:
+        return from_npz(content)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read. {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
