@@ -1,8 +1,19 @@
-"""Packaging of supcon_tf; the recipes of flags/ travel in the wheel as supcon_tf/flags/."""
+"""Packaging of supcon_tf. The recipes of flags/ are installed as supcon_tf/flags/."""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+# Where the source is published. Until it is set, the metadata names no repository.
+REPOSITORY_URL = ""
+
+project_urls = {"Paper": "https://arxiv.org/abs/2004.11362"}
+if REPOSITORY_URL:
+    project_urls |= {
+        "Source": REPOSITORY_URL,
+        "Issues": f"{REPOSITORY_URL}/issues",
+        "Changelog": f"{REPOSITORY_URL}/blob/main/CHANGELOG.md",
+    }
 
 setup(
     name="supcon-tf",
@@ -10,11 +21,24 @@ setup(
     description="Supervised Contrastive Learning (Khosla et al. 2020) for TensorFlow and Keras",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The supcon_tf authors",
     license="Apache-2.0",
+    project_urls=project_urls,
+    keywords=[
+        "contrastive learning",
+        "supervised contrastive loss",
+        "SupCon",
+        "SimCLR",
+        "representation learning",
+        "image classification",
+        "TensorFlow",
+        "Keras",
+    ],
     python_requires=">=3.10,<3.14",
     packages=[*find_packages(include=["supcon_tf", "supcon_tf.*"]), "supcon_tf.flags"],
     package_dir={"supcon_tf.flags": "flags"},
-    package_data={"supcon_tf.flags": ["*.flags"]},
+    package_data={"supcon_tf": ["py.typed"], "supcon_tf.flags": ["*.flags"]},
+    entry_points={"console_scripts": ["supcon-tf = supcon_tf.main:run"]},
     install_requires=[
         "absl-py",
         "h5py",
@@ -31,9 +55,11 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "cuda": ["tensorflow[and-cuda]>=2.18"],
         "test": [
             "build",
             "hypothesis",
+            "mypy",
             "pytest",
             "pytest-xdist",
             "pyyaml",
@@ -43,8 +69,19 @@ setup(
         ],
     },
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
         "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
 )
