@@ -29,7 +29,7 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict:
     labels = np.asarray(labels)
     _check_predictions(logits, labels)
     if labels.ndim == 2:
-        found = {"mean_average_precision": mean_average_precision(logits, labels)}
+        found: dict = {"mean_average_precision": mean_average_precision(logits, labels)}
     else:
         found = {
             "top_1": top_k_accuracy(logits, labels),

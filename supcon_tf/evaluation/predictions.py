@@ -55,7 +55,7 @@ def evaluate_embeddings(
         train_dataset, test_dataset: what `eval_batches` takes; all embeddings are in memory.
         batch_size, strategy: see `evaluate_classifier`.
     """
-    sets = []
+    sets: list[np.ndarray] = []
     for dataset in (train_dataset, test_dataset):
         sets += predict(
             strategy or tf.distribute.get_strategy(),

@@ -20,6 +20,7 @@ MAX_DEPTH = 32
 MAX_PROTOCOL = 5
 # Whole numbers from here on can be chosen to have the same hash.
 _MAX_KEY = 2**60
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 
 
 class RefusedError(ValueError):
@@ -37,7 +38,7 @@ class Global:
         return ascii(f"{self.module}.{self.name}")[1:-1][:200]
 
 
-def load(
+def load_pickle(
     data: io.BytesIO,
     *,
     constructors: Mapping[Global, Callable | None],
@@ -60,11 +61,11 @@ def load(
     machine = _Machine(constructors, persistent_load)
     try:
         for _ in range(MAX_INSTRUCTIONS):
-            opcode = pickletools.code2op.get(data.read(1).decode("latin-1"))
+            opcode = _OPCODES.get(data.read(1).decode("latin-1"))
             name = opcode.name if opcode else "unknown"
             if name == "STOP":
                 return machine.result()
-            if name not in _INSTRUCTIONS:  # Before its argument is read.
+            if opcode is None or name not in _INSTRUCTIONS:  # Before its argument is read.
                 raise RefusedError(f"its pickle has the instruction {name} or is damaged")
             _INSTRUCTIONS[name](machine, opcode.arg.reader(data) if opcode.arg else None)
     except RefusedError:

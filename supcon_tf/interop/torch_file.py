@@ -58,7 +58,7 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
             content, read_storage = _open(file, file.size())
             return _tensors(content, read_storage)
         except Exception as error:  # Damage shows as whatever zipfile and NumPy raise.
-            reason = str(error) if isinstance(error, RefusedError) else _describe(error)
+            reason = str(error) if isinstance(error, RefusedError) else _describe_damage(error)
             raise ValueError(
                 f"{path} cannot be read as a PyTorch checkpoint: {reason}. Expected a complete "
                 "file of torch.save with tensors, plain values and at most an argparse.Namespace. "
@@ -191,7 +191,7 @@ def _open_zip(archive, num_bytes):
         raise RefusedError("its byte order is not little-endian")
     if entries[pickles[0]].file_size > restricted_pickle.MAX_BYTES:
         raise RefusedError(f"its pickle has more than {restricted_pickle.MAX_BYTES:,} bytes")
-    content = restricted_pickle.load(
+    content = restricted_pickle.load_pickle(
         io.BytesIO(archive.read(pickles[0])),
         constructors=_CONSTRUCTORS,
         persistent_load=functools.partial(_find_storage, {}),
@@ -213,18 +213,18 @@ def _open_legacy(file, num_bytes):
     """The format before PyTorch 1.6: five pickles, then a count and the numbers per storage."""
     head = io.BytesIO(file.read(min(num_bytes, restricted_pickle.MAX_BYTES)))
     storages = {}
-    restricted_pickle.load(head, constructors={})  # The magic number, compared already.
-    if restricted_pickle.load(head, constructors={}) != _LEGACY_PROTOCOL:
+    restricted_pickle.load_pickle(head, constructors={})  # The magic number, compared already.
+    if restricted_pickle.load_pickle(head, constructors={}) != _LEGACY_PROTOCOL:
         raise RefusedError(f"its format version is not {_LEGACY_PROTOCOL}")
-    system = restricted_pickle.load(head, constructors={})
+    system = restricted_pickle.load_pickle(head, constructors={})
     if type(system) is not dict or system.get("little_endian") is not True:
         raise RefusedError("its byte order is not little-endian")
-    content = restricted_pickle.load(
+    content = restricted_pickle.load_pickle(
         head,
         constructors=_CONSTRUCTORS,
         persistent_load=functools.partial(_find_storage, storages),
     )
-    keys = restricted_pickle.load(head, constructors={})
+    keys = restricted_pickle.load_pickle(head, constructors={})
     if type(keys) is not list or any(type(key) is not str for key in keys):
         raise RefusedError("it lacks the list of its storages")
     if sorted(keys) != sorted(storages):
@@ -266,6 +266,6 @@ def _tensors(content, read_storage: Callable[[_Storage], bytes]) -> dict[str, np
     return {name: tensor.view(data[tensor.storage]) for name, tensor in tensors.items()}
 
 
-def _describe(error):
+def _describe_damage(error):
     lines = str(error).strip().splitlines()
     return f"it is damaged ({type(error).__name__}{': ' + lines[0][:200] if lines else ''})"

@@ -1,12 +1,14 @@
-"""Weights of SupContrast's PyTorch ResNets (https://github.com/HobbitLong/SupContrast).
+"""Loads weights of SupContrast's PyTorch ResNets (https://github.com/HobbitLong/SupContrast).
 
-Its CIFAR networks have names of their own; its released ImageNet checkpoint has the network and the
-names of torchvision's ResNets (https://github.com/pytorch/vision). Needs no PyTorch.
+SupContrast names the layers of its CIFAR networks in its own way. Its released ImageNet checkpoint
+has the network and the names of torchvision's ResNets (https://github.com/pytorch/vision). PyTorch
+is not required.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import keras
 import numpy as np
@@ -17,10 +19,10 @@ from supcon_tf.models import resnet
 
 
 def load_supcontrast(path: str, encoder: keras.Model) -> keras.Model:
-    """Fills an encoder with the weights of a SupContrast or torchvision ResNet checkpoint.
+    """Loads the weights of a SupContrast or torchvision ResNet checkpoint into an encoder.
 
-    Build the encoder like the network of the checkpoint, with its input normalisation as whitening
-    constants. For SupContrast's CIFAR checkpoints:
+    Build the encoder like the network of the checkpoint, with the normalization of its inputs as
+    whitening constants. For SupContrast's CIFAR checkpoints:
 
         create_resnet(depth=50, image_size=32, first_conv_kernel_size=3, first_conv_stride=1,
                       use_initial_max_pool=False, mean=CIFAR10_MEAN, std=CIFAR10_STD)
@@ -31,14 +33,14 @@ def load_supcontrast(path: str, encoder: keras.Model) -> keras.Model:
                       use_initial_max_pool=True, initial_max_pool_padding="symmetric",
                       mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
-    where mean and std are 2 m - 1 and 2 s of the m and s that normalise images in [0, 1]; `sources`
-    has them. The first group of ResNet-18 and -34 has no convolution in its shortcut in PyTorch;
-    ours becomes the identity there, up to rounding, in inference. In further training its batch
-    norm takes part.
+    The constants are for images in [-1, 1]: mean = 2 m - 1 and std = 2 s, where m and s normalize
+    images in [0, 1]. In PyTorch the first group of ResNet-18 and ResNet-34 has no convolution in
+    its shortcut. The one here is set to the identity, up to rounding, in inference; further
+    training updates its batch norm.
 
     Args:
         path: A `.pth` file.
-        encoder: From `resnet.create_resnet`; changed in place.
+        encoder: A model of `resnet.create_resnet`. It is changed in place.
 
     Returns:
         The encoder.
@@ -59,7 +61,7 @@ def load_supcontrast(path: str, encoder: keras.Model) -> keras.Model:
             raise ValueError(_mismatch(path, arrays, encoder, f"layer {layer.name}"))
         values.append((layer, weights))
     if unused:
-        raise ValueError(_mismatch(path, arrays, encoder, _shorten(sorted(unused)[:1])))
+        raise ValueError(_mismatch(path, arrays, encoder, first_names(sorted(unused)[:1])))
     difference = _stem_difference(arrays, encoder)
     if difference:
         raise ValueError(_mismatch(path, arrays, encoder, difference))
@@ -69,18 +71,21 @@ def load_supcontrast(path: str, encoder: keras.Model) -> keras.Model:
 
 
 def load_supcontrast_head(path: str) -> keras.Model:
-    """The projection head of a SupContrast checkpoint: float32 [B, F] -> unit vectors [B, D].
+    """Loads the projection head of a SupContrast checkpoint: float32 [B, F] -> unit vectors [B, D].
 
-    Theirs has a bias in every layer and takes embeddings as they are:
+    Every layer of it has a bias, and it expects embeddings that are not normalized:
     `ContrastiveModel(encoder, head, normalize_embedding=False)`.
 
+    Args:
+        path: A `.pth` file.
+
     Raises:
-        ValueError: the file has no projection head.
+        ValueError: The file cannot be read or has no projection head.
     """
     arrays = torch_file.read_state_dict(path)
     names = sorted(name for name in arrays if re.fullmatch(r"head\.(\d\.)?weight", name))
     if not names:
-        raise ValueError(f"{path} has no projection head; it holds {_shorten(arrays)}.")
+        raise ValueError(f"{path} has no projection head; it holds {first_names(arrays)}.")
     kernels = [arrays[name] for name in names]
     biases = [arrays.get(name.replace("weight", "bias"), np.zeros(0)) for name in names]
     _check_head_shapes(path, [kernel.shape for kernel in kernels], [b.shape for b in biases])
@@ -97,7 +102,7 @@ def load_supcontrast_head(path: str) -> keras.Model:
 
 
 def _check_head_shapes(path, kernels, biases):
-    """Before anything is allocated: the sizes come from a file."""
+    """Checks sizes from an untrusted file before memory is allocated for them."""
     is_chain = (
         all(len(kernel) == 2 and min(kernel) > 0 for kernel in kernels)
         and all(len(bias) == 1 for bias in biases)
@@ -107,15 +112,15 @@ def _check_head_shapes(path, kernels, biases):
     if not is_chain:
         raise ValueError(
             f"{path} has a projection head whose layers do not fit together: weights {kernels}, "
-            f"biases {biases}. Expected [out, in] and [out], each layer taking what the one before "
-            "it gives."
+            f"biases {biases}. Expected [out, in] and [out], where the input size of each layer is "
+            "the output size of the layer before it."
         )
 
 
 def _encoder_arrays(arrays):
-    """The encoder's tensors under SupContrast's names without a prefix.
+    """Selects the tensors of the encoder, under SupContrast's names without a prefix.
 
-    A state dict of torchvision has no prefix; its classifier is `fc`.
+    A state dict of torchvision has no prefix; its classifier is named `fc`.
     """
     prefix = "encoder." if any(name.startswith("encoder.") for name in arrays) else ""
     return {
@@ -128,24 +133,24 @@ def _encoder_arrays(arrays):
 
 
 def _stem_difference(arrays, encoder):
-    """What the encoder's stem does differently from the file's network, or None.
+    """Describes how the encoder's stem differs from that of the file's network, or returns None.
 
-    The weights do not show it: stride, max pool and its padding have none.
+    The shapes of the weights cannot show a difference in the stride, the max pool or its padding.
     """
     kernel_size = arrays["conv1.weight"].shape[-1]
     stride = encoder.get_layer("stem_conv").strides[0]
     pools = [layer for layer in encoder.layers if isinstance(layer, layers.MaxPooling2D)]
     if any(pool.padding == "same" for pool in pools):
-        return "the padding of its max pool (PyTorch pads every side)"
+        return "the padding of its max pool (PyTorch pads all sides)"
     if stride != _stem_of(kernel_size)["first_conv_stride"]:
         return f"the stride {stride} of its first convolution"
     if bool(pools) != _stem_of(kernel_size)["use_initial_max_pool"]:
-        return "its max pool" if pools else "the max pool that it lacks"
+        return "its max pool" if pools else "its missing max pool"
     return None
 
 
 def _stem_of(kernel_size):
-    """The options of `create_resnet` for torchvision's stem, or for SupContrast's on CIFAR."""
+    """Options of `create_resnet` for the stem of torchvision, or of SupContrast on CIFAR."""
     is_large = kernel_size > 3
     options = {
         "first_conv_kernel_size": kernel_size,
@@ -156,7 +161,7 @@ def _stem_of(kernel_size):
 
 
 def _torch_weights(layer, arrays):
-    """The names in the checkpoint and the weights, in Keras' form; None if it has none."""
+    """Names in the checkpoint and weights in Keras' layout for a layer; None if not found."""
     name = _torch_name(layer.name)
     if isinstance(layer, layers.Conv2D):
         names = [f"{name}.weight"]
@@ -180,13 +185,13 @@ def _torch_weights(layer, arrays):
                 np.zeros(layer.gamma.shape, np.float32),
                 np.ones(layer.gamma.shape, np.float32),
             )
-            # Undoes the epsilon that is added to the variance of 1.
+            # Cancels the epsilon that batch norm adds to the variance of 1.
             return [], [np.sqrt(1 + layer.epsilon) * ones, zeros, zeros, ones]
     return [], None
 
 
 def _torch_name(name):
-    """group0_block1_conv2 -> layer1.1.conv2; part 0 is the shortcut."""
+    """Converts a layer name: group0_block1_conv2 -> layer1.1.conv2. Part 0 is the shortcut."""
     stem = {"stem_conv": "conv1", "stem_batch_normalization": "bn1"}
     if name in stem:
         return stem[name]
@@ -201,7 +206,7 @@ def _torch_name(name):
 
 
 def _mismatch(path, arrays, encoder, where):
-    """What the checkpoint is, as far as its names tell."""
+    """The message for a checkpoint that does not fit: what it holds, and the flags to build it."""
     blocks = [
         len({name.split(".")[1] for name in arrays if name.startswith(f"layer{group}.")})
         for group in (1, 2, 3, 4)
@@ -218,8 +223,8 @@ def _mismatch(path, arrays, encoder, where):
     if not depths or len(stem) != 4 or width != (64, 64):
         return (
             f"{path} does not fit the encoder {encoder.name}: it holds "
-            f"{_shorten(arrays) or 'no encoder'}, expected a ResNet of SupContrast or torchvision, "
-            "of width 1."
+            f"{first_names(arrays) or 'no encoder'}, expected a ResNet of SupContrast or "
+            "torchvision, of width 1."
         )
     options = {"depth": int(depths[0]), **_stem_of(stem[-1])}
     keywords = ", ".join(f"{name}={value!r}" for name, value in options.items())
@@ -234,7 +239,7 @@ def _mismatch(path, arrays, encoder, where):
     )
 
 
-def _shorten(names):
-    """The first names of a file that may contain anything."""
-    printable = (ascii(name[:60])[1:-1] for name in list(names)[:5])
-    return ", ".join(printable) + (", ..." if len(names) > 5 else "")
+def first_names(names: Collection[str], count: int = 5) -> str:
+    """Lists the first names for a message, made printable: a file may contain any name."""
+    printable = (ascii(name[:200])[1:-1] for name in list(names)[:count])
+    return ", ".join(printable) + (", ..." if len(names) > count else "")

@@ -158,7 +158,7 @@ class MomentumQueue(keras.layers.Layer):
         name: str = "momentum_queue",
     ) -> None:
         super().__init__(name=name)
-        _check_queue(loss.options, queue_size, momentum)
+        _check_queue_settings(loss.options, queue_size, momentum)
         self.loss, self.queue_size, self.momentum = loss, queue_size, momentum
         self.key_model = ContrastiveModel.from_config(model.get_config())
         self.copy_weights(model)
@@ -252,7 +252,7 @@ class MomentumQueue(keras.layers.Layer):
         tf.distribute.get_replica_context().merge_call(follow)
 
 
-def _check_queue(options, queue_size, momentum):
+def _check_queue_settings(options, queue_size, momentum):
     if options.needs_masks:
         raise ValueError(
             "A queue requires summation_location='outside', denominator_mode='all' and "

@@ -1,14 +1,16 @@
-"""The encoders of the paper: ResNet v1 and ResNeXt, and one tiny ResNet for small images.
+"""The encoders of the paper, ResNet v1 and ResNeXt, and a tiny ResNet for small images.
 
-Functional Keras models of stock layers only, so that a saved encoder loads without supcon_tf:
+They are functional Keras models of stock layers, so a saved encoder loads without supcon_tf:
 float32 images [B, S, S, 3] in 0..255 -> float32 features [B, F].
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import keras
+import tensorflow as tf
 from keras import layers
 
 # Residual blocks in each of the four groups (He et al. 2016, Table 1; depth 200 as He et al.,
@@ -25,7 +27,7 @@ RESNEXT_DEPTHS = (50, 101, 152, 200)
 MAX_POOL_PADDINGS = ("same", "symmetric")
 ARCHITECTURES = ("resnet_v1", "resnext", "tiny")
 RESNEXT_GROUPS = 64
-# Images of this side or larger get the stem of ImageNet, unless it is given.
+# Default stem: that of ImageNet for images of at least this size, else that of CIFAR.
 IMAGENET_STEM_PX = 64
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
@@ -45,32 +47,32 @@ def create_resnet(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> keras.Model:
-    """A ResNet v1 or ResNeXt as the reference implementation builds it.
+    """Builds a ResNet v1 or ResNeXt as in the reference implementation.
 
-    The stride of a bottleneck sits on its 3x3 convolution, the first block of every group has
-    a projection shortcut, and the last batch norm of a residual branch starts at gamma 0 (not
+    The 3x3 convolution of a bottleneck block has the stride, the first block of every group has a
+    projection shortcut, and gamma of the last batch norm of a residual branch starts at 0 (except
     in ResNeXt).
 
     Args:
         architecture: "resnet_v1", "resnext" (64 groups), or "tiny": one basic block in each of
             three groups, for images of 8 to 32 pixels (depth is ignored).
-        depth: 18, 34, 50, 101, 152 or 200; ResNeXt from 50.
-        width: multiplies the channels.
+        depth: 18, 34, 50, 101, 152 or 200; at least 50 for ResNeXt.
+        width: Multiplier of the number of channels.
         image_size: S in pixels.
-        first_conv_kernel_size, first_conv_stride, use_initial_max_pool: the stem. None follows
-            the image size: from 64 px the ImageNet stem (7, 2 and a max pool), below it the CIFAR
-            stem (3, 1 and no pool).
-        initial_max_pool_padding: "same" pads the initial max pool as TensorFlow does, for an even
-            side with one pixel at the bottom and on the right; "symmetric" pads one pixel on
-            every side as PyTorch does, which weights of torchvision's ResNets need.
-        use_global_batch_norm: batch statistics over all replicas instead of each its own.
-        mean, std: whitening constants of the images scaled to [-1, 1], per channel.
+        first_conv_kernel_size, first_conv_stride, use_initial_max_pool: The stem. None chooses by
+            image size: the ImageNet stem (7, 2 and a max pool) for 64 px or more, the CIFAR stem
+            (3, 1 and no max pool) for smaller images.
+        initial_max_pool_padding: "same" pads the initial max pool as TensorFlow does: for an even
+            size, one pixel at the bottom and on the right. "symmetric" pads one pixel on every
+            side as PyTorch does, which weights of torchvision's ResNets require.
+        use_global_batch_norm: Compute batch statistics over all replicas, not per replica.
+        mean, std: Whitening constants per channel, for images scaled to [-1, 1].
 
     Returns:
         A model float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
 
     Raises:
-        ValueError: Unknown architecture, depth or padding, or padding without a max pool.
+        ValueError: Unknown architecture, depth or padding, or a padding without a max pool.
     """
     if initial_max_pool_padding not in MAX_POOL_PADDINGS:
         raise ValueError(
@@ -78,7 +80,8 @@ def create_resnet(
             f"{', '.join(MAX_POOL_PADDINGS)}."
         )
     if architecture == "tiny":
-        group_sizes, block, base_filters = (1, 1, 1), _basic_block, 16
+        group_sizes: tuple[int, ...] = (1, 1, 1)
+        block, base_filters = _basic_block, 16
     elif architecture in ARCHITECTURES:
         depths = RESNEXT_DEPTHS if architecture == "resnext" else tuple(GROUP_SIZES)
         if depth not in depths:
@@ -99,7 +102,7 @@ def create_resnet(
         use_initial_max_pool = not is_small
     if initial_max_pool_padding != "same" and not use_initial_max_pool:
         raise ValueError(
-            f"initial_max_pool_padding={initial_max_pool_padding!r} does nothing without a "
+            f"initial_max_pool_padding={initial_max_pool_padding!r} has no effect without a "
             "max pool: add use_initial_max_pool=True."
         )
     norm = functools.partial(_batch_norm, synchronized=use_global_batch_norm)
@@ -121,11 +124,16 @@ def create_resnet(
     return keras.Model(images, features, name=name)
 
 
-def scale_and_whiten(images, *, mean=None, std=None):
-    """0..255 -> [-1, 1], then (x - mean) / std where constants are given; stock layers."""
+def scale_and_whiten(
+    images: tf.Tensor,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> tf.Tensor:
+    """Scales 0..255 to [-1, 1], then computes (x - mean) / std if constants are given."""
     x = layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32")(images)
     if mean is not None:
-        variance = [value**2 for value in std]
+        variance = [value**2 for value in std or ()]
         x = layers.Normalization(mean=list(mean), variance=variance, dtype="float32")(x)
     return x
 
@@ -142,14 +150,14 @@ def _batch_norm(x, *, synchronized, name, gamma_initializer="ones"):
 
 def _max_pool(x, padding):
     if padding == "symmetric":
-        # Zeros never win over the outputs of a ReLU, so they stand for the -inf of PyTorch.
+        # PyTorch pads with -inf. After a ReLU zeros have the same effect on the maximum.
         x = layers.ZeroPadding2D(1)(x)
         padding = "valid"
     return layers.MaxPooling2D(3, strides=2, padding=padding, name="stem_max_pool")(x)
 
 
 def _conv(x, filters, kernel_size, stride=1, groups=1, *, name):
-    """A convolution without bias; a stride pads (k-1)//2 before and the rest after."""
+    """A convolution without bias. With a stride, it pads (k-1)//2 before and the rest after."""
     if stride > 1 and kernel_size > 1 and groups == 1:
         before = (kernel_size - 1) // 2
         after = kernel_size - 1 - before
@@ -173,7 +181,7 @@ def _conv(x, filters, kernel_size, stride=1, groups=1, *, name):
 def _conv_norm(x, norm, filters, kernel_size, stride=1, *, name, part, groups=1, **norm_options):
     """Convolution and batch norm, named `<name>_conv<part>` and `<name>_batch_normalization<part>`.
 
-    Names do not depend on what else the process has built, so that weights can be found by name.
+    The names do not depend on other models in the process, so weights can be matched by name.
     """
     x = _conv(x, filters, kernel_size, stride, groups, name=f"{name}_conv{part}")
     return norm(x, name=f"{name}_batch_normalization{part}", **norm_options)

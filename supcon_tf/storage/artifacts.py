@@ -58,7 +58,7 @@ class Artifacts:
 
     def seal(self) -> None:
         """Records size and checksum of all that was written; the last thing a stage does."""
-        entries = {name: _describe(self.path(name)) for name in sorted(self._written)}
+        entries = {name: _manifest_entry(self.path(name)) for name in sorted(self._written)}
         files.write_sealed(self.path(MANIFEST), {"files": entries})
 
     # Reading.
@@ -91,10 +91,11 @@ class Artifacts:
             raise self.damaged(str(error)) from error
         if recorded is None and tf.io.gfile.exists(self.path("result.json")):
             raise self.damaged(f"{self.path(MANIFEST)} is missing.")
-        entry = (recorded or {"files": {}})["files"].get(name)
+        entries = recorded["files"] if recorded else {}
+        entry = entries.get(name)
         problem = self._problem(name, entry) if entry else None
-        if problem:  # Perhaps it is the record that is wrong.
-            problem = self._problems(recorded["files"]).get(MANIFEST, problem)
+        if problem:  # The record itself may be wrong.
+            problem = self._problems(entries).get(MANIFEST, problem)
         if entry is None and not tf.io.gfile.exists(self.path(name)):
             problem = f"{self.path(name)} is missing."
         if problem:
@@ -165,10 +166,10 @@ class Artifacts:
         return None
 
 
-def _describe(path):
+def _manifest_entry(path):
     if tf.io.gfile.isdir(path):
         names = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(path))
-        return {"files": {name: _describe(os.path.join(path, name)) for name in names}}
+        return {"files": {name: _manifest_entry(os.path.join(path, name)) for name in names}}
     entry = {"bytes": tf.io.gfile.stat(path).length, "sha256": files.sha256(path)}
     if path.endswith(".keras"):
         entry["identity"] = model_identity(path)
