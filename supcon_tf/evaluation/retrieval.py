@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-# Similarities computed at a time. As float32 they take 64 MiB; sorting needs a few times that.
-BLOCK_SIZE = 2**24
+# Similarities computed at a time. As float32 they take 32 MiB; sorting needs a few times that.
+BLOCK_SIZE = 2**23
 
 
 def unit_norm(embeddings: np.ndarray) -> np.ndarray:
