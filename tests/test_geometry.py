@@ -110,3 +110,8 @@ def test_effective_rank_of_known_matrices():
 def test_one_embedding_has_no_geometry():
     with pytest.raises(ValueError, match="two embeddings"):
         geometry.uniformity(np.ones([1, 3]))
+
+
+def test_labels_of_another_number_of_examples_are_refused():
+    with pytest.raises(ValueError, match="labels of 4 embeddings, got 3"):
+        geometry.geometry_metrics(np.eye(4), np.zeros(3, int))

@@ -29,6 +29,12 @@ def test_wilson_equals_scipy_and_mirrors_failures(confidence):
         assert 0.0 <= found.low <= successes / trials <= found.high <= 1.0
 
 
+def test_wilson_takes_the_counts_of_numpy():
+    found = intervals.wilson_interval(np.int32(60_000), np.int32(100_000))
+    assert found == intervals.wilson_interval(60_000, 100_000)
+    assert type(found.low) is float
+
+
 def test_wilson_ends_solve_its_equation():
     """|p - q| = z sqrt(q (1 - q) / n) at both ends q."""
     for end in intervals.wilson_interval(30, 100):

@@ -104,6 +104,8 @@ class _PairSums:
     def __init__(self, unit, labels, *, t=2.0):
         if len(unit) < 2:
             raise ValueError(f"Geometry needs at least two embeddings, got {len(unit)}.")
+        if labels is not None and len(labels) != len(unit):
+            raise ValueError(f"Expected labels of {len(unit):,} embeddings, got {len(labels):,}.")
         self._num_pairs = len(unit) * (len(unit) - 1) // 2
         self._potential = 0.0
         self._cosine = {True: 0.0, False: 0.0}  # Of pairs of one class, and of the others.

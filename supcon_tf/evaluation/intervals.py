@@ -43,6 +43,7 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
             f"Expected at least one trial and 0 to {trials} successes, got {successes}."
         )
     z = _quantile(confidence)
+    successes, trials = int(successes), int(trials)  # NumPy's would overflow when squared.
     p = successes / trials
     center = p + z**2 / (2 * trials)
     margin = z * math.sqrt(p * (1 - p) / trials + z**2 / (4 * trials**2))
