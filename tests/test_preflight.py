@@ -9,13 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tpu"))
+from tpu import compiler_environment, compiler_text, lowering, preflight, slices
 
-import compiler_environment  # noqa: E402
-import compiler_text  # noqa: E402
-import preflight  # noqa: E402
-import slices  # noqa: E402
+ROOT = Path(__file__).parent.parent
+
 
 GIB = 2**30
 # Where the tests with the real compiler find its environment, or make it.
@@ -166,14 +163,12 @@ def test_hours_and_examples_follow_from_the_step():
         flags=SimpleNamespace(recipe="r", precision="p", batch_size=100),
     )  # fmt: skip
     result = {"optimal_seconds": -5.75, "flops": 1e12, "bytes_accessed": 2e11, "hbm_bytes": 1}
-    found = preflight.summarise(job, preflight.Compiled(1, None, result), "kind")
+    found = preflight.summarize(job, preflight.Compiled(1, None, result), "kind")
     assert found["step_seconds"] == 0.25
     assert found["examples_per_second"] == 400 and found["stage_hours"] == 0.5
 
 
 def preflight_workload():
-    import lowering
-
     return lowering.Workload(16, 1, 2, 224, total_steps=7200, num_parameters=1)
 
 
@@ -250,14 +245,15 @@ def test_the_environment_is_made_once_and_again_for_other_pins(pip, tmp_path, ca
 
 def test_a_folder_of_somebody_else_is_left_alone(pip, tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(RuntimeError, match="holds something else: choose another --env_dir"):
+    with pytest.raises(RuntimeError, match="choose another folder with --env_dir"):
         compiler_environment.CompilerEnvironment(tmp_path).ensure()
     assert not pip and (tmp_path / "thesis.tex").exists()
 
 
 def run_preflight(*arguments):
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tpu" / "preflight.py"), *arguments],
+        [sys.executable, "-m", "tpu.preflight", *arguments],
+        cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,

@@ -1,6 +1,5 @@
 """The training step holds nothing that a TPU does not run, whatever the recipe."""
 
-import sys
 from pathlib import Path
 
 import keras
@@ -11,13 +10,12 @@ from absl import flags
 from absl.testing import flagsaver
 
 from supcon_tf.cli import command_line
+from tpu import lowering
+from tpu.graph_check import find_problems
+from tpu.replica import OneOfManyStrategy
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tpu"))
 
-import lowering  # noqa: E402
-from graph_check import find_problems  # noqa: E402
-from replica import OneOfManyStrategy  # noqa: E402
 
 if "mode" not in flags.FLAGS:
     command_line.define_flags()
@@ -169,7 +167,7 @@ def test_cores_that_cannot_share_the_batch_are_refused(parsed):
 
 
 def test_a_dataset_of_unknown_size_is_refused(parsed):
-    with pytest.raises(ValueError, match="'food101' is not known here: give --num_examples"):
+    with pytest.raises(ValueError, match="'food101' is unknown: add --num_examples"):
         lowering.lower(parsed(*TINY, "--dataset=food101"), num_cores=4)
     options = parsed(
         *TINY, "--dataset=food101", "--pretrain_epochs=2", "--pretrain_warmup_epochs=0"

@@ -1,4 +1,4 @@
-"""The environment that holds the TPU compiler, and a call into it."""
+"""The virtual environment of the TPU compiler, and how to call the compiler."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import sys
 import venv
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "requirements-preflight.txt"
 
 
 class CompilerEnvironment:
-    """A virtual environment with the pinned JAX and libtpu, made when it is missing.
+    """A virtual environment with pinned versions of JAX and libtpu, created when it is missing.
 
     Args:
-        folder: where it lives; nothing else is written there.
+        folder: The folder of the environment. Nothing else is written there.
     """
 
     def __init__(self, folder: str):
-        self.folder = Path(folder).expanduser()
+        self.folder = Path(folder).expanduser().absolute()
         self._stamp = self.folder / "requirements.txt"
 
     def ensure(self) -> None:
-        """Makes the environment unless it holds just these requirements.
+        """Creates the environment unless it exists with the current requirements.
 
         Raises:
-            RuntimeError: pip failed; with what it said.
+            RuntimeError: pip failed; the message has its output.
         """
         wanted = REQUIREMENTS.read_text()
         if self._stamp.is_file() and self._stamp.read_text() == wanted:
             return
         print(
-            f"Making the compiler's environment in {self.folder} (once; downloads about 400 MB): "
+            f"Creating the compiler's environment in {self.folder} (once; downloads about 400 MB): "
             f"pip install -r {REQUIREMENTS.name}",
             flush=True,
         )
@@ -46,22 +46,27 @@ class CompilerEnvironment:
         self._stamp.write_text(wanted)
 
     def compile(self, topology: str, num_cores: int, hlo: bytes | None = None) -> dict:
-        """What tpu_compiler.py says of a program for that slice; without one, of the slice.
+        """Compiles a program for a slice and returns the figures of `tpu.tpu_compiler`.
+
+        Args:
+            topology: The slice, such as "v5e:4x4".
+            num_cores: Number of replicas of the program.
+            hlo: Serialized HLO; None only looks up the slice.
 
         Raises:
-            RuntimeError: the compiler's process died.
+            RuntimeError: The compiler's process failed.
         """
         path = self.folder / f"step-{os.getpid()}.hlo"
-        command = [self._python, str(HERE / "tpu_compiler.py"), f"--topology={topology}"]
+        command = [self._python, "-m", "tpu.tpu_compiler", f"--topology={topology}"]
         if hlo is not None:
             path.write_bytes(hlo)
             command += [f"--hlo={path}", f"--num_cores={num_cores}"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
         path.unlink(missing_ok=True)
         lines = done.stdout.strip().splitlines()
         if done.returncode or not lines:
             tail = "\n".join(done.stderr.strip().splitlines()[-20:])
-            raise RuntimeError(f"The TPU compiler's process ended with {done.returncode}:\n{tail}")
+            raise RuntimeError(f"The TPU compiler exited with code {done.returncode}:\n{tail}")
         return json.loads(lines[-1])
 
     @property
@@ -69,7 +74,9 @@ class CompilerEnvironment:
         return str(self.folder / "bin" / Path(sys.executable).name.split(".")[0])
 
     def _is_ours(self):
-        """Whether the folder may be emptied: an environment, not somebody's files."""
+        """Whether the folder may be emptied, because it is empty or a virtual environment."""
         if (self.folder / "pyvenv.cfg").is_file() or not any(self.folder.iterdir()):
             return True
-        raise RuntimeError(f"{self.folder} holds something else: choose another --env_dir.")
+        raise RuntimeError(
+            f"{self.folder} contains other files: choose another folder with --env_dir."
+        )

@@ -1,8 +1,8 @@
-"""Which ops of a traced step a TPU does not run, and where they come from.
+"""Finds ops of a traced step that a TPU does not run, and where they were created.
 
 XLA compiles one program of fixed shapes: no strings, no callbacks to the host, no image codecs,
-and no result whose size depends on values. Some of these compile on a CPU all the same, so that
-a step that passes there fails, or crawls, on the slice that is paid by the minute.
+and no result whose size depends on values. Some of these ops do compile on a CPU, so a step that
+works there can fail, or be very slow, on a TPU.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 
 import tensorflow as tf
-from problems import Problem
 
-# Op types by what is wrong with them; regular expressions on the whole name.
+from tpu.problems import Problem
+
+# Regular expressions of op types (the whole name), by the reason why they are refused.
 FORBIDDEN = {
     "its result has a size that depends on values": (
         r"Where|Unique\w*|DynamicPartition|ListDiff|NonMaxSuppression\w*|Sparse(?!SoftmaxCross)\w*"
@@ -36,10 +37,10 @@ _NOT_USER_CODE = ("/tensorflow/", "/keras/", "/site-packages/", "<frozen", "/tpu
 
 
 def find_problems(function) -> list[Problem]:
-    """The forbidden ops of a traced function and of all that it calls.
+    """Finds the forbidden ops of a traced function and of all functions that it calls.
 
     Args:
-        function: a concrete `tf.function`.
+        function: A concrete `tf.function`.
     """
     problems = []
     for op in function.graph.get_operations():

@@ -1,4 +1,4 @@
-"""A recipe's pretraining step as one replica of a slice runs it, as serialized HLO."""
+"""Lowers a recipe's pretraining step, as one replica of a slice runs it, to serialized HLO."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 
 import tensorflow as tf
 from absl import flags as absl_flags
-from graph_check import find_problems
-from problems import Problem, UnfitStep
-from replica import OneOfManyStrategy
 
 from supcon_tf.stages import inputs, pretrain, trainer
+from tpu.graph_check import find_problems
+from tpu.problems import Problem, UnfitStep
+from tpu.replica import OneOfManyStrategy
 
-# Training examples and classes, so that no dataset has to be there.
+# Numbers of training examples and classes, so that no dataset is needed.
 DATASETS = {
     "imagenet2012": (1_281_167, 1_000),
     "cifar10": (50_000, 10),
@@ -28,7 +28,7 @@ _CREATED_AT = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What the recipe asks of each core."""
+    """The work of each core."""
 
     num_cores: int
     batch_per_core: int
@@ -39,28 +39,28 @@ class Workload:
 
 
 def lower(flags, *, num_cores: int, dataset_size: tuple[int, int] | None = None):
-    """Traces the whole train step of one core and lowers it to HLO.
+    """Traces the whole training step of one core and lowers it to HLO.
 
-    In the precision of Keras' global policy.
+    The precision is that of Keras' global dtype policy.
 
     Args:
-        flags: parsed, of the command line with a recipe.
-        num_cores: replicas that share flags.batch_size.
-        dataset_size: training examples and classes, of datasets that DATASETS does not hold.
+        flags: Parsed flags of the command.
+        num_cores: Number of replicas that share flags.batch_size.
+        dataset_size: Numbers of training examples and classes, for datasets not in DATASETS.
 
     Returns:
-        Serialized HLO and the Workload.
+        Serialized HLO and the `Workload`.
 
     Raises:
-        UnfitStep: which ops a TPU does not run.
-        ValueError: the cores cannot share the batch; or the dataset's size is not known.
+        UnfitStep: The step has ops that a TPU does not run; names them.
+        ValueError: The cores cannot share the batch evenly, or the dataset's size is unknown.
     """
     step, specs, strategy, workload = create_step(flags, num_cores, dataset_size)
     return lower_step(step, specs, strategy), workload
 
 
 def create_step(flags, num_cores: int, dataset_size: tuple[int, int] | None = None):
-    """The step of the flags, the shapes of its batch, its strategy and the Workload."""
+    """Builds the step; returns it with the specs of its batch, its strategy and the `Workload`."""
     if flags.batch_size % num_cores:
         raise ValueError(
             f"batch_size={flags.batch_size} cannot be shared evenly by {num_cores} cores."
@@ -107,7 +107,7 @@ def lower_step(step, specs: dict[str, tf.TensorSpec], strategy) -> bytes:
 
 
 def _explain(message):
-    """The op that XLA refused, out of TensorFlow's message."""
+    """Finds the op that XLA does not support in TensorFlow's message."""
     found = _UNSUPPORTED.search(message)
     places = _CREATED_AT.findall(message)
     place = ":".join(places[-1]) if places else "in the graph"
@@ -138,14 +138,14 @@ def _dataset_size(name):
     name = name.split(":")[0]
     if name not in DATASETS:
         raise ValueError(
-            f"The size of dataset {name!r} is not known here: give --num_examples and "
-            f"--num_classes. Known are {', '.join(DATASETS)}."
+            f"The size of the dataset {name!r} is unknown: add --num_examples and --num_classes. "
+            f"Known datasets: {', '.join(DATASETS)}."
         )
     return DATASETS[name]
 
 
 def with_batch(flags: absl_flags.FlagValues, batch_size: int, microbatch_size: int | None = None):
-    """Sets the global batch, and gradient caching in pieces of so many examples of a core."""
+    """Sets the global batch size, and the examples per core and piece of gradient caching."""
     flags.batch_size = batch_size
     if microbatch_size is not None:
         flags["use_global_batch_norm"].value = False  # Which gradient caching needs.

@@ -1,10 +1,10 @@
-"""Compiles a recipe's real training step with the real TPU compiler, on a machine without a TPU.
+"""Compiles the training step of a recipe with the TPU compiler, on a machine without a TPU.
 
-    python tpu/preflight.py --recipe=supcon_imagenet_resnet50 --topology=v5e:8x16
+    python -m tpu.preflight --recipe=supcon_imagenet_resnet50 --topology=v5e:8x16
 
-TensorFlow traces the whole pretraining step of one core (full-size encoder, the recipe's local
-batch, what it exchanges with the other cores, optimizer) and lowers it to XLA's form; libtpu
-compiles that for the slice. Flags of the command line may follow, as --batch_size=4096.
+Run it in the checkout. TensorFlow traces the whole pretraining step of one core (full-size encoder,
+the recipe's local batch, the exchange with the other cores, optimizer) and lowers it to HLO, which
+libtpu compiles for the slice. All flags of the command are accepted, such as --batch_size=4096.
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ import dataclasses
 import json
 import os
 import sys
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # The checkout, if not installed.
-
-import slices
 from absl import app, flags
-from compiler_environment import CompilerEnvironment
-from problems import UnfitStep
 
 from supcon_tf.cli import command_line
+from tpu import slices
+from tpu.compiler_environment import CompilerEnvironment
+from tpu.problems import UnfitStep
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Before TensorFlow is imported, below.
 GIB = 2**30
@@ -69,8 +66,13 @@ class Preflight:
         self.dataset_size = size if None not in size else None
 
     def compile(self, batch_per_core: int, microbatch: int | None = None) -> Compiled:
-        """Raises lowering.UnfitStep, or ValueError for what the compiler says but memory."""
-        import lowering
+        """Lowers and compiles the step.
+
+        Raises:
+            UnfitStep: The step has ops that a TPU does not run.
+            ValueError: The compiler failed for another reason than memory.
+        """
+        from tpu import lowering
 
         pieces = f" in pieces of {microbatch}" if microbatch else ""
         say(f"Compiling {batch_per_core} examples per core{pieces} for {self.topology} ...")
@@ -174,7 +176,7 @@ def run(flag_values) -> dict:
     batch = flag_values.batch_size // num_cores
     microbatch = flag_values.microbatch_size
     asked = preflight.compile(batch, microbatch)
-    figures = summarise(preflight, asked, known["device_kind"])
+    figures = summarize(preflight, asked, known["device_kind"])
     print_report(flag_values, figures)
     if flag_values.find_largest:
         figures |= find_largest(preflight, asked)
@@ -214,7 +216,7 @@ def find_largest(preflight: Preflight, asked: Compiled) -> dict:
     return found
 
 
-def summarise(preflight: Preflight, compiled: Compiled, device_kind: str) -> dict:
+def summarize(preflight: Preflight, compiled: Compiled, device_kind: str) -> dict:
     """The figures of one compile."""
     work, result = preflight.workload, compiled.result
     figures = {

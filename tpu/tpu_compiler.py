@@ -1,9 +1,9 @@
-"""Compiles HLO for a slice of TPUs that is not there; runs in the preflight environment.
+"""Compiles HLO for a TPU slice without a TPU; runs in the environment of the preflight.
 
-    python tpu_compiler.py --hlo=step.hlo --topology=v5e:4x4 --num_cores=16
+    python -m tpu.tpu_compiler --hlo=step.hlo --topology=v5e:4x4 --num_cores=16
 
-libtpu holds the compiler that a TPU host uses, and JAX can ask it for a compile-only topology.
-The last line of the output is a JSON object. Needs jax and libtpu, and nothing of supcon_tf.
+libtpu contains the compiler that TPU hosts use, and JAX can request a compile-only topology from
+it. The last line of the output is a JSON object. Requires jax and libtpu, but not supcon_tf.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import json
 import os
 import time
 
-# Set before libtpu is loaded: there is no TPU host to ask, and several may compile at once.
+# Set before libtpu is loaded: no TPU host can be queried, and several processes may compile.
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import numpy as np
-from compiler_text import COLLECTIVES, read_failure, read_program
 from jax._src.interpreters import mlir
 from jax._src.lib import _jax, xla_client
 from jax._src.lib.mlir import ir
 from jax.experimental import topologies
+
+from tpu.compiler_text import COLLECTIVES, read_failure, read_program
 
 # A v4 chip presents its two cores as one device with the memory of both, as TensorFlow uses it.
 CHIP_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
@@ -54,7 +55,7 @@ def create_devices(topology: str) -> list:
 
 
 def compile_hlo(hlo: bytes, devices: list) -> dict:
-    """Compiles one program for that many replicas; figures, or what is wrong."""
+    """Compiles one program with a replica per device; returns figures, or what is wrong."""
     started = time.monotonic()
     with mlir.make_ir_context() as context:
         context.allow_unregistered_dialects = True
@@ -97,7 +98,7 @@ def _walk(operation):
 
 
 def _dynamic_ops(operations):
-    """Locations of what makes a size depend on values."""
+    """Locations of the ops that make a size depend on values."""
     return sorted(
         str(op.location)
         for op in operations
@@ -106,7 +107,7 @@ def _dynamic_ops(operations):
 
 
 def _remove_copies(operations):
-    """TensorFlow leaves copies in a dialect that the compiler does not take; they do nothing."""
+    """Removes copies of a dialect that the compiler does not know; they have no effect."""
     for op in operations:
         if op.name == "mhlo.copy":
             op.results[0].replace_all_uses_with(op.operands[0])
