@@ -61,7 +61,7 @@ def run_stages(flag_values: flags.FlagValues, arguments: list[str]) -> None:
     Raises:
         ValueError: what the user has to fix.
     """
-    path_checks.check(flag_values)
+    path_checks.check_paths(flag_values)
     if flag_values.verbosity <= 0:
         with progress.waiting("Starting TensorFlow"):
             tensorflow_start.import_quietly()

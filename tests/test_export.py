@@ -152,7 +152,7 @@ def test_an_encoder_without_classifier_exports_no_logits_and_a_second_export_rep
 
 
 def test_nothing_trained_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no run.*--mode=pretrain"):
+    with pytest.raises(ValueError, match="--mode=export .*--model_dir.*--mode=pretrain"):
         run_inside("--mode=export", f"--model_dir={tmp_path}")
     (tmp_path / "pretrain").mkdir()  # A run that did not come to its end.
     with pytest.raises(ValueError, match="no trained encoder"):

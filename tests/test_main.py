@@ -262,8 +262,8 @@ def test_a_bad_folder_is_refused_before_training(tmp_path, kind, message):
         (["--dataset=Folder"], "Did you mean --dataset=folder?"),
         (["--dataset=svhn"], "Did you mean --dataset=svhn_cropped?"),
         (["--dataset=folder"], "needs --data_dir"),
-        (["--mode=linear"], "holds no run.* --mode=pretrain"),
-        (["--mode=eval"], "holds no run.* --mode=pretrain"),
+        (["--mode=linear"], "--mode=linear .*--mode=pretrain.*--reference_ckpt"),
+        (["--mode=eval"], "--mode=eval .*--mode=pretrain"),
         (["--batch_size=1438"], "larger than the 1437 training examples"),
     ],
 )

@@ -166,5 +166,5 @@ def test_without_any_encoder_the_message_names_both_ways(tmp_path):
 
 
 def test_warm_start_flags_without_a_reference_are_refused():
-    with pytest.raises(flags.Error, match="warm_start_classifier: does nothing without"):
+    with pytest.raises(flags.Error, match="--warm_start_classifier.*--reference_ckpt"):
         run("--warm_start_classifier")

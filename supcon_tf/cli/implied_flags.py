@@ -1,7 +1,7 @@
 """The flags that a command line implies: --dataset=folder, and the flags of the run in --model_dir.
 
-`complete` puts them before the arguments that the user gave, so that those win, and says in one
-line what it added. It imports TensorFlow only to read a remote --model_dir.
+`complete` puts them before the user's arguments, so that those take precedence, and prints one line
+with what it added. It imports TensorFlow only to read a remote --model_dir.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import os
 
 from absl import flags
 
-from supcon_tf.cli import command_line, flag_rules, tensorflow_start
+from supcon_tf.cli import command_line, flag_rules, tensorflow_start, training_flags
 from supcon_tf.data import folder_layout
 from supcon_tf.storage import sealed
 
-# They name the data together: without the first, the run's others mean nothing.
+# These flags name the data together: with another --dataset, the others do not apply.
 DATASET_FLAGS = ("dataset", "data_dir", "skip_broken_images")
-# Where the stages that follow pretraining look first: at the classifier that they would use.
+# Where stages after pretraining look for flags first: at the classifier that they would use.
 NEWEST_FIRST = ("finetune", "linear", "pretrain")
 
 
 def complete(argv: list[str]) -> list[str]:
-    """The command line with the flags that it implies, and with its recipe as a flagfile.
+    """Adds the flags that the command line implies, and its recipe as a flagfile.
 
     Args:
         argv: the program's name and the arguments as they were typed.
 
     Returns:
-        The same, with what is implied before what was typed.
+        The program's name, the implied flags, and the arguments as they were typed.
 
     Raises:
         flags.Error: a bad value, an unknown recipe or an unreadable flagfile.
@@ -42,25 +42,26 @@ def complete(argv: list[str]) -> list[str]:
 
 
 def _implied_by_data_dir(given: flags.FlagValues) -> list[str]:
-    """--dataset=folder for a --data_dir that looks like one, where nobody named a dataset."""
+    """Returns --dataset=folder if --data_dir has that layout and no --dataset is given."""
     data_dir = given.data_dir
     if given["dataset"].present or not data_dir or "://" in data_dir:
         return []
     if not folder_layout.looks_like_dataset(data_dir):
         return []
-    print(f"{data_dir} holds train/ with one folder per class: using --dataset=folder.")
+    print(f"{data_dir} contains train/ with one folder per class: using --dataset=folder.")
     return ["--dataset=folder"]
 
 
 def _inherited(given: flags.FlagValues) -> list[str]:
-    """The flags of the run in --model_dir that the stages of --mode need and nobody gave.
+    """Returns the flags of the run in --model_dir that the stages of --mode need.
 
-    Those that have their default in the run keep it, so that they do not count as given.
+    Leaves out flags that the user gave, and flags with their default value, so that those do not
+    count as given.
     """
     if not given.mode or "pretrain" in given.mode:
         return []
     model_dir = command_line.model_dir(given)
-    run = {}
+    run: dict[str, str] = {}
     for stage in _stages_to_look_at(given.mode):
         for name, line in _read_stage_flags(model_dir, stage).items():
             if not _overrules_linear_optimizer(given, name, line):
@@ -76,7 +77,7 @@ def _inherited(given: flags.FlagValues) -> list[str]:
 
 
 def _overrules_linear_optimizer(given, name, line):
-    """Whether the line contradicts how the user wants the linear classifier to be found."""
+    """Returns whether the line contradicts how the user wants to train the linear classifier."""
     if name == "linear_optimizer":
         names_training = any(given[flag].present for flag in flag_rules.LINEAR_TRAINING_FLAGS)
         return line.endswith("=lbfgs") and names_training
@@ -84,41 +85,44 @@ def _overrules_linear_optimizer(given, name, line):
 
 
 def _stages_to_look_at(modes):
-    """Own flags first, so that a stage resumes; then those of what it builds on."""
+    """Returns the stages of --mode first, so that they resume, then those that they build on."""
     trained = [mode for mode in modes if mode in ("linear", "finetune")]
     after = ("pretrain", "finetune", "linear") if trained else NEWEST_FIRST
     return dict.fromkeys([*trained, *after])
 
 
 def _wanted(given, run):
-    """Names of the flags that the stages of --mode read, without those of the machine."""
+    """Returns the names of the flags that the stages of --mode take from a run."""
     names = {name for mode in given.mode for name in command_line.STAGE_FLAGS.get(mode, ())}
     names -= command_line.FREE_FLAGS
     run_dataset = run.get("dataset", "").partition("=")[2]
     other_data = given["dataset"].present and given.dataset != run_dataset
     if other_data or not reads_dataset(given):
         names -= set(DATASET_FLAGS)
-    # A default warm-up that was cut to the length of the stage is no warm-up for another length.
-    names -= {f"{s}_warmup_epochs" for s in NEWEST_FIRST if given[f"{s}_epochs"].present}
+    # A default warm-up that was cut to the length of the stage does not fit another length.
+    for flag in training_flags.NAMES.values():
+        if given[flag["epochs"]].present:
+            names.discard(flag["warmup_epochs"])
     return sorted(names)
 
 
 def reads_dataset(values: flags.FlagValues) -> bool:
-    """Whether a stage of --mode reads --dataset."""
+    """Returns whether a stage of --mode reads --dataset."""
     return any(
         mode != "export" and not (mode == "embed" and values.embed_dir) for mode in values.mode
     )
 
 
 def _read_stage_flags(model_dir, stage):
-    """Name to `--name=value` of what a stage recorded, without flags that are no longer there.
+    """Returns name to `--name=value` of the flags that a stage recorded and that still exist.
 
-    `identity.json` shows whether it is damaged; `stage.flags` alone has the recipe, and stands
-    for it where there is none.
+    `stage.flags` has the recipe too. If it contradicts `identity.json`, which has a checksum,
+    the flags of `identity.json` are used.
     """
-    lines = _read(os.path.join(model_dir, stage, "stage.flags")).splitlines()
+    lines = _read_if_present(os.path.join(model_dir, stage, "stage.flags")).splitlines()
     try:
-        record = sealed.unseal(json.loads(_read(os.path.join(model_dir, stage, "identity.json"))))
+        text = _read_if_present(os.path.join(model_dir, stage, "identity.json"))
+        record = sealed.unseal(json.loads(text))
     except ValueError:  # Missing or damaged.
         record = {}
     if "flags" in record and lines[-len(record["flags"]) :] != record["flags"]:
@@ -126,8 +130,8 @@ def _read_stage_flags(model_dir, stage):
     return dict(_named(line) for line in lines if _named(line)[0] in flags.FLAGS)
 
 
-def _read(path):
-    """The text of a file, empty if there is none."""
+def _read_if_present(path):
+    """Returns the text of a file, or an empty text if there is no file."""
     if "://" in path:
         file_system = tensorflow_start.import_quietly().io.gfile
         if not file_system.exists(path):
@@ -146,7 +150,7 @@ def _named(line):
 
 
 def _say(model_dir, source, changed):
-    """One line with what was taken: recipe, dataset, and the rest where it is no default."""
+    """Prints one line with the flags taken from the run: recipe, dataset, and non-default flags."""
     shown = dict.fromkeys([*source, *changed])
     if shown:
         print(f"From the run in {model_dir}: {' '.join(shown)} (override them on the command line)")

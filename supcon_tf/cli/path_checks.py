@@ -1,7 +1,7 @@
-"""Checks of the paths that the flags name, made before TensorFlow is imported.
+"""Checks of the paths that the flags name, before TensorFlow is imported.
 
-They answer in under a second what the stages would find after TensorFlow's start. Remote paths
-(gs://) need TensorFlow, so the stages check those.
+A wrong path is reported in under a second, instead of after the start of TensorFlow. Remote paths
+(gs://) can be read only with TensorFlow, so the stages check them.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ import tempfile
 from absl import flags
 
 from supcon_tf.cli import command_line, implied_flags
+from supcon_tf.cli.declare import TRAINING_STAGES
 from supcon_tf.data import folder_layout
 
-TRAINING_STAGES = ("pretrain", "linear", "finetune")
 
-
-def check(flag_values: flags.FlagValues) -> None:
+def check_paths(flag_values: flags.FlagValues) -> None:
     """Checks --data_dir, --embed_dir, --reference_ckpt and --model_dir.
 
     Raises:
-        ValueError: a path that the stages of --mode cannot use; says what to do.
+        ValueError: the stages of --mode cannot use a path.
     """
     if implied_flags.reads_dataset(flag_values):
-        _check_data_dir(flag_values.dataset, flag_values.data_dir)
+        _check_training_data(flag_values.dataset, flag_values.data_dir)
     if flag_values.embed_dir and "embed" in flag_values.mode:
         _check_embed_dir(flag_values.embed_dir)
     if flag_values.reference_ckpt:
@@ -40,15 +39,15 @@ def _is_remote(path):
     return "://" in path
 
 
-def _check_data_dir(dataset, data_dir):
+def _check_training_data(dataset, data_dir):
     if data_dir and _is_remote(data_dir):
         return
     if dataset == "folder":
         folder_layout.check_layout(data_dir)
     elif data_dir and os.path.exists(data_dir) and not os.path.isdir(data_dir):
         raise ValueError(
-            f"--data_dir={data_dir} is not a folder. Expected the directory of TensorFlow "
-            f"Datasets, which holds or gets the dataset {dataset}."
+            f"--data_dir={data_dir} is not a folder. Expected the directory where TensorFlow "
+            f"Datasets keeps, or will keep, the dataset {dataset}."
         )
 
 
@@ -58,22 +57,25 @@ def _check_embed_dir(path):
     if not os.path.isdir(path):
         raise ValueError(f"--embed_dir={path} is not a folder. Expected a folder of images.")
     if not any(names for _, _, names in os.walk(path)):
-        raise ValueError(f"--embed_dir={path} holds no images, also not in the folders in it.")
+        raise ValueError(
+            f"--embed_dir={path} contains no images, and neither do its subfolders. Expected JPEG "
+            "or PNG files."
+        )
 
 
 def _check_reference(path):
     if _is_remote(path):
         return
     expected = (
-        "Expected the model directory of a finished run, an encoder's .keras file, or "
-        "SupContrast's .pth."
+        "Expected the model directory of a finished run, an encoder's .keras file, or the .pth "
+        "file of a SupContrast or torchvision ResNet."
     )
     if not os.path.exists(path):
         raise ValueError(f"--reference_ckpt={path} does not exist. {expected}")
     if os.path.isdir(path) and not _holds_run(path):
         raise ValueError(
-            f"--reference_ckpt={path} holds no run: it has no folder "
-            f"{', '.join(TRAINING_STAGES)}. {expected}"
+            f"--reference_ckpt={path} contains no run: none of the folders "
+            f"{', '.join(TRAINING_STAGES)} is there. {expected}"
         )
 
 
@@ -82,7 +84,7 @@ def _holds_run(path):
 
 
 def _check_run(flag_values, model_dir):
-    """What comes after pretraining needs what pretraining left."""
+    """Stages after pretraining need a trained encoder."""
     first = flag_values.mode[0]
     is_training = first in ("linear", "finetune")
     has_reference = is_training and flag_values.reference_ckpt
@@ -90,25 +92,25 @@ def _check_run(flag_values, model_dir):
         return
     reference = ", or start from another run with --reference_ckpt" if is_training else ""
     raise ValueError(
-        f"--mode={first} needs a trained encoder, and {model_dir} holds no run. Name the "
-        "directory of a run with --model_dir, or train one there first with "
+        f"--mode={first} needs a trained encoder, but {model_dir} contains no run. Name the "
+        "directory of a run with --model_dir, or train an encoder first with "
         f"--mode=pretrain,linear{reference}."
     )
 
 
 def _check_writable(path):
-    """A file is made where the folder is or will be, and is gone at once."""
+    """Creates and deletes a temporary file in the folder, or where the folder will be created."""
     existing = os.path.abspath(path)
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
-    problem = "it is a file"
+    problem = "is a file"
     if os.path.isdir(existing):
         try:
             with tempfile.TemporaryFile(dir=existing):
                 return
         except OSError as error:
-            problem = f"cannot write into it ({error.strerror})"
+            problem = f"is not writable ({error.strerror})"
     raise ValueError(
-        f"{path} cannot hold the results. {existing}: {problem}. Name another directory with "
-        "--model_dir, such as --model_dir=runs/mine."
+        f"Results cannot be written to {path}: {existing} {problem}. Name another directory, such "
+        "as --model_dir=runs/mine."
     )

@@ -1,4 +1,4 @@
-"""How to type the Python that runs this, for commands that a user is to paste."""
+"""How to call this Python, for commands that a user is to copy."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 
 
 def python_program() -> str:
-    """`python` if the shell would find this Python by that name, else its path.
+    """Returns `python` if the shell finds this Python by that name, else its path.
 
-    The name works in an activated environment. Without activation it is the path relative to the
-    current folder if the environment lies below it, such as `.venv/bin/python`, else the absolute
-    path. Links are not resolved: every environment's Python links to the same file.
+    The name works in an activated environment. Without activation, the path is relative to the
+    current folder if the environment is inside it, such as `.venv/bin/python`, else absolute.
+    Symbolic links are not resolved, because the Pythons of all environments link to the same file.
     """
-    if not sys.executable:  # Embedded in another program.
+    if not sys.executable:  # Python is embedded in another program.
         return "python"
     path = os.path.abspath(sys.executable)
     found = shutil.which("python")

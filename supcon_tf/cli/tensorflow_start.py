@@ -1,20 +1,21 @@
-"""Importing TensorFlow without its start-up lines."""
+"""Importing TensorFlow without its start-up messages."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
+from types import ModuleType
 
 
-def import_quietly():
-    """Imports TensorFlow, keeps its lines about CPU features and missing GPUs off the screen.
+def import_quietly() -> ModuleType:
+    """Imports TensorFlow and hides its messages about CPU features and missing GPUs.
 
-    They come from C++ before its log level counts. Which device is used is printed by the run;
-    --verbosity=1 shows everything.
+    C++ code prints these messages before TensorFlow applies its log level. If the import fails,
+    they are printed. --verbosity=1 always shows them; the run itself prints which device it uses.
 
     Returns:
-        The module.
+        The module `tensorflow`.
     """
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]

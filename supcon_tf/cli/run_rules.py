@@ -1,0 +1,131 @@
+"""The rules between the flags of data and devices."""
+
+from __future__ import annotations
+
+import os
+
+from absl import flags
+
+from supcon_tf.cli.rules import register_rule
+
+
+def define_run_rules() -> None:
+    """Registers the rules in absl; `flag_rules.define_rules` calls it."""
+    register_rule(["dataset", "data_dir"], _check_digits_data_dir)
+    register_rule(["skip_broken_images", "dataset", "embed_dir"], _check_skipping)
+    register_rule(
+        ["embed_split", "embed_dir", "eval_dataset", "eval_data_dir", "eval_split"], _check_embed
+    )
+    register_rule(["eval_dataset", "eval_data_dir"], _check_eval_data)
+    flags.register_validator(
+        "data_service",
+        lambda value: value is None or value.startswith("grpc://"),
+        "must look like grpc://host:port, the address of a tf.data service dispatcher.",
+    )
+    register_rule(["strategy", "logical_cpus"], _check_logical_cpus)
+    register_rule(["strategy", "tpu_name", "tpu_zone", "gcp_project"], _check_tpu)
+    register_rule(["tpu_name", "precision", "jit_compile"], _check_tpu_computes)
+    register_rule(["deterministic", "data_service"], _check_deterministic)
+
+
+def _check_digits_data_dir(values):
+    data_dir = values["data_dir"]
+    if values["dataset"] == "digits" and data_dir:
+        is_missing = "://" not in data_dir and not os.path.isdir(data_dir)
+        raise flags.ValidationError(
+            f"data_dir={data_dir} {'is not a folder, and it ' if is_missing else ''}has no effect "
+            "with --dataset=digits, which is bundled with scikit-learn. For your own images, add "
+            "--dataset=folder (data_dir then contains train/ and test/, each with one folder per "
+            "class). For a TensorFlow Datasets name, add --dataset=NAME. For the digits, leave "
+            "--data_dir out."
+        )
+    return True
+
+
+def _check_skipping(values):
+    is_of_files = values["dataset"] == "folder" or values["embed_dir"]
+    if values["skip_broken_images"] and not is_of_files:
+        raise flags.ValidationError(
+            f"skip_broken_images has no effect with --dataset={values['dataset']}: it checks the "
+            "image files of --dataset=folder and of --embed_dir. Leave it out."
+        )
+    return True
+
+
+def _check_embed(values):
+    if values["embed_split"] and values["embed_dir"]:
+        raise flags.ValidationError(
+            "embed_split names a split of --dataset, but embed_dir names a folder to embed "
+            "instead. Give only one of them."
+        )
+    other = [name for name in ("eval_dataset", "eval_data_dir") if values[name]]
+    if values["embed_dir"] and other:
+        raise flags.ValidationError(
+            f"embed_dir and {other[0]} both name the images to embed. Give only one of them."
+        )
+    if values["embed_split"] and values["eval_split"]:
+        raise flags.ValidationError(
+            "embed_split and eval_split both name the split to embed. Give only one of them."
+        )
+    return True
+
+
+def _check_eval_data(values):
+    if values["eval_dataset"] == "folder" and not values["eval_data_dir"]:
+        raise flags.ValidationError(
+            "eval_dataset=folder needs --eval_data_dir, the directory of the images."
+        )
+    if values["eval_dataset"] == "digits" and values["eval_data_dir"]:
+        raise flags.ValidationError(
+            "eval_dataset=digits is bundled with scikit-learn. Leave out --eval_data_dir."
+        )
+    return True
+
+
+def _check_logical_cpus(values):
+    if values["logical_cpus"] > 1 and values["strategy"] != "mirrored":
+        raise flags.ValidationError(
+            f"logical_cpus={values['logical_cpus']} has no effect without --strategy=mirrored. "
+            "Add it, or leave --logical_cpus out."
+        )
+    return True
+
+
+def _check_tpu(values):
+    name, strategy = values["tpu_name"], values["strategy"]
+    if strategy == "tpu" and not name:
+        raise flags.ValidationError(
+            "strategy=tpu needs --tpu_name. On the TPU VM itself, use --tpu_name=local."
+        )
+    if name and strategy not in ("tpu", "auto"):
+        raise flags.ValidationError(
+            f"tpu_name={name} has no effect with --strategy={strategy}. Use --strategy=tpu."
+        )
+    for flag in ("tpu_zone", "gcp_project"):
+        if values[flag] and not name:
+            raise flags.ValidationError(
+                f"{flag}={values[flag]} has no effect without --tpu_name. Name the TPU, or leave "
+                f"--{flag} out."
+            )
+    return True
+
+
+def _check_tpu_computes(values):
+    if values["tpu_name"] and values["jit_compile"]:
+        raise flags.ValidationError(
+            "jit_compile has no effect on a TPU, where every step is compiled. Leave it out."
+        )
+    if values["tpu_name"] and values["precision"] == "mixed_float16":
+        raise flags.ValidationError(
+            "precision=mixed_float16 is not available on a TPU. Use --precision=mixed_bfloat16."
+        )
+    return True
+
+
+def _check_deterministic(values):
+    if values["deterministic"] and values["data_service"]:
+        raise flags.ValidationError(
+            f"deterministic cannot be combined with data_service={values['data_service']}, whose "
+            "batches come in any order. Leave one out."
+        )
+    return True
