@@ -203,7 +203,7 @@ def main():
         different = differences(whole, killed) if code == 0 else [f"the last run failed: {code}"]
         lines = len(whole_lines(killed, "pretrain")) + len(whole_lines(killed, "linear"))
         log.seek(0)
-        continued = log.read().count("continuing at step")
+        continued = log.read().count("resuming at step")
     print(
         f"\n{number} kills, {continued} times continued from a checkpoint, {lines} steps logged. "
         + ("DIFFERENT: " + "; ".join(different) if different else

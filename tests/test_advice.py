@@ -99,7 +99,7 @@ def test_the_closing_lines_of_eval_hold_the_advice_and_its_commands_parse(tmp_pa
     write_trained(tmp_path / "run", with_classifier=False)
     run_inside("--mode=linear,eval", f"--model_dir={tmp_path / 'run'}")
     output = capsys.readouterr().out
-    assert "What to try next for this result:" in output
+    assert "What to try next:" in output
     command = next(line for line in output.splitlines() if "--mode=finetune,eval" in line)
     with flagsaver.flagsaver():
         flags.FLAGS(["supcon_tf", *command.split("supcon_tf.main ")[1].split()])

@@ -147,7 +147,7 @@ def try_damage(finished, name, how, capsys):
     signal.alarm(0)
     messages += capsys.readouterr().out
     assert finished.describe() == finished.state, (name, how)
-    is_named = str(finished.path / name) in re.sub(r"Everything is in.*", "", messages)
+    is_named = str(finished.path / name) in re.sub(r"The files of this run are in.*", "", messages)
     return "message" if is_named else "right result"
 
 
@@ -273,7 +273,7 @@ def test_other_data_is_evaluated_by_class_names_with_flags_of_its_own(finished, 
     (data / "train/cat/0.png").unlink()
     run_inside(*arguments, f"--data_dir={data}", f"--eval_data_dir={finished.data}",
                "--eval_train_examples=10")  # fmt: skip
-    assert "logistic regression are left out" in capsys.readouterr().out
+    assert "skipping k-NN and logistic regression" in capsys.readouterr().out
     result = json.loads((finished.path / "eval/eval.json").read_text())
     assert "knn_top_1" not in result and result["top_1"] == expected["top_1"]
 
@@ -284,7 +284,7 @@ def test_a_refused_run_leaves_nothing_that_a_later_one_would_use(finished, other
     arguments = (*arguments, f"--model_dir={tmp_path / 'run'}", "--mode=pretrain",
                  "--pretrain_epochs=0")  # fmt: skip
     (tmp_path / "nothing/pretrain").mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds no encoder"):
+    with pytest.raises(ValueError, match="has no encoder"):
         run_inside(*arguments, f"--reference_ckpt={tmp_path / 'nothing'}")
     assert [path.name for path in (tmp_path / "run/pretrain").iterdir()] == ["lock"]
     for path in data.glob("train/*/*.png"):

@@ -137,7 +137,7 @@ def test_broken_files_of_a_folder_can_be_left_out(trained, tmp_path, capsys):
         assert [name.removeprefix(f"{folder}/") for name in arrays["names"]] == [
             "a.jpg", "c.png", "more/a.png", "more/d.png",
         ]  # fmt: skip
-    assert "Skipped 2 files that are no images" in capsys.readouterr().out
+    assert "Skipped 2 files that cannot be read as images" in capsys.readouterr().out
 
 
 def test_tfds_examples_are_named(tmp_path):

@@ -259,7 +259,10 @@ def test_broken_images_stop_the_run_or_are_skipped_and_listed(tmp_path, capsys):
     )
     output = capsys.readouterr().out
     assert "9 training and 9 test examples" in output
-    assert f"Skipped 1 test files that are no images:\n  {broken}: cannot be decoded" in output
+    assert (
+        f"Skipped 1 test files that cannot be read as images:\n  {broken}: cannot be decoded"
+        in output
+    )
     assert "train/dog/0.png: starts with b'GIF89a', a GIF image" in output
 
 

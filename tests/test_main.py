@@ -117,7 +117,7 @@ def test_a_new_encoder_asks_for_a_new_linear_stage(digits, tmp_path):
     shutil.copytree(model_dir, copy)
     shutil.rmtree(copy / "pretrain")
     run_inside(*SHORT, "--mode=pretrain", f"--model_dir={copy}", "--seed=1")
-    with pytest.raises(ValueError, match="made with another encoder"):
+    with pytest.raises(ValueError, match="made with .* encoder"):
         run_inside(*SHORT, "--mode=linear", f"--model_dir={copy}")
 
 
@@ -125,7 +125,7 @@ def test_a_second_run_in_the_same_folder_is_refused(digits):
     model_dir, _ = digits
     with open(model_dir / "pretrain/lock", "a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="Another run .* is at work"):
+        with pytest.raises(ValueError, match="Another run .*--model_dir"):
             run_inside(*SHORT, f"--model_dir={model_dir}")
     run_inside(*SHORT, f"--model_dir={model_dir}")  # A lock goes with its process.
 
@@ -354,7 +354,7 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = run_command(*arguments, f"--model_dir={killed}")
-    assert re.search(r"continuing at step \d0 of 44", done.stdout)
+    assert re.search(r"resuming at step \d0 of 44", done.stdout)
     logs = [read_lines(path / "pretrain/metrics.jsonl") for path in (whole, killed)]
     timing = ("images_per_second",)
     logs = [[{k: v for k, v in line.items() if k not in timing} for line in log] for log in logs]

@@ -125,10 +125,10 @@ def test_arrays_meet_what_the_command_gives_its_encoder_with_its_blur():
     source = sources.load_source("digits", "train")
     with flagsaver.flagsaver():
         flags.FLAGS(["supcon_tf", "--batch_size=8", "--blur_probability=0.5"])
+        policy = inputs.policy_from_flags(flags.FLAGS, flags.FLAGS.augmentation_type)
         batch = next(iter(inputs.train_batches_from_flags(
-            flags.FLAGS, tf.distribute.get_strategy(), source, image_size=20,
-            policy=inputs.policy_from_flags(flags.FLAGS, flags.FLAGS.augmentation_type),
-            num_views=2, crop_area_range=(0.6, 0.9), start_step=0,
+            flags.FLAGS, tf.distribute.get_strategy(), source,
+            inputs.Views(20, policy, num_views=2, crop_area_range=(0.6, 0.9)), start_step=0,
         )))  # fmt: skip
     batches = pipeline.create_view_batches(
         (source.images, source.labels), "simclr", horizontal_flip=False, **options

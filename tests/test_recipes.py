@@ -320,15 +320,10 @@ def draw_views():
                  "use_pytorch_color_jitter", "blur_probability", "crop_area_range")  # fmt: skip
         key = str([values[name].value for name in names])
         if key not in drawn:
+            source = inputs.sources_from_flags(values)[0]
+            views = pretrain.views_from_flags(values, source)
             batches = inputs.train_batches_from_flags(
-                values,
-                tf.distribute.get_strategy(),
-                inputs.sources_from_flags(values)[0],
-                image_size=values.image_size,
-                policy=inputs.policy_from_flags(values, values.augmentation_type),
-                num_views=values.num_views,
-                crop_area_range=values.crop_area_range,
-                start_step=0,
+                values, tf.distribute.get_strategy(), source, views, start_step=0
             )
             drawn[key] = next(iter(batches))
         return drawn[key]

@@ -391,7 +391,7 @@ def test_it_says_once_what_it_runs_on(capsys, no_cluster, policy):
 
 
 def test_compiling_over_replicas_is_refused(no_cluster):
-    with pytest.raises(ValueError, match="jit_compile over 4 replicas does not run"):
+    with pytest.raises(ValueError, match="jit_compile .* 4 replicas"):
         start("--strategy=mirrored", "--jit_compile")
 
 
@@ -529,7 +529,7 @@ def test_only_the_chief_talks_and_writes(three_ways):
     folder, (chief, other) = three_ways
     assert "2 replica(s) on 2 host(s)" in chief and "2 replica(s) on 2 host(s)" in other
     assert "eval: top-1" in chief and "eval: top-1" not in other
-    assert "The output of the chief, worker 0, tells how the run goes." in other
+    assert "Worker 0, the chief, logs the progress." in other
     assert "pretrain: step 1 of" in chief and "pretrain: step" not in other
     one, two = (
         list((folder / name / "pretrain" / "tensorboard").iterdir()) for name in ("one", "two")
@@ -567,7 +567,7 @@ def test_a_killed_worker_stops_the_others_and_the_job_goes_on_afterwards(
 
     codes, logs = finish(start_workers(model_dir, *arguments), model_dir)
     assert codes == [0, 0], logs
-    assert "continuing at step" in logs[0]
+    assert "resuming at step" in logs[0]
     assert_same_weights(model_dir, folder / "two")
 
 
@@ -588,7 +588,7 @@ def test_a_signal_to_one_of_two_workers_saves_and_stops_both_at_the_same_step(tm
 
     codes, logs = finish(start_workers(model_dir, *arguments), model_dir)
     assert codes == [0, 0], logs
-    assert f"continuing at step {saved}" in logs[0]
+    assert f"resuming at step {saved}" in logs[0]
     assert [json.loads(line)["step"] for line in log.open()] == list(range(1, 201))
 
 

@@ -90,12 +90,12 @@ def test_another_architecture_is_refused_even_when_missing_weights_are_ignored(t
 
 
 def test_a_reference_without_the_part_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no projection head: expected .*model directory"):
+    with pytest.raises(ValueError, match="has no projection head: expected .*model directory"):
         run_directory.find_part(str(tmp_path), "projection_head")
 
 
 def test_a_pth_file_gives_an_encoder_and_nothing_else(tmp_path):
-    with pytest.raises(ValueError, match="gives an encoder only"):
+    with pytest.raises(ValueError, match="only an encoder"):
         run_directory.find_part("there.pth", "projection_head")
     encoder = contrastive.create_encoder(
         "resnet_v1",

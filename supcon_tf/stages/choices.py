@@ -1,21 +1,30 @@
-"""What a run chooses from the data where no flag says it, printed as the flag that would."""
+"""Defaults that depend on the data. Each choice is printed as the flag that would make it."""
 
 from __future__ import annotations
+
+import tensorflow as tf
+from absl.flags import FlagValues
 
 from supcon_tf.cli import flag_rules, training_flags
 from supcon_tf.data import defaults, sources
 
+# The largest image size that is chosen for the user, by encoder.
+LARGEST_TINY_PX, LARGEST_PX = 32, 224
+_UNLIMITED_PX = 1_000_000
 
-def count_training_examples(flags, source: sources.Source) -> int:
-    """How many examples of the training split --num_images leaves."""
+
+def count_training_examples(flags: FlagValues, source: sources.Source) -> int:
+    """Returns how many examples of the training split --num_images keeps."""
     return min(source.num_examples, flags.num_images or source.num_examples)
 
 
-def choose_batch_size(flags, strategy, source: sources.Source, stage: str) -> None:
-    """Lowers the default of --batch_size to a small training split, and says so.
+def choose_batch_size(
+    flags: FlagValues, strategy: tf.distribute.Strategy, source: sources.Source, stage: str
+) -> None:
+    """Lowers the default of --batch_size to a small training split, and prints the choice.
 
-    Nothing is chosen where every replica could not get two examples; `inputs.check_batches`
-    refuses that, and a batch that somebody gave.
+    A batch size that the user gave is never changed, and nothing is chosen if there are not two
+    examples for every replica: `inputs.check_batches` raises an error then.
     """
     count, replicas = count_training_examples(flags, source), strategy.num_replicas_in_sync
     if flag_rules.is_given(flags, "batch_size") or flags.batch_size <= count:
@@ -24,14 +33,14 @@ def choose_batch_size(flags, strategy, source: sources.Source, stage: str) -> No
     if smaller < 2 * replicas:
         return
     print(
-        f"{stage}: {count:,} training images are fewer than the default batch of "
+        f"{stage}: there are only {count:,} training images, fewer than the default batch size of "
         f"{flags.batch_size}; using --batch_size={smaller}."
     )
-    _set(flags, "batch_size", smaller)
+    set_flag(flags, "batch_size", smaller)
 
 
-def choose_epochs(flags, source: sources.Source) -> None:
-    """Sets --pretrain_epochs if nobody gave it, and says so where it is not the usual default."""
+def choose_epochs(flags: FlagValues, source: sources.Source) -> None:
+    """Sets --pretrain_epochs unless the user gave it, and prints an unusual choice."""
     if flag_rules.is_given(flags, "pretrain_epochs"):
         return
     count = count_training_examples(flags, source)
@@ -44,35 +53,57 @@ def choose_epochs(flags, source: sources.Source) -> None:
         f"{flags.pretrain_epochs:g} epochs would be only "
         f"{int(flags.pretrain_epochs * steps_per_epoch):,} steps; using --pretrain_epochs={epochs}."
     )
-    _set(flags, "pretrain_epochs", float(epochs))
+    set_flag(flags, "pretrain_epochs", float(epochs))
 
 
-def choose_warmup(flags, stage: str) -> None:
-    """Cuts the default warm-up to the length of the stage.
+def choose_warmup(flags: FlagValues, stage: str) -> None:
+    """Shortens the default warm-up to the length of the stage.
 
-    The line that describes the schedule says so, by `describe_learning_rate`.
+    `describe_learning_rate` tells the user.
     """
-    name, epochs = (
-        training_flags.NAMES[stage]["warmup_epochs"],
-        training_flags.of_stage(flags, stage).epochs,
-    )
-    if not flag_rules.is_given(flags, name) and flags[name].value > epochs:
-        _set(flags, name, epochs)
+    own, name = training_flags.of_stage(flags, stage), _warmup_flag(stage)
+    if not flag_rules.is_given(flags, name) and own.warmup_epochs > own.epochs:
+        set_flag(flags, name, own.epochs)
 
 
-def _set(flags, name, value):
-    """Sets a flag as if it had been given; the rules between flags were checked before."""
+def _warmup_flag(stage):
+    return training_flags.NAMES[stage]["warmup_epochs"]
+
+
+def set_flag(flags: FlagValues, name: str, value: float | str) -> None:
+    """Sets a flag as if the user had given it. The rules between flags were checked before."""
     flags[name].value, flags[name].using_default_value = value, False
 
 
-def describe_learning_rate(flags, stage: str, peak_learning_rate: float) -> str:
-    """The learning rate of a stage in words, with its warm-up where there is one."""
-    name = training_flags.NAMES[stage]["warmup_epochs"]
+def describe_learning_rate(flags: FlagValues, stage: str, peak_learning_rate: float) -> str:
+    """Describes the learning rate of a stage, and its warm-up if it has one."""
+    name = _warmup_flag(stage)
     warmup, default = flags[name].value, flags[name].default
     text = f"learning rate {peak_learning_rate:g}"
-    if not flags[name].present and warmup < default:
+    if not flags[name].present and default is not None and warmup < default:
         return (
-            f"{text}, warm-up cut from the default of {default:g} epochs to the {warmup:g} of the "
-            f"stage (--{name} sets it)"
+            f"{text}, with the default warm-up of {default:g} epochs shortened to the stage's "
+            f"{warmup:g} (set it with --{name})"
         )
     return f"{text} after {warmup:g} epochs of warm-up" if warmup else text
+
+
+def image_size_from_flags(flags: FlagValues, source: sources.Source) -> int:
+    """Returns --image_size, or the size of the data up to what the encoder is made for.
+
+    Prints a line if this shrinks the images to less than half for the tiny encoder.
+    """
+    if flags.image_size:
+        return flags.image_size
+    if flags.encoder != "tiny":
+        return sources.default_image_size(source, largest=LARGEST_PX)
+    size = sources.default_image_size(source, largest=LARGEST_TINY_PX)
+    original = sources.default_image_size(source, largest=_UNLIMITED_PX)
+    if 2 * size < original < _UNLIMITED_PX:
+        larger = min(original, LARGEST_PX)
+        print(
+            f"Images of about {original} px are resized to {size} px for the tiny encoder. To keep "
+            f"more detail, use --image_size={min(larger, 4 * size)}, or a larger encoder: "
+            f"--encoder=resnet_v1 --resnet_depth=18 --image_size={larger} (slower)."
+        )
+    return size

@@ -1,127 +1,165 @@
-"""What the linear and finetune stages share: training in steps, the encoder, what is saved."""
+"""What the linear and finetune stages share: training in steps, and what they save."""
 
 from __future__ import annotations
 
-import os
 import time
+from collections.abc import Sequence
 
-from supcon_tf.data import data_identity
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.flags import FlagValues
+
+from supcon_tf.data import data_identity, sources
 from supcon_tf.evaluation import metrics, predictions
 from supcon_tf.models import batch_norm, contrastive
 from supcon_tf.stages import chance, choices, inputs, memory_check, process, trainer
-from supcon_tf.stages.run_directory import RunDirectory, artifacts_of, find_part
+from supcon_tf.stages.run_directory import RunDirectory
+from supcon_tf.stages.stage_folder import StageFolder
+from supcon_tf.stages.trained import PretrainedEncoder
 from supcon_tf.training import progress, steps
 
 
 def train_classifier(
-    flags, strategy, stage, *, augmentation_type, crop_area_range, train_encoder=False
+    flags: FlagValues,
+    strategy: tf.distribute.Strategy,
+    stage: str,
+    *,
+    augmentation_type: str,
+    crop_area_range: tuple[float, float],
+    train_encoder: bool = False,
 ) -> dict:
-    """Trains to the last step, whatever the test accuracy on the way; returns the figures.
+    """Trains a classifier to the last step; returns the figures of the stage.
+
+    The test accuracy does not influence the training.
 
     Args:
-        stage: "linear" or "finetune": names the folder and the flags.
-        augmentation_type, crop_area_range: of the training images.
-        train_encoder: train all layers instead of the linear head alone.
+        flags: The parsed flags.
+        strategy: The strategy of the run.
+        stage: "linear" or "finetune", which names the folder and the flags.
+        augmentation_type: The augmentation policy of the training images.
+        crop_area_range: Smallest and largest area of a random crop, as fractions of the image.
+        train_encoder: Whether to train all layers instead of the linear head alone.
     """
-    encoder_path = find_encoder(flags)
-    run, built_on = RunDirectory.of(flags), {"encoder": encoder_identity(encoder_path)}
-    keeps_head = (
-        stage == "linear" and flags.linear_epochs == 0 and run.has("pretrain", "linear_head.keras")
-    )
+    pretrained = PretrainedEncoder.of(flags)
+    built_on = {"encoder": pretrained.identity()}
+    keeps_head = _keeps_head(flags, stage)
     if keeps_head:
-        built_on["linear_head"] = run.artifacts("pretrain").identity("linear_head.keras")
+        artifacts = RunDirectory.of(flags).artifacts("pretrain")
+        built_on["linear_head"] = artifacts.identity("linear_head.keras")
     train_source, test_source = inputs.sources_from_flags(flags)
     choices.choose_batch_size(flags, strategy, train_source, stage)
     choices.choose_warmup(flags, stage)
     with process.open_folder(flags, strategy, stage, inputs=built_on) as folder:
-        check_training_data(flags, folder, train_source, encoder_path)
-        if folder.result() is not None:
+        check_training_data(folder, train_source, pretrained)
+        if (result := folder.result()) is not None:
             folder.say_finished()
-            return folder.result()
+            return result
+
         train_source = inputs.training_examples_from_flags(flags, train_source)
         inputs.check_batches(flags, strategy, train_source)
         policy = inputs.policy_from_flags(flags, augmentation_type)
         schedule = trainer.schedule_from_flags(flags, stage, train_source.num_examples)
+        class_names = train_source.class_names
 
         with strategy.scope(), progress.waiting(f"{stage}: loading the encoder"):
-            encoder = load_encoder(encoder_path)
+            encoder = pretrained.load()
             if train_encoder:
                 batch_norm.use_fused_batch_norm(encoder)
             linear_head = (
-                run.artifacts("pretrain").load_model("linear_head.keras")
+                artifacts.load_model("linear_head.keras")
                 if keeps_head
-                else contrastive.create_linear_head(
-                    encoder.output_shape[-1],
-                    len(train_source.class_names),
-                    normalize_embedding=flags.normalize_embedding,
-                    zero_initialize=flags.zero_initialize_classifier,
-                )
+                else _new_linear_head(flags, encoder, len(class_names))
             )
-            parts = [(linear_head, True), *([(encoder, True)] if train_encoder else [])]
-            optimizer = trainer.optimizer_from_flags(flags, stage, schedule, parts=parts)
-            step = steps.ClassifierStep(
-                encoder=encoder,
-                linear_head=linear_head,
-                optimizer=optimizer,
-                global_batch_size=flags.batch_size,
-                label_smoothing=flags.label_smoothing,
-                train_encoder=train_encoder,
-            )
+            step = _step_from_flags(flags, stage, encoder, linear_head, schedule, train_encoder)
         if flags.reference_ckpt and flags.warm_start_classifier:
             trainer.warm_start_part(flags, "classifier", linear_head)
-        image_size = encoder.input_shape[1]
         if keeps_head:
-            print(f"linear: no epochs; using the classifier of pretraining, {run.linear_head}.")
+            path = artifacts.path("linear_head.keras")
+            print(f"linear: --linear_epochs=0, so the classifier of pretraining is kept: {path}.")
         print(
-            f"{stage}: {len(train_source.class_names)} classes on {encoder.output_shape[-1]} "
-            f"features of {encoder_path}, {schedule.total_steps:,} steps, "
+            f"{stage}: {len(class_names)} classes on {encoder.output_shape[-1]} features of "
+            f"{pretrained.path}, {schedule.total_steps:,} steps, "
             f"{choices.describe_learning_rate(flags, stage, schedule.peak_learning_rate)}."
         )
         if train_encoder:
             memory_check.check_memory(flags, strategy, step, num_views=1)
+
         folder.begin(schedule)
         started = time.monotonic()
         last = trainer.train_stage(
-            flags,
-            strategy,
-            folder,
-            step=step,
-            schedule=schedule,
-            source=train_source,
-            image_size=image_size,
-            policy=policy,
-            num_views=1,
-            crop_area_range=crop_area_range,
-        )
-        figures = {
-            "steps": schedule.total_steps,
-            "train_accuracy_of_last_batch": last.get("accuracy"),
-        }
+            flags, strategy, folder, step=step, schedule=schedule, source=train_source,
+            views=inputs.Views(encoder.input_shape[1], policy, 1, crop_area_range),
+        )  # fmt: skip
         if train_encoder:
             with progress.waiting(f"{stage}: saving the encoder"):
                 folder.artifacts.save_model("encoder.keras", encoder)
         return finish_classifier(
-            flags,
-            strategy,
-            folder,
-            encoder=encoder,
-            linear_head=linear_head,
-            class_names=train_source.class_names,
-            test_source=test_source,
-            started=started,
-            figures=figures,
-        )
+            flags, strategy, folder, encoder=encoder, linear_head=linear_head,
+            class_names=class_names, test_source=test_source, started=started,
+            figures={
+                "steps": schedule.total_steps,
+                "train_accuracy_of_last_batch": last.get("accuracy"),
+            },
+        )  # fmt: skip
+
+
+def _keeps_head(flags, stage):
+    """Whether the linear stage keeps the classifier that pretraining trained."""
+    run = RunDirectory.of(flags)
+    return (
+        stage == "linear" and flags.linear_epochs == 0 and run.has("pretrain", "linear_head.keras")
+    )
+
+
+def _new_linear_head(flags, encoder, num_classes):
+    return contrastive.create_linear_head(
+        encoder.output_shape[-1],
+        num_classes,
+        normalize_embedding=flags.normalize_embedding,
+        zero_initialize=flags.zero_initialize_classifier,
+    )
+
+
+def _step_from_flags(flags, stage, encoder, linear_head, schedule, train_encoder):
+    parts = [(linear_head, True), *([(encoder, True)] if train_encoder else [])]
+    return steps.ClassifierStep(
+        encoder=encoder,
+        linear_head=linear_head,
+        optimizer=trainer.optimizer_from_flags(flags, stage, schedule, parts=parts),
+        global_batch_size=flags.batch_size,
+        label_smoothing=flags.label_smoothing,
+        train_encoder=train_encoder,
+    )
 
 
 def finish_classifier(
-    flags, strategy, folder, *, encoder, linear_head, class_names, test_source, started, figures
+    flags: FlagValues,
+    strategy: tf.distribute.Strategy,
+    folder: StageFolder,
+    *,
+    encoder: keras.Model,
+    linear_head: keras.Model,
+    class_names: Sequence[str],
+    test_source: sources.Source,
+    started: float,
+    figures: dict,
 ) -> dict:
-    """Measures the classifier on the test images, saves it, and ends the stage.
+    """Evaluates the classifier on the test images, saves it, and finishes the stage.
 
     Args:
-        class_names: of the logits, in their order.
-        started: `time.monotonic()` when the training began.
-        figures: what the stage has to say of the training itself.
+        flags: The parsed flags.
+        strategy: The strategy of the run.
+        folder: The folder of the stage.
+        encoder: The encoder.
+        linear_head: [B, F] -> logits [B, C].
+        class_names: The classes in the order of the logits.
+        test_source: The test images.
+        started: `time.monotonic()` at the start of the training.
+        figures: What the training adds to the result.
+
+    Returns:
+        The result of the stage.
     """
     with strategy.scope():
         classifier = contrastive.create_classifier(encoder, linear_head)
@@ -144,8 +182,15 @@ def finish_classifier(
     return result
 
 
-def predict_source(flags, strategy, model, source, *, image_size) -> tuple:
-    """Outputs [M, ...] of a model on every image of a source, without augmentation, and labels."""
+def predict_source(
+    flags: FlagValues,
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    source: sources.Source,
+    *,
+    image_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the outputs [M, ...] of a model on every image of a source, and the labels [M]."""
     with inputs.naming_broken_images(source):
         return predictions.predict(
             strategy,
@@ -154,39 +199,9 @@ def predict_source(flags, strategy, model, source, *, image_size) -> tuple:
         )
 
 
-def check_training_data(flags, folder, source, encoder_path) -> None:
-    """Refuses training data that differs from that of this stage or of the run's encoder."""
-    is_own = encoder_path == RunDirectory.of(flags).encoder
-    folder.check_data(data_identity.identity_of(source), built_on="pretrain" if is_own else None)
-
-
-def load_encoder(path: str):
-    """The encoder in a file that `find_encoder` found, checked."""
-    return artifacts_of(path).load_model(os.path.basename(path))
-
-
-def encoder_identity(path: str) -> str:
-    """A hash of the encoder's layers and weights."""
-    artifacts, name = artifacts_of(path), os.path.basename(path)
-    artifacts.check(name)
-    return artifacts.identity(name)
-
-
-def find_encoder(flags) -> str:
-    """The encoder that this model directory's pretraining left, else that of --reference_ckpt."""
-    run = RunDirectory.of(flags)
-    path = run.encoder
-    if run.has("pretrain", "encoder.keras"):
-        return path
-    if flags.reference_ckpt and flags.reference_ckpt.endswith(".pth"):
-        raise ValueError(
-            f"reference_ckpt={flags.reference_ckpt} holds weights without their network: make an "
-            "encoder of them with --mode=pretrain --pretrain_epochs=0 and the same --model_dir "
-            "first."
-        )
-    if flags.reference_ckpt:
-        return find_part(flags.reference_ckpt, "encoder")
-    raise ValueError(
-        f"There is no pretrained encoder at {path}: run --mode=pretrain with this --model_dir "
-        "first, or name another run's model directory or encoder.keras with --reference_ckpt."
-    )
+def check_training_data(
+    folder: StageFolder, source: sources.Source, pretrained: PretrainedEncoder
+) -> None:
+    """Raises ValueError if the training data changed since this stage or pretraining used it."""
+    built_on = "pretrain" if pretrained.is_own else None
+    folder.check_data(data_identity.identity_of(source), built_on=built_on)

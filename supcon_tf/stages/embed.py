@@ -1,4 +1,4 @@
-"""Embeddings of any dataset or folder of images, in one npz file."""
+"""Embeddings of a dataset or of a folder of images, in one npz file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
+from absl.flags import FlagValues
 from tqdm import tqdm
 
 from supcon_tf.data import sources
@@ -17,8 +18,8 @@ from supcon_tf.storage import files
 from supcon_tf.training import progress
 
 
-def run(flags, strategy) -> dict:
-    """Writes embeddings.npz; always anew."""
+def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
+    """Writes embeddings.npz; runs again even if it is finished."""
     with strategy.scope(), progress.waiting("embed: loading the encoder"):
         model = trained.load_trained(flags)
     with process.open_folder(flags, strategy, "embed", always_anew=True) as folder:
@@ -29,14 +30,14 @@ def run(flags, strategy) -> dict:
         shapes = _write(flags, strategy, model, source, path)
         folder.seal()
         print(
-            f"embed: {source.num_examples:,} images of {what} in {path}\n       "
+            f"embed: wrote {source.num_examples:,} images of {what} to {path}\n       "
             + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         )
         return {"path": path, "num_examples": source.num_examples, "arrays": shapes}
 
 
 def _source(flags, model):
-    """Which images, and what they are called on the screen."""
+    """Returns the images and their name for messages."""
     if flags.embed_dir:
         return inputs.unlabeled_from_flags(flags, flags.embed_dir), flags.embed_dir
     data = eval_data.eval_data_from_flags(flags, flags.embed_split or flags.eval_split or "test")
@@ -48,8 +49,8 @@ def _source(flags, model):
 def _write(flags, strategy, model, source, path):
     """Writes the arrays in the order of the source; returns their shapes.
 
-    The embeddings go into the archive as they are computed: those of a large dataset fit neither
-    in memory nor in a temporary folder.
+    The embeddings are written as they are computed, because those of a large dataset may fit
+    neither in memory nor in a temporary folder.
     """
     count, num_features = source.num_examples, model.encoder.output_shape[-1]
     labels, predictions = np.zeros([2, count], np.int32)
@@ -78,7 +79,7 @@ def _write(flags, strategy, model, source, path):
 
 
 def _outputs(flags, strategy, model, source):
-    """Parts (index, results, labels) in the order of the source."""
+    """Yields (index, outputs, labels) of parts of the source, in order."""
     batches = inputs.eval_batches_from_flags(flags, source, image_size=model.image_size)
     bar = tqdm(total=source.num_examples, desc="embed", unit="image", dynamic_ncols=True)
     done = 0
@@ -93,24 +94,26 @@ def _outputs(flags, strategy, model, source):
 
 
 class NpzWriter:
-    """An `.npz` archive of arrays that is written front to back, locally or remotely."""
+    """An `.npz` archive that is written from front to back, also to a remote path."""
 
     def __init__(self, path: str):
         self._file = tf.io.gfile.GFile(path, "wb")
-        self._archive = zipfile.ZipFile(_FrontToBack(self._file), "w")
+        self._archive = zipfile.ZipFile(_FrontToBack(self._file), "w")  # type: ignore[call-overload]  # Has no tell.
 
     def __enter__(self) -> NpzWriter:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         try:
             self._archive.close()
         finally:
             self._file.close()
 
     @contextlib.contextmanager
-    def rows(self, name: str, shape: Sequence[int], dtype) -> Iterator[Callable]:
-        """A function that appends rows to the array `name` of this shape."""
+    def rows(
+        self, name: str, shape: Sequence[int], dtype: type | np.dtype
+    ) -> Iterator[Callable[[np.ndarray], int]]:
+        """Yields a function that appends rows to the array `name` of this shape."""
         header = {
             "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
             "fortran_order": False,
@@ -122,7 +125,7 @@ class NpzWriter:
 
 
 class _FrontToBack:
-    """A file without tell and seek: `zipfile` then never goes back to fill in a size."""
+    """A file without tell and seek, so that `zipfile` never goes back to fill in a size."""
 
     def __init__(self, file):
         self._file, self.flush = file, file.flush

@@ -1,28 +1,27 @@
-"""The data that eval and embed read: the run's own, or what --eval_dataset names."""
+"""The data that eval and embed read: that of the run, or what --eval_dataset names."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import numpy as np
+from absl.flags import FlagValues
 
 from supcon_tf.data import data_identity, sources
 from supcon_tf.stages import inputs
 from supcon_tf.stages.run_directory import RunDirectory
 
-OTHER_DATA = (
-    "Restore that data; to read other data, name it with --eval_dataset or --eval_data_dir."
-)
+OTHER_DATA = "Restore that data, or name the data to read with --eval_dataset or --eval_data_dir."
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalData:
-    """One split to evaluate.
+    """A split to evaluate.
 
     Attributes:
-        source: the examples.
-        name: what they are called in messages.
-        is_own: they belong to the data set that the run was trained on.
+        source: The examples.
+        name: Their name in messages.
+        is_own: Whether they belong to the dataset that the run was trained on.
     """
 
     source: sources.Source
@@ -30,8 +29,8 @@ class EvalData:
     is_own: bool
 
 
-def eval_data_from_flags(flags, split: str) -> EvalData:
-    """The split of --eval_dataset or --eval_data_dir, else of --dataset."""
+def eval_data_from_flags(flags: FlagValues, split: str) -> EvalData:
+    """Reads a split of --eval_dataset or --eval_data_dir, if given, else of --dataset."""
     if not (flags.eval_dataset or flags.eval_data_dir):
         train, test = inputs.sources_from_flags(flags)
         return EvalData({"train": train, "test": test}[split], f"{flags.dataset}, {split}", True)
@@ -47,47 +46,48 @@ def eval_data_from_flags(flags, split: str) -> EvalData:
     except ValueError as error:
         given = [flags[name] for name in ("eval_dataset", "eval_data_dir") if flags[name].value]
         text = " ".join(flag.serialize() for flag in given)
-        raise ValueError(f"The evaluation data of {text} cannot be read. {error}") from error
+        raise ValueError(f"Cannot read the evaluation data of {text}. {error}") from error
     name = f"{flags.eval_data_dir or dataset}, {split}"
     print(f"Evaluation data {name}: {source.num_examples:,} examples.")
     return EvalData(source, name, False)
 
 
-def check_own(flags, stage: str) -> None:
-    """Refuses a --dataset that is not the one that the stage was trained on.
+def check_own(flags: FlagValues, stage: str) -> None:
+    """Checks that --dataset is what a stage was trained on.
 
     Raises:
-        ValueError: says what differs.
+        ValueError: If it is not. The message lists the differences.
     """
     train, _ = inputs.sources_from_flags(flags)
     RunDirectory.of(flags).check_data(stage, data_identity.identity_of(train), OTHER_DATA)
 
 
-def training_source(flags, stage: str, data: EvalData) -> sources.Source | None:
-    """The training split for k-NN and logistic regression; None, with a line, if it is not there.
+def training_source(flags: FlagValues, stage: str, data: EvalData) -> sources.Source | None:
+    """Returns the training split for k-NN and logistic regression, or None if it is unusable.
 
-    It must be what the run was trained on, whatever is evaluated.
+    It must be what the run was trained on, whatever data is evaluated. If it is not, a line says
+    that these figures are skipped.
     """
     if data.is_own:
         source = inputs.sources_from_flags(flags)[0]
         if data.source is source:
-            print("eval: k-NN and logistic regression are left out: they learn from this split.")
+            print("eval: skipping k-NN and logistic regression: they are fitted to this split.")
             return None
         return source
     try:
         check_own(flags, stage)
     except ValueError as error:
         reason = str(error).splitlines()[0].rstrip(":")
-        print(f"eval: k-NN and logistic regression are left out ({reason}).")
+        print(f"eval: skipping k-NN and logistic regression ({reason}).")
         return None
     return inputs.sources_from_flags(flags)[0]
 
 
 def match_classes(class_names: tuple[str, ...], data: EvalData, model_path: str) -> np.ndarray:
-    """The number that the classifier gives each class of the data, by name: int32 [C].
+    """Returns the classifier's number of each class of the data, matched by name: int32 [C].
 
     Raises:
-        ValueError: the classifier lacks a class of the data.
+        ValueError: If the classifier does not know a class of the data.
     """
     unknown = [name for name in data.source.class_names if name not in class_names]
     if unknown:

@@ -1,9 +1,12 @@
-"""Evaluation: every figure of the classifier and of its embeddings over all test images."""
+"""Evaluation: all metrics of the classifier and of its embeddings on the test images."""
 
 from __future__ import annotations
 
 import csv
 import io
+
+import tensorflow as tf
+from absl.flags import FlagValues
 
 from supcon_tf.evaluation import metrics, predictions
 from supcon_tf.stages import chance, eval_data, inputs, process, trained
@@ -11,8 +14,8 @@ from supcon_tf.storage import files
 from supcon_tf.training import progress
 
 
-def run(flags, strategy) -> dict:
-    """Measures, prints and writes eval.json; always anew, because it is quick."""
+def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
+    """Computes the metrics, prints them and writes eval.json; runs again even if it is finished."""
     with strategy.scope(), progress.waiting("eval: loading the classifier"):
         model = trained.load_trained(flags, needs_classifier=True)
     with process.open_folder(flags, strategy, "eval", always_anew=True) as folder:
@@ -20,7 +23,7 @@ def run(flags, strategy) -> dict:
         data = eval_data.eval_data_from_flags(flags, flags.eval_split or "test")
         if data.is_own:
             eval_data.check_own(flags, model.stage)
-        numbers = eval_data.match_classes(model.class_names, data, model.path)
+        numbers = eval_data.match_classes(model.class_names or (), data, model.path)
         outputs, labels = _predict(flags, strategy, model, data.source)
         labels = numbers[labels]
         figures = metrics.classification_metrics(outputs["logits"], labels)
@@ -58,7 +61,7 @@ def run(flags, strategy) -> dict:
 
 
 def describe_evaluation(result: dict) -> str:
-    """The figures of eval.json in a few lines."""
+    """Summarizes eval.json in a few lines."""
     lines = [
         f"eval: {describe_top_k(result)}, mean per class "
         f"{result['mean_per_class_accuracy']:.4f} over all {result['num_examples']:,} "
@@ -76,7 +79,7 @@ def describe_evaluation(result: dict) -> str:
 
 
 def describe_top_k(result: dict) -> str:
-    """Top-1 and, where there are more than five classes, top-5."""
+    """Formats the top-1 accuracy and, with more than five classes, the top-5 accuracy."""
     top_5 = f", top-5 {result['top_5']:.4f}" if "top_5" in result else ""
     return f"top-1 {result['top_1']:.4f}{top_5}"
 
@@ -92,7 +95,7 @@ def _predict(flags, strategy, model, source, limit=None):
 
 
 def _table(confusion, class_names):
-    """Comma-separated: a row per true class, a column per predicted one."""
+    """Returns the confusion matrix as CSV: one row per true class, one column per predicted."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [as_csv_text(name) for name in class_names]
@@ -103,5 +106,5 @@ def _table(confusion, class_names):
 
 
 def as_csv_text(name: str) -> str:
-    """The name with a quote before a sign that spreadsheets take for the start of a formula."""
+    """Puts a quote before a name that a spreadsheet would read as a formula."""
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name

@@ -1,4 +1,4 @@
-"""A SavedModel that serves uint8 images; to run it takes TensorFlow alone."""
+"""A SavedModel that serves uint8 images and needs only TensorFlow to run."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Callable
 
 import keras
 import tensorflow as tf
+from absl.flags import FlagValues
 
 from supcon_tf import strategies
 from supcon_tf.stages import trained
-from supcon_tf.stages.run_directory import StageFolder
+from supcon_tf.stages.stage_folder import StageFolder
 from supcon_tf.storage import files
 from supcon_tf.training import progress
 
 
-def run(flags, strategy) -> dict:
-    """Writes saved_model/ and class_names.json; always anew."""
+def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
+    """Writes saved_model/ and class_names.json; runs again even if it is finished."""
     if not strategies.is_chief(strategy):
         return {}
-    # Without the strategy: what is exported runs on one device.
+    # Not under the strategy, because the exported model runs on one device.
     with progress.waiting("export: loading the encoder"):
         model = trained.load_trained(flags)
     with StageFolder(flags, "export", always_anew=True) as folder:
@@ -31,9 +32,10 @@ def run(flags, strategy) -> dict:
         folder.seal()
         outputs = tf.saved_model.load(path).signatures["serving_default"].structured_outputs
         shapes = {name: list(spec.shape) for name, spec in sorted(outputs.items())}
+        size = model.image_size
         print(
-            f"export: {path} takes uint8 images [None, {model.image_size}, {model.image_size}, 3] "
-            "and gives\n        " + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            f"export: wrote {path}, a model of uint8 images [None, {size}, {size}, 3] with the "
+            "outputs\n        " + ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         )
         return {"path": path, "image_size": model.image_size, "outputs": shapes}
 
@@ -41,20 +43,23 @@ def run(flags, strategy) -> dict:
 class ServedModel(tf.Module):
     """The exported model: `outputs = model(images)`, also after `tf.saved_model.load`.
 
-    Takes uint8 images [B, S, S, 3] and returns, as the reference's export: embeddings [B, F] of
-    unit norm, unnormalized_embeddings [B, F], projection [B, D] of unit norm if there is a
-    projection head, and logits [B, C] if there is a classifier.
+    Maps uint8 images [B, S, S, 3] to the same outputs as the reference implementation's export:
+    embeddings [B, F] of unit norm, unnormalized_embeddings [B, F], projection [B, D] of unit norm
+    if there is a projection head, and logits [B, C] if there is a classifier.
+
+    Args:
+        model: The trained models.
     """
 
     def __init__(self, model: trained.Trained):
         super().__init__(name="supcon_tf")
         self._model = model
         self._normalize = keras.layers.UnitNormalization(dtype="float32")
-        # Variables, not Keras layers: loading layers again would take Keras.
-        parts = (model.encoder, model.projector, model.linear_head)
-        parts = [part for part in parts if part is not None]
+        # Variables, not Keras layers, so that loading the model does not need Keras.
+        candidates = (model.encoder, model.projector, model.linear_head)
+        parts = [part for part in candidates if part is not None]
         self.saved_variables = [variable.value for part in parts for variable in part.variables]
-        # The linear stage froze its encoder, and frozen batch norm never uses a batch's statistics.
+        # The linear stage froze its encoder, and frozen batch norm ignores the batch statistics.
         for part in parts:
             part.trainable = True
 
@@ -64,9 +69,9 @@ class ServedModel(tf.Module):
 
     @tf.function(autograph=False)
     def with_batch_statistics(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The outputs that training sees: batch norm uses the statistics of these images.
+        """Returns the outputs with batch norm in training mode, from the statistics of the images.
 
-        Nothing is updated: the moving averages that training would write are dropped.
+        Nothing is updated: the moving averages that training would write are discarded.
         """
         with keras.StatelessScope():
             return self._outputs(images, training=True)
@@ -80,7 +85,7 @@ class ServedModel(tf.Module):
         return outputs
 
     def signatures(self) -> dict[str, Callable]:
-        """The functions that servers call, by the names of the reference's export."""
+        """Returns the functions that servers call, named as in the reference implementation."""
         side = self._model.image_size
         images = tf.TensorSpec([None, side, side, 3], tf.uint8, name="images")
         served = self.__call__.get_concrete_function(images)
@@ -92,7 +97,7 @@ class ServedModel(tf.Module):
 
 
 def write_saved_model(model: trained.Trained, path: str) -> None:
-    """Writes the model as a SavedModel, whole or not at all; see `ServedModel`."""
+    """Writes a `ServedModel` as a SavedModel. A failure leaves no partial files."""
     served = ServedModel(model)
     with files.writing(path) as temporary:
         tf.saved_model.save(served, temporary, signatures=served.signatures())

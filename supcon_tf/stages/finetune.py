@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tensorflow as tf
+from absl.flags import FlagValues
+
 from supcon_tf.stages import classify
 
 
-def run(flags, strategy) -> dict:
-    """Trains all layers from the pretrained encoder on; returns the figures of the stage."""
+def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
+    """Trains all layers, starting from the pretrained encoder; returns the stage's figures."""
     return classify.train_classifier(
         flags,
         strategy,

@@ -1,4 +1,4 @@
-"""What a stage of a run is: its flags, its data and what it is built on."""
+"""The identity of a stage: its flags, its data and its inputs."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import dataclasses
 import hashlib
 import json
 
+from absl.flags import FlagValues
+
 from supcon_tf.cli import command_line
 
-# Raised when the meaning of `identity.json` changes.
+# Increased when the meaning of `identity.json` changes.
 FORMAT_VERSION = 1
-# Flags that are not compared: what only changes how a stage runs, and where the data is, because
-# the data itself is compared.
+# Flags that are not compared: those that only change how a stage runs, and the location of the
+# data, because the data itself is compared.
 NOT_COMPARED = command_line.CHANGEABLE_FLAGS
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What decides the weights of a stage. `identity.json` and every checkpoint record it.
+    """What determines the weights of a stage, as `identity.json` and checkpoints record it.
 
     Attributes:
-        flags: name to `--name=value` of every flag that the stage reads and that is set.
-        inputs: name to hash of what the stage is built on, such as the encoder.
-        data: the digest of the training data; None where it was not recorded.
+        flags: Name and `--name=value` of every flag that the stage reads and that is set.
+        inputs: Name and hash of each input of the stage, such as the encoder.
+        data: The digest of the training data; None if it was not recorded.
     """
 
     flags: dict[str, str]
@@ -31,22 +33,26 @@ class Identity:
     data: str | None = None
 
     @classmethod
-    def of(cls, flags, stage: str, inputs: dict[str, str], data: str | None = None) -> Identity:
+    def of(
+        cls, flags: FlagValues, stage: str, inputs: dict[str, str], data: str | None = None
+    ) -> Identity:
+        """Returns the identity of a stage under the current flags."""
         return cls(command_line.stage_flags(flags, stage), inputs, data)
 
     @classmethod
     def from_record(cls, record: dict) -> Identity:
-        """From what `to_record` returned, or from the lines of `stage.flags` alone."""
+        """Reads what `to_record` returned, or only the lines of `stage.flags`."""
         lines = record["flags"]
         named = {line.lstrip("-").split("=")[0]: line for line in lines}
         return cls(named, record.get("inputs") or {}, record.get("data"))
 
     def to_record(self) -> dict:
+        """Returns the identity as JSON values."""
         return {"flags": list(self.flags.values()), "inputs": self.inputs, "data": self.data}
 
     @property
     def key(self) -> str:
-        """A hash of all that changes the weights."""
+        """A hash of everything that changes the weights."""
         flags = [
             line
             for name, line in sorted(self.flags.items())
@@ -54,12 +60,12 @@ class Identity:
         ]
         return hashlib.sha256(json.dumps([flags, self.inputs, self.data]).encode()).hexdigest()
 
-    def changed_flags(self, flags, stage: str) -> list[str]:
-        """`old  ->  new` for every flag that changes the stage and differs now."""
+    def changed_flags(self, flags: FlagValues, stage: str) -> list[str]:
+        """Returns `old  ->  new` for each flag that changes the weights and differs now."""
         new = command_line.stage_flags(flags, stage)
         changed = []
         for name in command_line.stage_flag_names(flags, stage):
-            # A flag that was added after the record was written had its default then.
+            # A flag that is newer than the record had its default value then.
             old = self.flags.get(name) or self.flags.get(f"no{name}") or _default(flags, name)
             if name not in NOT_COMPARED and old != new.get(name):
                 changed.append(
@@ -68,18 +74,19 @@ class Identity:
         return changed
 
     def changed_inputs(self, inputs: dict[str, str]) -> list[str]:
+        """Returns the names of the inputs that differ now."""
         return [name for name in self.inputs if self.inputs[name] != inputs.get(name)]
 
 
 def _default(flags, name):
-    """`--name=value` as if nobody had given it; None where that is None."""
+    """Returns `--name=value` with the default value; None if the default is None."""
     flag = copy.deepcopy(flags[name])
     flag.unparse()
     return None if flag.value is None else flag.serialize()
 
 
-def given_flags(flags, lines: list[str]) -> list[str]:
-    """Those lines `--name=value` that differ from the defaults."""
+def given_flags(flags: FlagValues, lines: list[str]) -> list[str]:
+    """Returns those lines `--name=value` that differ from the defaults."""
     named = ((line.lstrip("-").split("=")[0], line) for line in lines)
     return [
         line

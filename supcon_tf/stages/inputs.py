@@ -1,55 +1,63 @@
-"""What a stage reads: sources and batches as the flags describe them."""
+"""What a stage reads: its sources and batches, as the flags describe them."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
+from absl.flags import FlagValues
 
 from supcon_tf.augment import policies
 from supcon_tf.cli import flag_rules
 from supcon_tf.data import decode, pipeline, sources, streams, whitening
 from supcon_tf.data.folder_layout import printable
+from supcon_tf.stages.stage_folder import StageFolder
 from supcon_tf.training import progress
 
-# Spread evenly over the training images.
+# Number of training images, spread evenly, on which whitening is measured.
 WHITENING_EXAMPLES = 2_000
 
 
-def sources_from_flags(flags) -> tuple[sources.Source, sources.Source]:
-    """The training and the test split, as the flags change them; looked at once per run."""
+# Sources.
+
+
+def sources_from_flags(flags: FlagValues) -> tuple[sources.Source, sources.Source]:
+    """Returns the training and the test split of --dataset. They are read once per process."""
     return _read_sources(
         flags.dataset, flags.data_dir, flags.skip_broken_images, max_pixels_from_flags(flags)
     )
 
 
-def max_pixels_from_flags(flags) -> int:
-    """--max_image_megapixels in pixels."""
+def max_pixels_from_flags(flags: FlagValues) -> int:
+    """Converts --max_image_megapixels to pixels."""
     return int(flags.max_image_megapixels * 1e6)
 
 
 @functools.lru_cache(maxsize=1)
-def _read_sources(dataset, data_dir, skip_broken_images, most_pixels):
-    options = {"skip_broken_images": skip_broken_images, "max_pixels": most_pixels}
+def _read_sources(dataset, data_dir, skip_broken_images, max_pixels):
+    options = {"skip_broken_images": skip_broken_images, "max_pixels": max_pixels}
     with progress.waiting(f"Reading the dataset {dataset}"):
         train, test = (
             sources.load_source(dataset, split, data_dir, **options) for split in sources.SPLITS
         )
     print(
         f"Dataset {dataset}: {train.num_examples:,} training and {test.num_examples:,} test "
-        f"examples of {len(train.class_names)} classes ({first_ten(train.class_names)})."
+        f"examples in {len(train.class_names)} classes ({first_ten(train.class_names)})."
     )
     for split, source in (("training", train), ("test", test)):
         _say_skipped(source, f"{split} ")
     return train, test
 
 
-def unlabeled_from_flags(flags, folder: str) -> sources.FileSource:
-    """The images of a folder without labels."""
+def unlabeled_from_flags(flags: FlagValues, folder: str) -> sources.FileSource:
+    """Returns the images in a folder as a source without labels."""
     source = sources.load_unlabeled(
-        folder, skip_broken_images=flags.skip_broken_images, max_pixels=max_pixels_from_flags(flags)
+        folder,
+        skip_broken_images=flags.skip_broken_images,
+        max_pixels=max_pixels_from_flags(flags),
     )
     print(f"Folder {folder}: {source.num_examples:,} images.")
     _say_skipped(source)
@@ -59,42 +67,43 @@ def unlabeled_from_flags(flags, folder: str) -> sources.FileSource:
 def _say_skipped(source, split=""):
     skipped = getattr(source, "skipped", {})
     if skipped:
-        print(f"Skipped {len(skipped):,} {split}files that are no images:")
+        print(f"Skipped {len(skipped):,} {split}files that cannot be read as images:")
         print("\n".join(f"  {printable(path)}: {reason}" for path, reason in skipped.items()))
 
 
-def training_examples_from_flags(flags, source: sources.Source) -> sources.Source:
-    """The training split with --label_noise_prob and --num_images."""
+def training_examples_from_flags(flags: FlagValues, source: sources.Source) -> sources.Source:
+    """Applies --label_noise_prob and --num_images to the training split."""
     if flags.label_noise_prob:
         source = sources.with_label_noise(source, flags.label_noise_prob, seed=flags.seed)
-        print(f"Of the training labels {flags.label_noise_prob:.0%} are drawn anew from all.")
+        print(f"{flags.label_noise_prob:.0%} of the training labels are replaced by random labels.")
     if flags.num_images:
         source = sources.first_examples(source, flags.num_images)
-        print(f"Training on {source.num_examples:,} of them.")
+        print(f"Training on {source.num_examples:,} of the training images.")
     return source
 
 
-def check_batches(flags, strategy, train_source) -> None:
-    """Raises ValueError if a batch cannot be filled or shared by the replicas."""
-    replicas = strategy.num_replicas_in_sync
-    pipeline.check_batch_size(
-        flags.batch_size, num_examples=train_source.num_examples, num_replicas=replicas
-    )
-    check_eval_batches(flags, strategy)
+# Training batches.
 
 
-def check_eval_batches(flags, strategy) -> None:
-    """Raises ValueError if the replicas cannot share a batch of an evaluation."""
-    replicas = strategy.num_replicas_in_sync
-    if flags.eval_batch_size % replicas:
-        raise ValueError(
-            f"eval_batch_size={flags.eval_batch_size} cannot be shared evenly by {replicas} "
-            "replicas."
-        )
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """How a stage turns a training example into views.
+
+    Attributes:
+        image_size: Side of a view in pixels.
+        policy: The augmentation after crop and flip.
+        num_views: Views of each example.
+        crop_area_range: Smallest and largest area of a random crop, as fractions of the image.
+    """
+
+    image_size: int
+    policy: policies.Policy
+    num_views: int
+    crop_area_range: tuple[float, float]
 
 
-def policy_from_flags(flags, augmentation_type: str) -> policies.Policy:
-    """The augmentation of a stage."""
+def policy_from_flags(flags: FlagValues, augmentation_type: str) -> policies.Policy:
+    """Creates the augmentation policy of a stage."""
     return policies.create_policy(
         augmentation_type,
         magnitude=flags.augmentation_magnitude,
@@ -105,51 +114,48 @@ def policy_from_flags(flags, augmentation_type: str) -> policies.Policy:
     )
 
 
-def blur_probability_from_flags(flags, policy: policies.Policy) -> float:
-    """--blur_probability where the policy ends with a blur, else 0."""
+def blur_probability_from_flags(flags: FlagValues, policy: policies.Policy) -> float:
+    """Returns --blur_probability if the policy ends with a blur, else 0."""
     return flags.blur_probability if policy.ends_with_blur else 0.0
 
 
-def horizontal_flip_from_flags(flags) -> bool:
-    """Whether views are mirrored at random."""
+def horizontal_flip_from_flags(flags: FlagValues) -> bool:
+    """Returns whether views are flipped horizontally at random."""
     if flags.horizontal_flip == "auto":
         return sources.may_flip(flags.dataset)
     return flags.horizontal_flip == "true"
 
 
 def train_batches_from_flags(
-    flags,
-    strategy,
-    source,
+    flags: FlagValues,
+    strategy: tf.distribute.Strategy,
+    source: sources.Source,
+    views: Views,
     *,
-    image_size,
-    policy,
-    num_views,
-    crop_area_range,
-    start_step,
-    host=0,
-    num_hosts=1,
-):
-    """One host's training batches of one stage, from a step on."""
+    start_step: int,
+    host: int = 0,
+    num_hosts: int = 1,
+) -> tf.data.Dataset:
+    """Creates the training batches of one host, starting at a step."""
     if flags.data_service:
         print(
-            f"Batches come from the tf.data service at {flags.data_service}, in whatever order its "
-            "workers finish them: the run cannot be repeated exactly, and one that is resumed "
-            "loses the batches that were under way."
+            f"Batches come from the tf.data service at {flags.data_service}, in the order in which "
+            "its workers finish them: the run cannot be repeated exactly, and a resumed run loses "
+            "the batches that were in progress."
         )
     return pipeline.create_train_batches(
         source,
-        policy=policy,
+        policy=views.policy,
         batch_size=flags.batch_size,
-        image_size=image_size,
+        image_size=views.image_size,
         seed=flags.seed,
-        num_views=num_views,
+        num_views=views.num_views,
         start_step=start_step,
-        crop_area_range=crop_area_range,
+        crop_area_range=views.crop_area_range,
         crop_compat=flags.crop_compat,
         horizontal_flip=horizontal_flip_from_flags(flags),
         class_balanced=flags.class_balanced,
-        blur_probability=blur_probability_from_flags(flags, policy),
+        blur_probability=blur_probability_from_flags(flags, views.policy),
         num_replicas=strategy.num_replicas_in_sync,
         host=host,
         num_hosts=num_hosts,
@@ -157,8 +163,31 @@ def train_batches_from_flags(
     )
 
 
-def eval_batches_from_flags(flags, source, *, image_size, limit=None):
-    """A function (host=0, num_hosts=1) -> that host's share of the batches of an evaluation."""
+def check_batches(
+    flags: FlagValues, strategy: tf.distribute.Strategy, train_source: sources.Source
+) -> None:
+    """Raises ValueError if a batch cannot be filled or shared by the replicas."""
+    replicas = strategy.num_replicas_in_sync
+    pipeline.check_batch_size(
+        flags.batch_size, num_examples=train_source.num_examples, num_replicas=replicas
+    )
+    check_eval_batches(flags, strategy)
+
+
+# Evaluation batches.
+
+
+def eval_batches_from_flags(
+    flags: FlagValues, source: sources.Source, *, image_size: int, limit: int | None = None
+) -> Callable[..., tf.data.Dataset]:
+    """Returns a function (host=0, num_hosts=1) -> that host's share of the evaluation batches.
+
+    Args:
+        flags: The parsed flags.
+        source: The examples.
+        image_size: Side of the images in pixels.
+        limit: Use at most this many examples, spread evenly over the source.
+    """
     return functools.partial(
         pipeline.create_eval_batches,
         source,
@@ -170,10 +199,22 @@ def eval_batches_from_flags(flags, source, *, image_size, limit=None):
     )
 
 
-def whitening_from_flags(flags, source, folder, image_size):
-    """Mean and deviation for the encoder, or (None, None).
+def check_eval_batches(flags: FlagValues, strategy: tf.distribute.Strategy) -> None:
+    """Raises ValueError if the replicas cannot share an evaluation batch evenly."""
+    replicas = strategy.num_replicas_in_sync
+    if flags.eval_batch_size % replicas:
+        raise ValueError(
+            f"eval_batch_size={flags.eval_batch_size} cannot be shared evenly by {replicas} "
+            f"replicas: use a multiple of {replicas}."
+        )
 
-    `folder.measured` records what is measured, so that a resumed run uses the same.
+
+def whitening_from_flags(
+    flags: FlagValues, source: sources.Source, folder: StageFolder, image_size: int
+) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """Returns mean and standard deviation for the encoder, or (None, None).
+
+    `folder.measured` records what is measured, so that a resumed run uses the same constants.
     """
     if flags.whitening == "given":
         return flags.whitening_mean, flags.whitening_std
@@ -195,14 +236,17 @@ def _measured_whitening(flags, source, folder, image_size):
         measured = folder.measured["whitening"] = {"mean": mean, "std": std}
     texts = {name: ",".join(map(str, values)) for name, values in measured.items()}
     print(
-        f"Whitening as measured on up to {WHITENING_EXAMPLES:,} training images: --whitening=given "
-        f"--whitening_mean={texts['mean']} --whitening_std={texts['std']}"
+        f"Whitening constants, measured on up to {WHITENING_EXAMPLES:,} training images: "
+        f"--whitening=given --whitening_mean={texts['mean']} --whitening_std={texts['std']}"
     )
     return tuple(measured["mean"]), tuple(measured["std"])
 
 
-def explain_failure(flags, source):
-    """A function (first step, last step) -> what those steps met that cannot be decoded."""
+# Images that cannot be decoded.
+
+
+def explain_failure(flags: FlagValues, source: sources.Source) -> Callable[[int, int], str | None]:
+    """Returns a function (first step, last step) -> which images of these steps are broken."""
 
     def explain(first_step, last_step):
         if not isinstance(source, sources.FileSource):
@@ -221,8 +265,8 @@ def explain_failure(flags, source):
 
 
 @contextlib.contextmanager
-def naming_broken_images(source):
-    """Turns the failure of a pass over a whole source into a message about what broke it."""
+def naming_broken_images(source: sources.Source) -> Iterator[None]:
+    """Turns a decoding error within the block into a ValueError that names the broken images."""
     try:
         yield
     except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
@@ -236,14 +280,16 @@ def _explain_broken(source, paths=None):
         )
         if broken:
             return (
-                "these files cannot be decoded; remove or replace them, or leave them out with "
+                "these files cannot be decoded. Remove or replace them, or skip them with "
                 f"--skip_broken_images{sources.advice_on_size(broken)}:\n  "
                 + "\n  ".join(f"{path}: {reason}" for path, reason in broken.items())
             )
     if isinstance(source, streams.StreamSource):
         name = streams.find_broken(source)
         if name:
-            return f"the example {name} of the dataset cannot be decoded; prepare it again."
+            return (
+                f"the example {name} of the dataset cannot be decoded: prepare the dataset again."
+            )
     return None
 
 

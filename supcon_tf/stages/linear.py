@@ -1,4 +1,4 @@
-"""Stage 2: a linear classifier on the frozen encoder, fitted to its optimum or trained in steps."""
+"""Stage 2: a linear classifier on the frozen encoder, fitted by L-BFGS or trained in steps."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ import dataclasses
 import time
 
 import numpy as np
+import tensorflow as tf
+from absl.flags import FlagValues
 
 from supcon_tf import strategies
 from supcon_tf.cli import flag_rules
 from supcon_tf.evaluation import linear_fit, metrics
 from supcon_tf.models import contrastive
 from supcon_tf.stages import choices, classify, inputs, process
+from supcon_tf.stages.trained import PretrainedEncoder
 from supcon_tf.training import progress
 from supcon_tf.training.metrics_log import MetricsLog
 
 
-def run(flags, strategy) -> dict:
-    """Fits the linear head by L-BFGS, or trains it in steps; returns the figures of the stage."""
-    encoder_path = classify.find_encoder(flags)
+def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
+    """Fits the classifier with L-BFGS or trains it in steps; returns the stage's figures."""
     if flag_rules.is_linear_fitted(flags):
+        pretrained = PretrainedEncoder.of(flags)
         with strategy.scope(), progress.waiting("linear: loading the encoder"):
-            encoder = classify.load_encoder(encoder_path)
+            encoder = pretrained.load()
         train_source, test_source = inputs.sources_from_flags(flags)
         if _can_be_fitted(flags, encoder, train_source):
-            flags.linear_optimizer = "lbfgs"
-            return _fit(flags, strategy, encoder, encoder_path, train_source, test_source)
+            choices.set_flag(flags, "linear_optimizer", "lbfgs")
+            return _fit(flags, strategy, encoder, pretrained, train_source, test_source)
     if flags.linear_optimizer == "auto":
-        flags.linear_optimizer = "momentum"
+        choices.set_flag(flags, "linear_optimizer", "momentum")
     return classify.train_classifier(
         flags,
         strategy,
@@ -39,7 +42,11 @@ def run(flags, strategy) -> dict:
 
 
 def _can_be_fitted(flags, encoder, source):
-    """Whether embeddings and logits fit in memory; says so if not, or refuses an explicit lbfgs."""
+    """Returns whether embeddings and logits fit in memory.
+
+    If they do not, prints that the classifier is trained in steps; raises ValueError if the user
+    asked for lbfgs.
+    """
     num_features, num_classes = encoder.output_shape[-1], len(source.class_names)
     num_examples = choices.count_training_examples(flags, source)
     size = linear_fit.fit_bytes(num_examples, num_features, num_classes)
@@ -47,8 +54,8 @@ def _can_be_fitted(flags, encoder, source):
         return True
     reason = (
         f"{num_examples:,} training images with {num_features:,} features and "
-        f"{num_classes:,} classes take {size / 2**30:.1f} GiB, more than the "
-        f"{linear_fit.MAX_BYTES / 2**30:g} GiB that --linear_optimizer=lbfgs may take"
+        f"{num_classes:,} classes need {size / 2**30:.1f} GiB, more than the "
+        f"{linear_fit.MAX_BYTES / 2**30:g} GiB that --linear_optimizer=lbfgs may use"
     )
     if flags.linear_optimizer == "lbfgs":
         raise ValueError(
@@ -59,20 +66,20 @@ def _can_be_fitted(flags, encoder, source):
     return False
 
 
-def _fit(flags, strategy, encoder, encoder_path, train_source, test_source):
-    """Embeds the training images on all replicas; the chief fits and gives its result to all."""
-    built_on = {"encoder": classify.encoder_identity(encoder_path)}
+def _fit(flags, strategy, encoder, pretrained, train_source, test_source):
+    """Embeds the training images on all replicas. The chief fits the classifier for all."""
+    built_on = {"encoder": pretrained.identity()}
     with process.open_folder(flags, strategy, "linear", inputs=built_on) as folder:
-        classify.check_training_data(flags, folder, train_source, encoder_path)
-        if folder.result() is not None:
+        classify.check_training_data(folder, train_source, pretrained)
+        if (result := folder.result()) is not None:
             folder.say_finished()
-            return folder.result()
+            return result
         train_source = inputs.training_examples_from_flags(flags, train_source)
         inputs.check_eval_batches(flags, strategy)
         num_features, num_classes = encoder.output_shape[-1], len(train_source.class_names)
         print(
-            f"linear: {num_classes} classes on {num_features} features of {encoder_path}, fitted "
-            f"by L-BFGS to the embeddings of {train_source.num_examples:,} training images.",
+            f"linear: {num_classes} classes on {num_features} features of {pretrained.path}, "
+            f"fitted by L-BFGS to the embeddings of {train_source.num_examples:,} training images.",
             flush=True,
         )
         folder.begin()
@@ -89,7 +96,7 @@ def _fit(flags, strategy, encoder, encoder_path, train_source, test_source):
             fitted = _fit_on_chief(flags, strategy, embeddings, labels, num_classes)
         head.set_weights([fitted.kernel, fitted.bias])
         if fitted.iterations == metrics.PROBE_MAX_ITERATIONS:
-            print(f"linear: L-BFGS stopped at {fitted.iterations:,} iterations, the most it takes.")
+            print(f"linear: L-BFGS stopped at its limit of {fitted.iterations:,} iterations.")
         figures = {"loss": fitted.loss, "accuracy": fitted.accuracy}
         log = MetricsLog(folder.path, is_chief=folder.is_chief)
         with contextlib.closing(log):
@@ -108,7 +115,7 @@ def _fit(flags, strategy, encoder, encoder_path, train_source, test_source):
 
 
 def _fit_on_chief(flags, strategy, embeddings, labels, num_classes):
-    """The chief's fit on every worker, because others may round differently."""
+    """Fits on the chief and sends the result to every worker, because rounding may differ."""
     shape = (embeddings.shape[1], num_classes)
     fitted = linear_fit.LinearFit(np.zeros(shape), np.zeros(num_classes), 0, 0.0, 0.0)
     if strategies.is_chief(strategy):

@@ -1,17 +1,30 @@
-"""Stops a training that cannot fit in memory, before its first step."""
+"""Rejects a training that does not fit in memory, before its first step."""
 
 from __future__ import annotations
 
 import tensorflow as tf
+from absl.flags import FlagValues
 
 from supcon_tf import strategies
 from supcon_tf.training import memory
+from supcon_tf.training.steps import TrainStep
 
 
-def check_memory(flags, strategy, step, *, num_views: int) -> None:
-    """Raises ValueError if the training needs more memory than the machine has available.
+def check_memory(
+    flags: FlagValues, strategy: tf.distribute.Strategy, step: TrainStep, *, num_views: int
+) -> None:
+    """Checks that the training fits in memory.
 
-    On CPUs without XLA; the memory of accelerators and XLA's plans are not known here.
+    Only on CPUs without XLA, because the memory of accelerators and of XLA is not known here.
+
+    Args:
+        flags: The parsed flags.
+        strategy: The strategy of the run.
+        step: The training step.
+        num_views: Views of each example that the step reads.
+
+    Raises:
+        ValueError: If it needs more memory than is available. The message lists remedies.
     """
     if flags.jit_compile or tf.config.list_logical_devices("GPU") or flags.tpu_name:
         return
@@ -23,7 +36,7 @@ def check_memory(flags, strategy, step, *, num_views: int) -> None:
     of_replicas = f" in each of {replicas} replicas" if replicas > 1 else ""
     remedies = "\n  ".join(_remedies(flags, strategy, step, num_views, available))
     raise ValueError(
-        f"The training needs about {_gb(needed.missing)} of memory beside the "
+        f"The training needs about {_gb(needed.missing)} of memory, in addition to the "
         f"{_gb(needed.state)} of its weights and optimizer, but only {_gb(available)} are "
         f"available: activations {_gb(needed.activations)} ({encoder.name} at "
         f"{encoder.input_shape[1]} px, "
@@ -45,7 +58,7 @@ def _estimate(flags, strategy, step, num_views, microbatch_size):
 
 
 def _remedies(flags, strategy, step, num_views, available):
-    """Flags that lower what is needed, the ones that change the result least first."""
+    """Yields flags that need less memory; those that change the result least come first."""
     needed = _estimate(flags, strategy, step, num_views, flags.microbatch_size)
     if needed.evaluation > available:
         fits = flags.eval_batch_size * available // needed.evaluation
@@ -62,7 +75,7 @@ def _remedies(flags, strategy, step, num_views, available):
     if fitting and hasattr(step, "microbatch_size") and not flags.queue_size:
         yield (
             f"--microbatch_size={fitting[-1]} --nouse_global_batch_norm  (the same batch in "
-            "smaller pieces; about twice the time)"
+            "smaller pieces; takes about twice the time)"
         )
     if fitting:
         yield f"--batch_size={fitting[-1] * strategy.num_replicas_in_sync}"

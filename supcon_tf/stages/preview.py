@@ -1,4 +1,4 @@
-"""A picture of training images and their views, with the operations that were drawn."""
+"""A picture of training images and their views, labeled with the sampled operations."""
 
 from __future__ import annotations
 
@@ -7,75 +7,63 @@ import textwrap
 
 import numpy as np
 import tensorflow as tf
+from absl.flags import FlagValues
 
 from supcon_tf import strategies
 from supcon_tf.augment import blur, policies
 from supcon_tf.data import pipeline
-from supcon_tf.stages import image_size, inputs
-from supcon_tf.stages.run_directory import StageFolder
+from supcon_tf.stages import inputs, pretrain
+from supcon_tf.stages.stage_folder import StageFolder
 from supcon_tf.storage import files
 from supcon_tf.training import progress
 
-# Small images are shown with each pixel as a square, so that a tile has about this side.
+# Small images are enlarged, each pixel as a square, to tiles of about this side.
 TILE_PX = 160
 CAPTION_LINES = 4
 
 
-def run(flags, strategy) -> dict:
-    """Writes preview.png, of the first batch of the pretrain stage; always anew."""
+def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
+    """Writes preview.png from the first batch of pretraining; runs again even if it is finished."""
     if not strategies.is_chief(strategy):
         return {}
     with StageFolder(flags, "preview", always_anew=True) as folder:
         train_source, _ = inputs.sources_from_flags(flags)
         train_source = inputs.training_examples_from_flags(flags, train_source)
         batch_size = min(flags.batch_size, train_source.num_examples)
-        size = image_size.image_size_from_flags(flags, train_source)
+        views = pretrain.views_from_flags(flags, train_source)
         with progress.waiting("preview: computing the first batch"):
-            views, originals, labels = _first_batch(flags, train_source, size, batch_size)
-        captions = pipeline.describe_step(
-            0,
-            policy=inputs.policy_from_flags(flags, flags.augmentation_type),
-            batch_size=batch_size,
-            image_size=size,
-            seed=flags.seed,
-            num_views=flags.num_views,
-            crop_compat=flags.crop_compat,
-            horizontal_flip=inputs.horizontal_flip_from_flags(flags),
-            blur_probability=inputs.blur_probability_from_flags(
-                flags, inputs.policy_from_flags(flags, flags.augmentation_type)
-            ),
-        )
+            shown, originals, labels = _first_batch(flags, train_source, views, batch_size)
+        captions = _captions(flags, views, batch_size)
         count = min(flags.preview_examples, len(labels))
         grid = []
         for row in range(count):
             tiles = [(originals[row, 0], train_source.class_names[labels[row]])]
             tiles += [
                 (view, ", ".join(texts) or "crop only")
-                for view, texts in zip(views[row], captions[row], strict=True)
+                for view, texts in zip(shown[row], captions[row], strict=True)
             ]
             grid.append(tiles)
         folder.begin()
         path = folder.artifacts.path_to_write("preview.png")
         with progress.waiting("preview: drawing"):
-            _write_picture(path, grid, title=_title(flags, size))
+            _write_picture(path, grid, title=_title(flags, views.image_size))
         folder.seal()
-        print(f"preview: {count} images and {flags.num_views} views of each in {path}")
+        print(f"preview: wrote {count} images and {flags.num_views} views of each to {path}")
         return {"path": path, "examples": count}
 
 
-def _first_batch(flags, source, size, batch_size):
-    """The first batch's views [N, V, S, S, 3] as the encoder meets them, originals, labels."""
-    options = {"batch_size": batch_size, "image_size": size, "seed": flags.seed}
-    policy = inputs.policy_from_flags(flags, flags.augmentation_type)
-    views = pipeline.create_train_batches(
+def _first_batch(flags, source, views, batch_size):
+    """Returns the views [N, V, S, S, 3] that the encoder receives, the originals, and labels."""
+    options = {"batch_size": batch_size, "image_size": views.image_size, "seed": flags.seed}
+    augmented = pipeline.create_train_batches(
         source,
-        policy=policy,
-        num_views=flags.num_views,
-        crop_area_range=flags.crop_area_range,
+        policy=views.policy,
+        num_views=views.num_views,
+        crop_area_range=views.crop_area_range,
         crop_compat=flags.crop_compat,
         horizontal_flip=inputs.horizontal_flip_from_flags(flags),
         class_balanced=flags.class_balanced,
-        blur_probability=inputs.blur_probability_from_flags(flags, policy),
+        blur_probability=inputs.blur_probability_from_flags(flags, views.policy),
         **options,
     )
     originals = pipeline.create_train_batches(
@@ -88,9 +76,24 @@ def _first_batch(flags, source, size, batch_size):
         **options,
     )
     with inputs.naming_broken_images(source):
-        views, originals = next(iter(views)), next(iter(originals))
-    shown = tf.cast(tf.clip_by_value(tf.round(blur.blurred_images(views)), 0, 255), tf.uint8)
-    return shown.numpy(), originals["image"].numpy(), views["label"].numpy()
+        augmented, originals = next(iter(augmented)), next(iter(originals))
+    shown = tf.cast(tf.clip_by_value(tf.round(blur.blurred_images(augmented)), 0, 255), tf.uint8)
+    return shown.numpy(), originals["image"].numpy(), augmented["label"].numpy()
+
+
+def _captions(flags, views, batch_size):
+    """Returns the sampled operations of each view, as lists of texts."""
+    return pipeline.describe_step(
+        0,
+        policy=views.policy,
+        batch_size=batch_size,
+        image_size=views.image_size,
+        seed=flags.seed,
+        num_views=views.num_views,
+        crop_compat=flags.crop_compat,
+        horizontal_flip=inputs.horizontal_flip_from_flags(flags),
+        blur_probability=inputs.blur_probability_from_flags(flags, views.policy),
+    )
 
 
 def _title(flags, size):
@@ -103,7 +106,7 @@ def _title(flags, size):
 
 
 def _write_picture(path, grid, *, title):
-    """One line of tiles per example; beneath each tile its caption."""
+    """Draws one row of tiles per example, each tile above its caption."""
     from PIL import Image, ImageDraw, ImageFont
 
     side = grid[0][0][0].shape[0]

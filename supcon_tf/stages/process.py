@@ -1,21 +1,23 @@
-"""What holds for the whole process and all workers: the strategy, and a stage's folder."""
+"""What holds for the whole process and for all workers: the strategy, and the folder of a stage."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
+from absl.flags import FlagValues
 
 from supcon_tf import strategies
-from supcon_tf.stages.run_directory import StageFolder
+from supcon_tf.stages.stage_folder import StageFolder
 
 
-def start(flags) -> tf.distribute.Strategy:
-    """Makes the strategy, sets what holds for the whole process, and says what it runs on.
+def start(flags: FlagValues) -> tf.distribute.Strategy:
+    """Creates the strategy, applies the process-wide settings, and prints the devices in use.
 
     Raises:
-        ValueError: no such devices, or jit_compile over several replicas.
+        ValueError: If the devices do not exist, or with --jit_compile over several replicas.
     """
     if flags.logical_cpus > 1:
         strategies.split_cpu(flags.logical_cpus)
@@ -30,17 +32,18 @@ def start(flags) -> tf.distribute.Strategy:
     )
     if flags.jit_compile and strategy.num_replicas_in_sync > 1:
         raise ValueError(
-            f"jit_compile over {strategy.num_replicas_in_sync} replicas does not run: XLA cannot "
-            "compile what they exchange. Leave it out, or take --strategy=one_device."
+            f"jit_compile does not work with {strategy.num_replicas_in_sync} replicas: XLA cannot "
+            "compile the exchange between them. Remove --jit_compile, or use "
+            "--strategy=one_device."
         )
     print(describe_devices(flags, strategy), flush=True)
     if not strategies.is_chief(strategy):
-        print("The output of the chief, worker 0, tells how the run goes.", flush=True)
+        print("Worker 0, the chief, logs the progress.", flush=True)
     return strategy
 
 
-def describe_devices(flags, strategy) -> str:
-    """What the run runs on, in one line."""
+def describe_devices(flags: FlagValues, strategy: tf.distribute.Strategy) -> str:
+    """Describes versions, devices and precision in one line."""
     replicas, hosts = strategy.num_replicas_in_sync, strategies.num_hosts(strategy)
     kind = next(kind for kind in ("TPU", "GPU", "CPU") if tf.config.list_logical_devices(kind))
     scope = "over all replicas" if flags.use_global_batch_norm else "of each replica"
@@ -53,16 +56,31 @@ def describe_devices(flags, strategy) -> str:
 
 
 @contextlib.contextmanager
-def open_folder(flags, strategy, stage: str, **options):
-    """The `StageFolder` of a stage that all workers run: the chief's, which the others read.
+def open_folder(
+    flags: FlagValues,
+    strategy: tf.distribute.Strategy,
+    stage: str,
+    *,
+    inputs: dict[str, str] | None = None,
+    always_anew: bool = False,
+) -> Iterator[StageFolder]:
+    """Opens the `StageFolder` of a stage on every worker: the chief holds it, the others read it.
 
-    The chief goes in first, because it may refuse the flags, and nobody leaves before the
-    others: the next stage reads what the chief has written at the end of this one.
+    The chief enters first, because it may reject the flags. No worker leaves before the others,
+    because the next stage reads what the chief writes at the end of this one.
+
+    Args:
+        flags: The parsed flags.
+        strategy: The strategy of the run.
+        stage: The name of the stage.
+        inputs: See `StageFolder`.
+        always_anew: See `StageFolder`.
     """
     is_chief = strategies.is_chief(strategy)
     if not is_chief:
         strategies.gather_from_workers(strategy, 0)
-    with StageFolder(flags, stage, is_chief=is_chief, **options) as folder:
+    folder = StageFolder(flags, stage, inputs=inputs, always_anew=always_anew, is_chief=is_chief)
+    with folder:
         if is_chief:
             strategies.gather_from_workers(strategy, 0)
         yield folder

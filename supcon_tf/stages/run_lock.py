@@ -1,4 +1,4 @@
-"""The lock that keeps two runs out of one stage's folder."""
+"""A lock that keeps a second run out of the folder of a stage."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ import tensorflow as tf
 from absl import logging
 
 STALE_LOCK_SECONDS = 600
-CHOOSING_SECONDS = 60  # How long a starting run waits for another one that is starting too.
+CHOOSING_SECONDS = 60  # How long a starting run waits for another run that is starting too.
 _CLAIM = re.compile(r"(choosing|\d{9})-([0-9a-f]{32})")
 
 
-def hold(path: str):
-    """A context in which no second run can work beside the lock `path`.
+def hold(path: str) -> contextlib.AbstractContextManager:
+    """Returns a context manager that holds the lock `path` against other runs.
 
     Raises (on entering):
-        ValueError: another run holds it.
+        ValueError: If another run holds it.
     """
     return _remote_lock(path) if "://" in path else _local_lock(path)
 
 
 @contextlib.contextmanager
 def _local_lock(path):
-    """The system's lock on the file and on its folder, which ends with its process.
+    """Holds an operating system lock on the file and on its folder; it ends with the process.
 
-    The file says who holds the lock. The lock on the folder still holds if the file is deleted.
+    The file names the process. The lock on the folder remains if the file is deleted.
     """
     with open(path, "a+") as file, _opened_folder(os.path.dirname(path)) as folder:
         try:
@@ -62,18 +62,18 @@ def _lock_folder(descriptor):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
-    except OSError:  # Network file systems lock files, not folders.
+    except OSError:  # Network file systems may lock only files.
         pass
 
 
 @contextlib.contextmanager
 def _remote_lock(path):
-    """A claim of this run, a file in the folder `path` + "s" that a thread keeps fresh.
+    """Holds a claim of this run: a file in the folder `path` + "s" that a thread keeps fresh.
 
-    TensorFlow offers no way to create a remote file only if it is absent: `tf.io.gfile.rename` and
-    `copy` with `overwrite=False` look first and write afterwards. Lamport's bakery algorithm needs
-    no more than files that are listed once they are written: every run takes a number above those
-    it sees, and of equal numbers the smaller token comes first.
+    TensorFlow cannot create a remote file only if it is absent: `tf.io.gfile.rename` and `copy`
+    with `overwrite=False` check first and write afterwards. Lamport's bakery algorithm only needs
+    files to be listed once they are written: every run takes a number above those it sees, and of
+    equal numbers the smaller token comes first.
     https://en.wikipedia.org/wiki/Lamport%27s_bakery_algorithm
     """
     path, token = path + "s", uuid.uuid4().hex
@@ -94,7 +94,7 @@ def _remote_lock(path):
 
 @contextlib.contextmanager
 def _kept_claim(path, name):
-    """Writes the claim `name`, keeps its date fresh, and removes it at the end."""
+    """Writes the claim `name`, updates its time regularly, and removes it at the end."""
     done = threading.Event()
 
     def keep_fresh():
@@ -116,19 +116,19 @@ def _kept_claim(path, name):
 
 
 def _remove_claim(path, name):
-    with contextlib.suppress(tf.errors.NotFoundError):  # Somebody else deleted it.
+    with contextlib.suppress(tf.errors.NotFoundError):  # Another process deleted it.
         tf.io.gfile.remove(os.path.join(path, name))
 
 
 def _write_claim(path, name):
     owner = {"host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
-    # Written in place: a rename can leave no file for a moment.
+    # Written in place, because during a rename there can be no file for a moment.
     with tf.io.gfile.GFile(os.path.join(path, name), "w") as file:
         file.write(json.dumps(owner))
 
 
 def _read_claim(path, name):
-    """Who wrote a claim and when; None if it is gone, {} if it is being written."""
+    """Returns who wrote a claim and when; None if it is gone, {} while it is being written."""
     try:
         with tf.io.gfile.GFile(os.path.join(path, name)) as file:
             return json.loads(file.read())
@@ -139,15 +139,15 @@ def _read_claim(path, name):
 
 
 def _claims(path):
-    """(number or "choosing", token) of every claim in the folder."""
+    """Returns (number or "choosing", token) of every claim in the folder."""
     matches = (_CLAIM.fullmatch(name) for name in tf.io.gfile.listdir(path))
     return {match.groups() for match in matches if match}
 
 
 def _live_claims(path):
-    """The claims without those of runs that ended without removing theirs.
+    """Returns the claims except those of runs that ended without removing them.
 
-    A date ahead of the clock by more than a lock lives is no sign of life either.
+    A time that is too far in the future does not count as live either.
     """
     live = set()
     for claim in _claims(path):
@@ -165,7 +165,7 @@ def _remove_dead_claims(path):
 
 
 def _wait_until_all_have_numbers(path):
-    """Waits for the runs that are choosing: their number can come before this run's."""
+    """Waits for runs that are choosing a number, which may come before that of this run."""
     deadline = time.time() + CHOOSING_SECONDS
     while choosing := [token for number, token in _live_claims(path) if number == "choosing"]:
         if time.time() > deadline:
@@ -179,8 +179,8 @@ def _owner(path, name):
 
 
 def _held_message(path, owner):
-    remote = f" If it died, delete {path} or wait {STALE_LOCK_SECONDS // 60} minutes."
+    remote = f" If it crashed, delete {path} or wait {STALE_LOCK_SECONDS // 60} minutes."
     return (
-        f"Another run ({owner}) is at work in {os.path.dirname(path)}: wait for it, or take "
+        f"Another run ({owner}) is using {os.path.dirname(path)}: wait until it ends, or use "
         "another --model_dir." + (remote if "://" in path else "")
     )

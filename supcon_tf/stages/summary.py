@@ -1,4 +1,4 @@
-"""The last lines of a run: its figures, where everything is, and what to do next."""
+"""The last lines of a run: its results, where its files are, and what to do next."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shlex
 import textwrap
 
 import tensorflow as tf
+from absl.flags import FlagValues
 
 from supcon_tf.cli.program import python_program
 from supcon_tf.stages import advice, chance
@@ -18,36 +19,43 @@ from PIL import Image
 
 encoder = keras.models.load_model("{encoder}")
 image = Image.open("your_image.png").convert("RGB").resize(({side}, {side}))
-pixels = np.array(image, np.float32)[None]  # values 0..255: do not divide by 255
+pixels = np.array(image, np.float32)[None]  # values 0..255; do not divide by 255
 embedding = encoder.predict(pixels)  # [1, {features}]"""
 EXPORT_SNIPPET = """\
 import tensorflow as tf
+from absl.flags import FlagValues
 
 model = tf.saved_model.load("{path}")
 outputs = model(images)  # uint8 [N, {side}, {side}, 3], values 0..255 -> {names}"""
 
 
-def create(flags, results: dict[str, dict], arguments: list[str]) -> str:
-    """The closing text, from what each stage returned and the command line that was given."""
+def create(flags: FlagValues, results: dict[str, dict], arguments: list[str]) -> str:
+    """Returns the closing text of a run.
+
+    Args:
+        flags: The parsed flags.
+        results: What each stage of this command returned.
+        arguments: The command line, to build the next command from.
+    """
     run = RunDirectory.of(flags)
     model_dir = run.path
     parts = [
         "",
         *_figures(results),
         *chance.chance_warning(results),
-        f"Everything is in {model_dir}/",
+        f"The files of this run are in {model_dir}/",
     ]
     for name, what in (
-        ("pretrain/encoder.keras", "the encoder: images 0..255 to features"),
+        ("pretrain/encoder.keras", "the encoder: images (0..255) to features"),
         ("pretrain/linear_head.keras", "the classifier of pretraining: features to logits"),
         ("finetune/encoder.keras", "the fine-tuned encoder"),
-        ("finetune/classifier.keras", "the fine-tuned classifier: images 0..255 to logits"),
-        ("linear/classifier.keras", "the classifier: images 0..255 to logits"),
-        ("eval/eval.json", "every figure of the evaluation"),
-        ("eval/confusion_matrix.csv", "which classes are taken for which"),
+        ("finetune/classifier.keras", "the fine-tuned classifier: images (0..255) to logits"),
+        ("linear/classifier.keras", "the classifier: images (0..255) to logits"),
+        ("eval/eval.json", "all metrics of the evaluation"),
+        ("eval/confusion_matrix.csv", "how often each class was predicted as each other"),
         ("embed/embeddings.npz", "embeddings, labels, predictions and file names"),
         ("export/saved_model", "uint8 images to embeddings, projection and logits"),
-        ("preview/preview.png", "images and their views"),
+        ("preview/preview.png", "training images and their views"),
         ("pretrain/tensorboard", _tensorboard(model_dir)),
     ):
         path = run.file(name)

@@ -1,25 +1,30 @@
-"""How a stage trains as the flags describe it: schedule, optimizer, warm start, training."""
+"""Training as the flags describe it: the schedule, the optimizer, the warm start, the loop."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 
 import keras
 import tensorflow as tf
+from absl.flags import FlagValues
 
 from supcon_tf.cli import training_flags
+from supcon_tf.data import sources
 from supcon_tf.interop import warm_start
 from supcon_tf.models import contrastive
 from supcon_tf.stages import inputs
 from supcon_tf.stages.run_directory import find_part
-from supcon_tf.training import checkpoint, optimizers
-from supcon_tf.training import loop as training
+from supcon_tf.stages.stage_folder import StageFolder
+from supcon_tf.training import checkpoint, loop, optimizers
+from supcon_tf.training.steps import TrainStep
 
 
-def schedule_from_flags(flags, stage: str, num_examples: int) -> optimizers.WarmUpThenDecay:
-    """The learning rate of a stage; its total_steps is the length of the stage."""
-    own = training_flags.of_stage(flags, stage)
-    steps_per_epoch = num_examples / flags.batch_size
+def schedule_from_flags(
+    flags: FlagValues, stage: str, num_examples: int
+) -> optimizers.WarmUpThenDecay:
+    """Creates the learning rate schedule of a stage; its `total_steps` is the stage's length."""
+    own, steps_per_epoch = training_flags.of_stage(flags, stage), num_examples / flags.batch_size
     return optimizers.WarmUpThenDecay(
         optimizers.scaled_learning_rate(own.base_learning_rate, flags.batch_size),
         decay=own.learning_rate_decay,
@@ -33,20 +38,29 @@ def schedule_from_flags(flags, stage: str, num_examples: int) -> optimizers.Warm
     )
 
 
-def optimizer_from_flags(flags, stage: str, schedule, *, parts) -> keras.optimizers.Optimizer:
-    """The optimizer of a stage, which does the weight decay too.
+def optimizer_from_flags(
+    flags: FlagValues,
+    stage: str,
+    schedule: optimizers.WarmUpThenDecay,
+    *,
+    parts: Iterable[tuple[keras.Model | keras.Layer, bool]],
+) -> keras.optimizers.Optimizer:
+    """Creates the optimizer of a stage, which also applies the weight decay.
 
     Args:
-        parts: (model, whether it decays) for every built model that the stage trains.
+        flags: The parsed flags.
+        stage: "pretrain", "linear" or "finetune".
+        schedule: The learning rate.
+        parts: Every built model that the stage trains, and whether its weights decay.
     """
-    undecayed = []
+    own, parts = training_flags.of_stage(flags, stage), list(parts)
+    undecayed: list[keras.Variable] = []
     for model, is_decayed in parts:
         undecayed += (
             optimizers.undecayed_variables(model, decay_biases=flags.use_bias_weight_decay)
             if is_decayed
             else model.trainable_variables
         )
-    own = training_flags.of_stage(flags, stage)
     optimizer = optimizers.create_optimizer(
         own.optimizer,
         schedule,
@@ -54,59 +68,69 @@ def optimizer_from_flags(flags, stage: str, schedule, *, parts) -> keras.optimiz
         undecayed=undecayed,
         rmsprop_epsilon=own.rmsprop_epsilon,
     )
-    # Not by --precision: a loaded encoder computes as it was saved.
+    # Not decided by --precision: a loaded encoder computes in the precision it was saved with.
     if any(contrastive.computes_in_float16(model) for model, _ in parts):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
 
 
-def warm_start_part(flags, part: str, model: keras.Model) -> None:
-    """Copies a part of --reference_ckpt into the model and says what it lacked."""
+def warm_start_part(flags: FlagValues, part: str, model: keras.Model) -> None:
+    """Copies a part of --reference_ckpt into a model, and prints the weights it did not have.
+
+    Args:
+        flags: The parsed flags.
+        part: "encoder", "projection_head" or "classifier".
+        model: The model to copy into.
+    """
     path = find_part(flags.reference_ckpt, part)
     missing = warm_start.copy_weights(
         path, model, ignore_missing=flags.ignore_missing_checkpoint_vars
     )
-    print(f"Weights of {model.name} from {path}.")
+    print(f"Loaded the weights of {model.name} from {path}.")
     if missing:
-        print(f"It lacks {len(missing)}, which keep their initial values:")
+        print(f"{len(missing)} weights are not in that file and keep their initial values:")
         print("\n".join(f"  {name}" for name in missing))
 
 
 def train_stage(
-    flags, strategy, folder, *, step, schedule, source, evaluation=None, **batch_options
-):
-    """Trains a stage from its newest checkpoint to its end; returns the last log line.
+    flags: FlagValues,
+    strategy: tf.distribute.Strategy,
+    folder: StageFolder,
+    *,
+    step: TrainStep,
+    schedule: optimizers.WarmUpThenDecay,
+    source: sources.Source,
+    views: inputs.Views,
+    evaluation: tuple[Callable[[], dict[str, float]], int] | None = None,
+) -> dict[str, float]:
+    """Trains a stage from its newest checkpoint to its end.
 
     Args:
-        folder: the stage's; checkpoints and the log go there.
-        step, schedule: what `training.train` takes.
-        source: the training split.
-        evaluation: (function, interval in steps) to measure on the way, or None.
-        **batch_options: what `create_train_batches` takes.
+        flags: The parsed flags.
+        strategy: The strategy under whose scope the step was created.
+        folder: The folder of the stage, for checkpoints and logs.
+        step: The training step.
+        schedule: The learning rate, and the length of the stage.
+        source: The training examples.
+        views: How a training example becomes views.
+        evaluation: A function that measures the model during training, and how often to call it,
+            in steps.
+
+    Returns:
+        The last logged metrics.
     """
     evaluate, evaluate_interval_steps = evaluation or (None, 0)
-    checkpoints = checkpoint.CheckpointFolder(
-        folder.file("checkpoints"),
-        max_to_keep=flags.max_checkpoints_to_keep,
-        record=_record(flags, folder),
-        check_record=folder.check_checkpoint,
-        is_chief=folder.is_chief,
-        **step.models,
-        **step.optimizers,
-    )
-    return training.train(
+
+    def create_batches(start_step, host, num_hosts):
+        return inputs.train_batches_from_flags(
+            flags, strategy, source, views, start_step=start_step, host=host, num_hosts=num_hosts
+        )
+
+    return loop.train(
         strategy=strategy,
         step=step,
-        create_batches=lambda start_step, host, num_hosts: inputs.train_batches_from_flags(
-            flags,
-            strategy,
-            source,
-            start_step=start_step,
-            host=host,
-            num_hosts=num_hosts,
-            **batch_options,
-        ),
-        checkpoints=checkpoints,
+        create_batches=create_batches,
+        checkpoints=_checkpoints(flags, folder, step),
         log_folder=folder.path,
         total_steps=schedule.total_steps,
         steps_per_epoch=schedule.steps_per_epoch,
@@ -122,22 +146,27 @@ def train_stage(
     )
 
 
-def _record(flags, folder):
-    """What a checkpoint notes beside the state. Bits also depend on versions and threads."""
+def _checkpoints(flags, folder, step):
+    """The checkpoints of a stage. Equal bits also depend on versions and number of threads."""
     threads = tf.config.threading.get_intra_op_parallelism_threads() or _count_cpus()
-    return {
-        "seed": flags.seed,
-        **folder.record(),
-        "environment": {
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "cpu_threads": threads,
-        },
+    environment = {
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "cpu_threads": threads,
     }
+    return checkpoint.CheckpointFolder(
+        folder.checkpoints,
+        max_to_keep=flags.max_checkpoints_to_keep,
+        record={"seed": flags.seed, **folder.record(), "environment": environment},
+        check_record=folder.check_checkpoint,
+        is_chief=folder.is_chief,
+        **step.models,
+        **step.optimizers,
+    )
 
 
 def _count_cpus():
-    """Those that this process may use, which is how many threads TensorFlow starts."""
+    """The number of CPUs this process may use, which is how many threads TensorFlow starts."""
     if hasattr(os, "sched_getaffinity"):  # Not on macOS.
         return len(os.sched_getaffinity(0))
     return os.cpu_count()

@@ -1,4 +1,4 @@
-"""The training loop: many steps per call, a log, checkpoints, a stop on NaN."""
+"""The training loop: many steps per call, logging, checkpoints, and a stop on NaN."""
 
 from __future__ import annotations
 
@@ -12,27 +12,33 @@ from supcon_tf import strategies
 from supcon_tf.training import progress, signals, similarity
 from supcon_tf.training.checkpoint import ADVICE, CheckpointFolder
 from supcon_tf.training.metrics_log import MetricsLog
+from supcon_tf.training.steps import TrainStep
 
-# Slow steps are called in smaller groups, so that the progress is shown this often.
+# Slow steps are called in smaller groups, so that the progress is updated about this often.
 UPDATE_SECONDS = 2.0
 
 
 def create_loop(
     strategy: tf.distribute.Strategy,
-    step,
+    step: TrainStep,
     stop: tf.Variable | None = None,
     *,
     is_waiting: tf.Variable | None = None,
     jit_compile: bool = False,
 ) -> Callable:
-    """A function (iterator, num_steps) -> (steps done, metrics of the last one), one graph.
+    """Returns a function (iterator, num_steps) -> (steps done, metrics of the last), one graph.
 
-    It ends early at a step whose loss or gradient is not finite, and after the first step that
-    sees `stop` above 0 on any worker; what the replicas read is summed with the metrics, so
+    The loop ends early at a step whose loss or gradient is not finite, and after the first step
+    that reads `stop` above 0 on any worker. What the replicas read is summed with the metrics, so
     that all workers end at the same step. The loop is outside `strategy.run`, because a
-    collective inside a loop of the replica function fails under MirroredStrategy. With
-    jit_compile XLA compiles the step, not the loop around it. While it waits for a batch,
-    `is_waiting` is 1.
+    collective inside a loop of the replica function fails under MirroredStrategy.
+
+    Args:
+        strategy: The strategy under whose scope the step was created.
+        step: The training step.
+        stop: Ends the loop when above 0; see `create_stop_flag`.
+        is_waiting: Is 1 while the loop waits for a batch; see `create_stop_flag`.
+        jit_compile: Whether to compile the step, but not the loop around it, with XLA.
     """
     replica_step = tf.function(step, jit_compile=True) if jit_compile else step
     names = [*step.metric_names, "finite"]
@@ -68,7 +74,7 @@ def create_loop(
 
 
 def create_stop_flag() -> tf.Variable:
-    """A sign between this worker's loop and its other threads: 0.0, or 1.0 once assigned."""
+    """Creates a variable for signals between the loop and other threads, initially 0.0."""
     with tf.device("CPU:0"):
         return tf.Variable(0.0, trainable=False)
 
@@ -76,7 +82,7 @@ def create_stop_flag() -> tf.Variable:
 def train(
     *,
     strategy: tf.distribute.Strategy,
-    step,
+    step: TrainStep,
     create_batches: Callable[[int, int, int], tf.data.Dataset],
     checkpoints: CheckpointFolder,
     log_folder: str,
@@ -88,48 +94,52 @@ def train(
     save_interval_steps: int = 100,
     evaluate: Callable[[], dict[str, float]] | None = None,
     evaluate_interval_steps: int = 0,
-    explain_failure: Callable[[int, int], str] | None = None,
+    explain_failure: Callable[[int, int], str | None] | None = None,
     jit_compile: bool = False,
     name: str = "train",
 ) -> dict[str, float]:
-    """Trains from the newest checkpoint to total_steps and saves there.
+    """Trains from the newest checkpoint to `total_steps` and saves a checkpoint there.
 
     Args:
-        strategy: under whose scope the step's models and optimizers were made.
-        step: a ContrastiveStep or ClassifierStep.
+        strategy: The strategy under whose scope the step was created.
+        step: The training step.
         create_batches: (start step, host, number of hosts) -> the batches of that host's
             replicas.
-        checkpoints: of the step's models and optimizers.
-        log_folder: for metrics.jsonl and tensorboard/.
-        steps_per_epoch: for the log.
-        schedule: step -> learning rate, for the log.
-        steps_per_loop: steps per call of the compiled loop, at most. The first call takes one
-            step, and slow steps are called in smaller groups; neither changes the result.
-        summary_interval_steps, save_interval_steps: how often to log and save.
-        evaluate: measured every evaluate_interval_steps (0: never) and at the end.
-        explain_failure: (first step, last step) -> what may have broken the input.
-        jit_compile: compile the step with XLA; for one replica.
-        name: shown before the progress bar.
+        checkpoints: The checkpoints of the step's models and optimizers.
+        log_folder: Where to write metrics.jsonl and tensorboard/.
+        total_steps: The step at which to end.
+        steps_per_epoch: Steps per epoch, for the log.
+        schedule: Step -> learning rate, for the log.
+        steps_per_loop: Maximum number of steps per call of the compiled loop. The first call
+            takes one step, and slow steps are called in smaller groups; neither changes the
+            result.
+        summary_interval_steps: Steps between two log lines.
+        save_interval_steps: Steps between two checkpoints.
+        evaluate: Returns further metrics; called every `evaluate_interval_steps` and at the end.
+        evaluate_interval_steps: Steps between two evaluations; 0 for only at the end.
+        explain_failure: (first step, last step) -> which input of these steps is broken, or None.
+        jit_compile: Whether to compile the step with XLA; only for one replica.
+        name: The name of the stage, for messages.
 
     Returns:
-        The last logged metrics; empty for a stage of no steps.
+        The last logged metrics; {} for a stage without steps.
 
     Raises:
-        ValueError: loss, gradient or a weight is not finite, or the input is broken.
-        OSError: a checkpoint or the log cannot be written.
-        signals.Stopped: a signal came, to this worker or another; the state is saved.
+        ValueError: If loss, gradient or a weight is not finite, or if the input is broken.
+        OSError: If a checkpoint or the log cannot be written.
+        signals.Stopped: If this worker or another received a signal. The state is saved.
     """
     with progress.waiting(f"{name}: looking for a checkpoint"):
         at = checkpoints.restore_latest()
     _check_same_step(strategy, at)
     if at > total_steps:
         raise ValueError(
-            f"{name} has reached step {at:,} in {checkpoints.folder}, but the flags ask for "
+            f"{name} has reached step {at:,} in {checkpoints.folder}, but the flags ask for only "
             f"{total_steps:,} steps. Ask for at least {at / steps_per_epoch:.4g} epochs, or use "
             "another --model_dir."
         )
     if at:
-        print(f"{name}: continuing at step {at:,} of {total_steps:,}.", flush=True)
+        print(f"{name}: resuming at step {at:,} of {total_steps:,}.", flush=True)
     log = MetricsLog(log_folder, start_step=at, is_chief=checkpoints.is_chief)
     stop = create_stop_flag()
     batches = strategy.distribute_datasets_from_function(
@@ -142,7 +152,8 @@ def train(
         steps_per_loop, summary_interval_steps, save_interval_steps, evaluate_interval_steps,
     )  # fmt: skip
     bar = progress.Progress(name, total_steps, is_shown=checkpoints.is_chief)
-    speed, shown = progress.Speed(step.global_batch_size), {}
+    speed = progress.Speed(step.global_batch_size)
+    shown: dict[str, float] = {}
     collapse = similarity.CollapseWatch()
     stopping = signals.deferred(lambda: stop.assign(1.0), lambda: bool(is_waiting.numpy()))
     with stopping, bar, contextlib.closing(log):
@@ -163,7 +174,7 @@ def train(
                 metrics["learning_rate"] = float(schedule(at - 1))
                 metrics["epoch"] = at / steps_per_epoch
                 metrics |= speed.images_per_second()
-                if is_evaluated:
+                if evaluate and is_evaluated:
                     metrics |= evaluate()
                 log.write(at, metrics)
                 if warning := collapse.look(metrics):
@@ -181,9 +192,10 @@ def train(
 
 
 def _most_steps(speed):
-    """Steps per call that keep a person up to date: one until the speed is known.
+    """Returns the number of steps per call that keeps the progress up to date.
 
-    The first call compiles the step, so the second is the first that tells the speed.
+    It is one until the speed is known: the first call compiles the step, so only the second
+    measures the speed.
     """
     if not speed.seconds_per_step:
         return 1
@@ -200,8 +212,8 @@ def _check_same_step(strategy, step):
     steps = strategies.gather_from_workers(strategy, step)
     if len(set(steps)) > 1:
         raise ValueError(
-            f"The workers would continue at different steps, {steps}: they do not see the same "
-            "checkpoints. --model_dir must be one folder that every worker can read."
+            f"The workers would resume at different steps, {steps}, because they do not see the "
+            "same checkpoints. --model_dir must be a shared folder that every worker can read."
         )
 
 
@@ -223,6 +235,6 @@ def _stop_if_not_finite(values, step, checkpoints):
     if math.isfinite(values["finite"]) and math.isfinite(values["loss"]):
         return
     raise ValueError(
-        f"Loss or gradient is not finite at step {step} (loss {values['loss']}); "
+        f"The loss or a gradient is not finite at step {step} (loss {values['loss']}); "
         f"{checkpoints.describe_last()}. {ADVICE}"
     )

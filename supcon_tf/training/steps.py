@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
@@ -14,16 +16,48 @@ from supcon_tf.models.contrastive import ContrastiveModel
 from supcon_tf.training import gradient_cache, similarity
 
 
+class TrainStep(Protocol):
+    """What the training loop needs of a step.
+
+    Call the step with a batch on each replica, under the strategy. It updates the variables and
+    returns this replica's part of each metric, to be summed over the replicas: those named in
+    `metric_names`, which include "loss", and "finite", which is NaN if a gradient was not finite.
+
+    Attributes:
+        global_batch_size: Examples of a batch over all replicas.
+        metric_names: Names of the metrics.
+        models: What a checkpoint saves besides the optimizers, by name.
+        optimizers: The optimizers, by name.
+        variables: The trained variables.
+    """
+
+    global_batch_size: int
+    metric_names: list[str]
+    models: dict[str, Any]
+    optimizers: dict[str, keras.optimizers.Optimizer]
+    variables: list[keras.Variable]
+
+    @property
+    def encoder(self) -> keras.Model:
+        """The encoder, trained or not."""
+
+    def __call__(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Takes one step."""
+
+    def describe(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Turns the summed metrics of a step into those to log."""
+
+
 class ClassificationTerm:
     """The cross-entropy that joint training adds to a contrastive loss.
 
-    As in the reference implementation the classifier sees the embedding of view 0 alone.
+    As in the reference implementation, the classifier sees only the embedding of view 0.
 
     Args:
         linear_head: [B, F] -> logits [B, C].
-        weight: of the cross-entropy beside the contrastive loss.
-        label_smoothing: share of the target spread over all classes.
-        stop_gradient: the classifier learns and leaves the encoder alone.
+        weight: Weight of the cross-entropy; that of the contrastive loss is 1.
+        label_smoothing: Fraction of the target that is spread over all classes.
+        stop_gradient: Whether the classifier learns without influencing the encoder.
     """
 
     def __init__(
@@ -37,8 +71,8 @@ class ClassificationTerm:
         self.linear_head, self.weight = linear_head, weight
         self.label_smoothing, self.stop_gradient = label_smoothing, stop_gradient
 
-    def __call__(self, labels, embeddings) -> tuple[tf.Tensor, tf.Tensor]:
-        """Labels [B] and embeddings [B, V, F] -> cross-entropies [B], not weighted, and logits."""
+    def __call__(self, labels: tf.Tensor, embeddings: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Labels [B], embeddings [B, V, F] -> unweighted cross-entropies [B], logits [B, C]."""
         embeddings = embeddings[:, 0]
         if self.stop_gradient:
             embeddings = tf.stop_gradient(embeddings)
@@ -47,20 +81,23 @@ class ClassificationTerm:
 
 
 class ContrastiveStep:
-    """One step of pretraining on one replica, with an online linear probe beside it.
+    """One step of pretraining on one replica; see `TrainStep`.
 
-    The probe sees the encoder's embedding of view 0 behind a stop-gradient and has an
-    optimizer of its own, so it shows what a linear classifier would reach and changes nothing.
+    An online linear probe can be trained along. It sees the encoder's embedding of view 0 behind
+    a stop-gradient and has its own optimizer, so it shows what a linear classifier would reach
+    without changing the encoder.
 
     Args:
-        model, loss, optimizer: what is trained; the loss gives one value per example.
+        model: The model to train.
+        loss: A contrastive loss that returns one value per example.
+        optimizer: The optimizer.
+        global_batch_size: Examples of a batch over all replicas, N.
+        num_views: Views of each example, V.
         probe: [B, F] -> logits [B, C], or None.
-        classification: trains a classifier jointly; None for the contrastive loss alone.
-        queue: contrasts with its keys instead of the batch's own projections.
-        global_batch_size: N.
-        num_views: V.
-        microbatch_size: examples of a replica's batch that the encoder sees at once; None for
-            all of them. See `gradient_cache.cached_gradients`.
+        classification: Trains a classifier jointly; None for the contrastive loss alone.
+        queue: Its keys are the contrasts, instead of the other projections of the batch.
+        microbatch_size: Examples of a replica's batch that the encoder processes at once; None
+            for all of them. See `gradient_cache.cached_gradients`.
     """
 
     def __init__(
@@ -106,7 +143,7 @@ class ContrastiveStep:
     def encoder(self) -> keras.Model:
         return self.model.encoder
 
-    def __call__(self, batch) -> dict[str, tf.Tensor]:
+    def __call__(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         images, labels, keys = blurred_images(batch), batch["label"], None
         if self.queue is not None:
             images, key_images = self.queue.split(images)
@@ -120,7 +157,7 @@ class ContrastiveStep:
         return metrics
 
     def _gradients(self, images, labels, keys):
-        """Metrics, gradients and embeddings [B, V, F], all at once or in pieces.
+        """Returns metrics, gradients and embeddings [B, V, F], computed at once or in pieces.
 
         The gradients are those of the scaled loss if the optimizer scales it, as for float16.
         """
@@ -159,9 +196,9 @@ class ContrastiveStep:
         return metrics, tape.gradient(loss, self.variables), embeddings
 
     def describe(self, metrics: dict[str, float]) -> dict[str, float]:
-        """The metrics to log: mean similarities of the projections, and the collapse ratio.
+        """Adds mean similarities of the projections and the collapse ratio to the metrics.
 
-        The collapse ratio is the loss over that of equal embeddings; 1.0 means collapsed.
+        The collapse ratio is the loss divided by that of equal embeddings; 1.0 means collapsed.
         """
         sums = {name: metrics.pop(name) for name in similarity.NAMES}
         metrics |= similarity.mean_similarities(sums)
@@ -180,22 +217,23 @@ class ContrastiveStep:
         return {"probe_loss": loss, "probe_accuracy": self._mean(is_correct(labels, logits))}
 
     def _mean(self, values):
-        """This replica's part of the mean over the global batch: the parts are summed."""
+        """Returns this replica's part of the mean over the global batch; the parts are summed."""
         return tf.reduce_sum(values) / self.global_batch_size
 
 
 class ClassifierStep:
-    """One step of a classifier with cross-entropy on view 0, on one replica.
+    """One step of a classifier with cross-entropy on view 0, on one replica; see `TrainStep`.
 
-    The linear stage trains the linear head alone; fine-tuning and cross-entropy pretraining
-    train the encoder too.
+    The linear stage trains only the linear head. Fine-tuning and cross-entropy pretraining also
+    train the encoder.
 
     Args:
-        encoder: images [B, S, S, 3] -> [B, F]; frozen and in inference mode, unless it is trained.
+        encoder: Images [B, S, S, 3] -> [B, F]. Frozen and in inference mode unless it is trained.
         linear_head: [B, F] -> logits [B, C].
-        optimizer, global_batch_size: as for `ContrastiveStep`.
-        label_smoothing: share of the target spread over all classes.
-        train_encoder: train the encoder too, with batch statistics.
+        optimizer: The optimizer.
+        global_batch_size: Examples of a batch over all replicas.
+        label_smoothing: Fraction of the target that is spread over all classes.
+        train_encoder: Whether to train the encoder too, with batch statistics.
     """
 
     def __init__(
@@ -208,7 +246,7 @@ class ClassifierStep:
         label_smoothing: float = 0.0,
         train_encoder: bool = False,
     ):
-        self.encoder, self.linear_head, self.optimizer = encoder, linear_head, optimizer
+        self._encoder, self.linear_head, self.optimizer = encoder, linear_head, optimizer
         self.global_batch_size = global_batch_size
         self.label_smoothing = label_smoothing
         self.train_encoder = train_encoder
@@ -221,7 +259,11 @@ class ClassifierStep:
             self.variables += encoder.trainable_variables
         optimizer.build(self.variables)
 
-    def __call__(self, batch) -> dict[str, tf.Tensor]:
+    @property
+    def encoder(self) -> keras.Model:
+        return self._encoder
+
+    def __call__(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         images = blurred_images(batch)[:, 0]
         if not self.train_encoder:  # Outside the tape, which would keep the activations.
             embeddings = self.encoder(images, training=False)
@@ -242,10 +284,10 @@ class ClassifierStep:
 
 
 def _random_states(model):
-    """Where the random numbers of dropout stand, which Keras keeps out of TensorFlow's sight.
+    """Returns the RNG state of dropout layers, which TensorFlow's checkpoints do not find.
 
-    Some networks of keras.applications have dropout; a run that goes on must draw what the
-    interrupted one would have drawn.
+    Some networks of keras.applications have dropout. A resumed run must draw the same masks as a
+    run that was not interrupted.
     """
     states = [v.value for v in model.non_trainable_variables if "seed_generator" in v.path]
     if not states:
@@ -255,18 +297,25 @@ def _random_states(model):
     return {"random_states": holder}
 
 
-def apply_gradients(gradients, optimizer, variables):
-    """Updates the variables; returns this replica's share of 1.0, or NaN for a broken gradient.
+def apply_gradients(
+    gradients: Sequence[tf.Tensor],
+    optimizer: keras.optimizers.Optimizer,
+    variables: Sequence[keras.Variable],
+) -> tf.Tensor:
+    """Updates the variables.
 
-    Keras' optimizers sum the gradients over the replicas, so the loss must be the replica's
-    part of the global mean. Under loss scaling a broken gradient makes Keras leave the step out
-    and halve the scale, which is how it finds the scale; only when no scale is left to blame,
-    at 1 or below, the gradient counts as broken.
+    Keras' optimizers sum the gradients over the replicas, so the loss must be this replica's part
+    of the global mean. With loss scaling, Keras skips a step whose gradient is not finite and
+    halves the scale, which is how it finds the scale; such a gradient is an error only once the
+    scale is 1 or below.
+
+    Returns:
+        This replica's share of 1.0, or NaN if a gradient is not finite.
     """
     num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
     is_finite = tf.math.is_finite(tf.linalg.global_norm(gradients))
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        # Keras looks at the gradients of one replica before their sum; all must decide alike.
+        # Keras checks the gradients of one replica before their sum; all must decide alike.
         broken = tf.where(is_finite, 0.0, math.nan)
         if num_replicas > 1:
             broken = tf.distribute.get_replica_context().all_reduce("SUM", broken)
@@ -276,22 +325,24 @@ def apply_gradients(gradients, optimizer, variables):
     return tf.where(is_finite, 1.0 / num_replicas, math.nan)
 
 
-def sparse_cross_entropy(labels, logits, label_smoothing=0.0):
-    """Cross-entropy per example [B] of class numbers [B] under logits [B, C]."""
+def sparse_cross_entropy(
+    labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0
+) -> tf.Tensor:
+    """Computes the cross-entropy per example [B] of class numbers [B] under logits [B, C]."""
     targets = tf.one_hot(labels, logits.shape[-1])
     return keras.losses.categorical_crossentropy(
         targets, logits, from_logits=True, label_smoothing=label_smoothing
     )
 
 
-def is_correct(labels, logits):
-    """1.0 where the largest logit is the label's, else 0.0. [B]."""
+def is_correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Returns 1.0 where the largest logit [B, C] is that of the label [B], else 0.0. [B]."""
     hits = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
     return tf.cast(hits, tf.float32)
 
 
 def _collapse_loss(loss, global_batch_size, num_views):
-    """The contrastive loss of equal embeddings, or None where no closed form is known."""
+    """Returns the contrastive loss of equal embeddings, or None if no closed form is known."""
     is_plain = (
         isinstance(loss, supcon.SupConLoss)
         and loss.denominator_mode == "all"
