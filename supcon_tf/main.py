@@ -24,7 +24,7 @@ STAGE_MODULES = {
 
 def main(argv: list[str]) -> None:
     signals.listen()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # In a log file, lines must appear in time.
+    if isinstance(sys.stdout, io.TextIOWrapper):  # So that lines appear in a log file at once.
         sys.stdout.reconfigure(line_buffering=True)
     try:
         if flags.FLAGS.verbosity <= 0:
@@ -35,15 +35,15 @@ def main(argv: list[str]) -> None:
         print(f"\n{stop.message}. Run the same command again to resume.", file=sys.stderr)
         sys.exit(stop.code)
     except Exception as error:
-        if not _is_of_the_user(error) or flags.FLAGS.verbosity > 0:
+        if not _is_user_error(error) or flags.FLAGS.verbosity > 0:
             raise
         sys.stdout.flush()
-        print(f"\nERROR: {error}\n(--verbosity=1 shows where it happened.)", file=sys.stderr)
+        print(f"\nERROR: {error}\n(Add --verbosity=1 to see the traceback.)", file=sys.stderr)
         sys.exit(1)
 
 
-def _is_of_the_user(error):
-    """Whether an error is about what the user gave; any other is ours and shows its traceback."""
+def _is_user_error(error):
+    """Returns whether the user can fix an error. Other errors are bugs and show a traceback."""
     if "tensorflow" not in sys.modules:
         return isinstance(error, (ValueError, OSError))
     import tensorflow as tf
@@ -55,11 +55,11 @@ def run_stages(flag_values: flags.FlagValues, arguments: list[str]) -> None:
     """Runs the stages of --mode and prints the summary.
 
     Args:
-        flag_values: parsed.
-        arguments: the command line that they come from, for the command to type next.
+        flag_values: The parsed flags.
+        arguments: The command line, to suggest the next command.
 
     Raises:
-        ValueError: what the user has to fix.
+        ValueError: If the user has to fix something.
     """
     path_checks.check_paths(flag_values)
     if flag_values.verbosity <= 0:
@@ -79,7 +79,7 @@ def run_stages(flag_values: flags.FlagValues, arguments: list[str]) -> None:
 
 
 def run() -> None:
-    """The entry point: defines the flags, completes and parses the command line, runs it."""
+    """The entry point of the command: defines and parses the flags, and runs the stages."""
     command_line.define_flags()
     app.run(main, flags_parser=parse.parse_command_line)
 

@@ -239,7 +239,7 @@ def test_an_interrupt_after_another_signal_ends_at_once(first):
         assert process.poll() is None
         process.send_signal(number)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Ended at once" in errors
+    assert process.returncode == 130 and "Stopped immediately" in errors
 
 
 def test_a_repeated_sigterm_changes_nothing():

@@ -455,7 +455,7 @@ def test_no_decay_keeps_the_peak():
 
 @pytest.mark.parametrize("total_steps", [0, 99])
 def test_a_warm_up_longer_than_the_stage_is_refused(total_steps):
-    with pytest.raises(ValueError, match=f"100 steps is longer than the stage, {total_steps}"):
+    with pytest.raises(ValueError, match=f"100 steps is longer .* {total_steps} steps"):
         WarmUpThenDecay(1.0, total_steps=total_steps, warmup_steps=100)
 
 

@@ -1,4 +1,4 @@
-"""Saving a run whole or not at all, and finding the newest state to continue from."""
+"""Checkpoints that are written completely or not at all, and resuming from the newest one."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 from supcon_tf.storage import files
 
-# Recorded in every checkpoint and raised whenever the meaning of what it holds changes, so that
-# an older one is refused instead of being restored as something else.
+# Recorded in every checkpoint, and increased whenever the meaning of its contents changes, so that
+# an older checkpoint is rejected instead of being restored as something else.
 #   1  no version recorded; momentum and Nesterov buffers contain the learning rate
-#   2  momentum and Nesterov buffers hold gradients alone
+#   2  momentum and Nesterov buffers contain only gradients
 FORMAT_VERSION = 2
 _STEP_FOLDER = re.compile(r"step_(\d{8,})/?$")
 _LEFTOVER = re.compile(r"(writing|deleting)_\d{8,}/?$")
@@ -22,21 +23,21 @@ ADVICE = "Try a lower learning rate, a longer warm-up, or a higher temperature."
 
 
 class CheckpointFolder:
-    """Numbered checkpoints of one stage: `<folder>/step_00000100/`.
+    """The numbered checkpoints of one stage: `<folder>/step_00000100/`.
 
-    A checkpoint is written under another name and renamed when it is whole and on the disk.
-    What exists is found by looking at the folder. TensorFlow keeps a checksum of every tensor
-    and of the index, so a byte that the disk changed is noticed.
+    A checkpoint is written under another name and renamed once it is complete and on the disk.
+    The existing checkpoints are found by listing the folder. TensorFlow stores a checksum of every
+    tensor and of the index, so damaged bytes are detected.
 
     Args:
-        folder: a local or remote path.
-        max_to_keep: older ones are deleted after a save.
-        is_chief: the one worker that writes. The others take part in a save, because reading
-            synchronised variables is a collective, and throw theirs away.
-        record: what to note beside the step in `complete.json`: seed, flags, and as
-            "environment" what equal bits depend on.
-        check_record: raises ValueError for the record of a checkpoint of another run.
-        **objects: what to save: models, optimizers, variables; all built.
+        folder: A local or remote path.
+        max_to_keep: How many checkpoints to keep; older ones are deleted after a save.
+        is_chief: Whether this worker writes. The others take part in a save, because reading
+            synchronized variables is a collective operation, and discard their copy.
+        record: What to record in `complete.json` besides the step: seed, flags, and as
+            "environment" what bit-for-bit equality depends on.
+        check_record: Raises ValueError for the record of a checkpoint of another run.
+        **objects: What to save: models, optimizers, variables; all built.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class CheckpointFolder:
         is_chief: bool = True,
         record: dict | None = None,
         check_record: Callable[[dict], None] | None = None,
-        **objects,
+        **objects: Any,
     ):
         self.folder = folder
         self.max_to_keep = max_to_keep
@@ -58,11 +59,11 @@ class CheckpointFolder:
         self._checkpoint = tf.train.Checkpoint(**objects)
 
     def steps(self) -> list[int]:
-        """The steps that have a whole checkpoint, oldest first."""
+        """Returns the steps of all complete checkpoints, oldest first."""
         return [step for step in self._found() if tf.io.gfile.exists(self._marker(step))]
 
     def describe_last(self) -> str:
-        """What a run that fails now goes on from, for its message."""
+        """Describes what a run that fails now can resume from, for its message."""
         saved = self.steps()
         if not saved:
             return "nothing was saved yet"
@@ -72,9 +73,9 @@ class CheckpointFolder:
         """Writes the state after `step` steps and returns its folder.
 
         Raises:
-            ValueError: a value is not finite; nothing is written.
-            OSError: it cannot be written, as when the disk is full. The checkpoints before it
-                stay as they were.
+            ValueError: If a value is not finite. Nothing is written.
+            OSError: If it cannot be written, for example because the disk is full. Earlier
+                checkpoints are not affected.
         """
         self._refuse_broken_values(step)
         if not self.is_chief:
@@ -88,25 +89,25 @@ class CheckpointFolder:
             files.remove(temporary)
             raise OSError(
                 f"The checkpoint of step {step} could not be written to {self.folder}: "
-                f"{files.first_line(error)} Now {self.describe_last()}. Make room there and run "
-                "the same command again to resume from that step."
+                f"{files.first_line(error)} Now {self.describe_last()}. Free some disk space and "
+                "run the same command again to resume from that step."
             ) from error
         for old in self.steps()[: -self.max_to_keep]:
             self._delete(old)
         return self._path(step)
 
     def restore_latest(self) -> int:
-        """Reads the newest checkpoint into the objects; returns its step, 0 if there is none.
+        """Restores the newest checkpoint; returns its step, or 0 if there is none.
 
-        One that is damaged is named, passed over for the one before, and then put aside as
-        `damaged_<step>`. What a killed save left is removed.
+        A damaged checkpoint is reported and renamed to `damaged_<step>`, and the one before it is
+        used. The remains of a killed save are removed.
 
         Raises:
-            ValueError: if checkpoints exist but none can be read, or if one has another
+            ValueError: If checkpoints exist but none can be read, or if one has another
                 architecture or format version.
         """
         self._remove_leftovers()
-        damaged = []
+        damaged: list[int] = []
         for step in reversed(self._found()):
             reason = self._read(step)
             if reason is None:
@@ -114,12 +115,12 @@ class CheckpointFolder:
                 return step
             damaged.append(step)
             print(f"{self._path(step)} cannot be read ({reason}).")
-        # A remote folder is not renamed at a stroke: a save killed there leaves one without its
-        # marker.
+        # A remote folder is not renamed atomically: a save that was killed there leaves a folder
+        # without its marker.
         if self.steps() or (damaged and not self._is_remote):
             raise ValueError(
                 f"None of the {len(damaged)} checkpoints in {self.folder} can be read. Delete "
-                "that folder to start again."
+                "that folder to start the stage again."
             )
         return 0
 
@@ -141,7 +142,7 @@ class CheckpointFolder:
             files.write_sealed(self._marker(step), record)
 
     def _read(self, step):
-        """Reads a checkpoint into the objects; returns why it cannot be read, or None."""
+        """Restores a checkpoint; returns why it cannot be read, or None."""
         try:
             record = self._read_marker(step)
         except (ValueError, KeyError, tf.errors.OpError) as error:
@@ -155,7 +156,7 @@ class CheckpointFolder:
         try:
             status = self._checkpoint.read(os.path.join(self._path(step), "state"))
             status.assert_existing_objects_matched()
-        except (tf.errors.OpError, IndexError) as error:  # IndexError: a file cut short.
+        except (tf.errors.OpError, IndexError) as error:  # IndexError: a truncated file.
             return files.first_line(error)
         except (AssertionError, ValueError) as error:
             raise ValueError(
@@ -167,7 +168,7 @@ class CheckpointFolder:
         return None
 
     def _read_marker(self, step):
-        """What a checkpoint records; raises ValueError where that is missing or damaged."""
+        """Returns what a checkpoint recorded; raises ValueError if that is missing or damaged."""
         record = files.read_json(self._marker(step))
         if record is None:
             raise ValueError("complete.json is missing")
@@ -183,25 +184,26 @@ class CheckpointFolder:
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"{self._path(step)} has checkpoint format version {version}; this release reads "
-                f"version {FORMAT_VERSION}, whose optimizer state has another meaning. Use the "
+                f"version {FORMAT_VERSION}, whose optimizer state has a different meaning. Use the "
                 "release of supcon_tf that wrote the checkpoint, train in another --model_dir, "
                 f"or delete {self.folder} to train the stage again from the start."
             )
 
     def _compare(self, old):
-        """Says where the machine or the versions differ: rounding does then, the run goes on."""
+        """Prints which versions or threads differ, because rounding may then differ too."""
         new = self._record.get("environment", {})
         changed = [
             f"{name} {old[name]} -> {new.get(name)}" for name in old if old[name] != new.get(name)
         ]
         if changed:
             print(
-                f"Since the last checkpoint: {', '.join(changed)}. The run goes on, equal up to "
-                "rounding but not bit for bit."
+                f"Since the last checkpoint, this has changed: {', '.join(changed)}. The run "
+                "resumes; its results may differ by rounding."
             )
 
     def _refuse_broken_values(self, step):
-        """One infinite weight would make the checkpoint useless, and older ones get deleted."""
+        """Rejects values that are not finite: they make a checkpoint useless, and older ones are
+        deleted."""
         for name, holder in self._objects.items():
             for variable in getattr(holder, "variables", [holder]):
                 value = tf.convert_to_tensor(variable)
@@ -213,19 +215,19 @@ class CheckpointFolder:
                     )
 
     def _delete(self, step):
-        """By another name first, so that a kill leaves no half of it under its own."""
+        """Renames it first, so that a kill leaves no incomplete checkpoint under its name."""
         if tf.io.gfile.exists(self._path(step)):
             files.remove(self._path(step, "deleting"))
             tf.io.gfile.rename(self._path(step), self._path(step, "deleting"))
             files.remove(self._path(step, "deleting"))
 
     def _put_aside(self, steps):
-        """Else they would count as the newest when old ones are deleted."""
+        """Renames damaged checkpoints; else they would count as the newest ones to keep."""
         for step in steps if self.is_chief else ():
             aside = self._path(step, "damaged")
             files.remove(aside)
             tf.io.gfile.rename(self._path(step), aside)
-            print(f"It is kept as {aside}; nothing reads it again.")
+            print(f"It was renamed to {aside} and will not be read again.")
 
     def _remove_leftovers(self):
         if self.is_chief and tf.io.gfile.isdir(self.folder):
@@ -241,7 +243,7 @@ class CheckpointFolder:
 
 
 def newest_record(folder: str) -> dict | None:
-    """What the newest whole checkpoint in a folder recorded, without reading its state."""
+    """Returns what the newest complete checkpoint recorded, without its state; None if none."""
     if not tf.io.gfile.isdir(folder):
         return None
     for name in sorted(tf.io.gfile.listdir(folder), reverse=True):

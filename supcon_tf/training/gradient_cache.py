@@ -1,10 +1,9 @@
 """Gradient caching: the loss over a whole batch whose encoder activations do not fit in memory.
 
-The contrastive loss needs the embeddings of the whole batch, but no more than that. So the
-encoder runs over the batch in pieces without keeping its activations, the loss gives its
-gradient with respect to the embeddings of the whole batch, and a second run over the same
-pieces carries that gradient into the weights (Gao et al. 2021,
-https://arxiv.org/abs/2101.06983).
+The contrastive loss needs only the embeddings of the whole batch. So the encoder processes the
+batch in pieces without keeping its activations, the loss gives its gradient with respect to the
+embeddings of the whole batch, and a second pass over the same pieces propagates that gradient to
+the weights (Gao et al. 2021, https://arxiv.org/abs/2101.06983).
 """
 
 from __future__ import annotations
@@ -26,27 +25,27 @@ def cached_gradients(
     microbatch_size: int,
     other_variables: Sequence[keras.Variable] = (),
 ) -> tuple[Any, list[tf.Tensor], tf.Tensor]:
-    """Metrics and gradients of a batch, with the activations of one piece in memory at a time.
+    """Computes the gradients of a batch with the activations of one piece in memory at a time.
 
-    Without batch norm the result equals that of the whole batch. With it, each piece is
-    normalised by its own statistics; the moving averages are updated once for each image, in
-    the second run. Nothing here talks to other replicas inside a loop, so batch norm must not
-    be synchronised; the loss gathers between the two runs.
+    Without batch norm, the result equals that of the whole batch. With it, each piece is
+    normalized by its own statistics, and the moving averages are updated once per image, in the
+    second pass. There is no communication between replicas inside a loop, so batch norm must not
+    be synchronized; the loss gathers between the two passes.
 
     Args:
-        model: built; its batch norm per replica.
-        images: [B, V, S, S, 3], B static.
+        model: A built model whose batch norm is not synchronized.
+        images: [B, V, S, S, 3], with static B.
         objective: (embeddings float32 [B, V, F], unit vectors [B, V, D]) -> this replica's part
-            of the loss, and metrics to hand back.
-        microbatch_size: examples per piece; divides B.
-        other_variables: what the objective itself trains, such as a classifier.
+            of the loss, and metrics to return.
+        microbatch_size: Examples per piece; divides B.
+        other_variables: What the objective itself trains, such as a classifier.
 
     Returns:
-        The metrics, the gradient of each of model.trainable_variables and other_variables, and
-        the embeddings [B, V, F] of the first run.
+        The metrics; the gradients of model.trainable_variables and other_variables; and the
+        embeddings [B, V, F] of the first pass.
 
     Raises:
-        ValueError: microbatch_size does not divide B.
+        ValueError: If microbatch_size does not divide B.
     """
     batch = images.shape[0]
     if batch is None or batch % microbatch_size:
@@ -58,7 +57,7 @@ def cached_gradients(
     state = [tf.convert_to_tensor(v) for v in model.non_trainable_variables]
 
     def piece(tensor, index):
-        # Not a slice from index * size on, whose length XLA would not know beforehand.
+        # Not a slice that starts at index * size, whose length XLA would not know at compile time.
         return tf.reshape(tensor, [num_pieces, microbatch_size, *tensor.shape[1:]])[index]
 
     def forward(trainable, state, index):
@@ -67,8 +66,8 @@ def cached_gradients(
         )
         return embeddings, projections, state
 
-    def first_run(index, embeddings, projections, state):
-        # The state goes along so that dropout draws the same masks in both runs.
+    def first_pass(index, embeddings, projections, state):
+        # The state is passed along, so that dropout draws the same masks in both passes.
         new_embeddings, new_projections, state = forward(trainable, state, index)
         return (
             index + 1,
@@ -83,7 +82,7 @@ def cached_gradients(
         tf.TensorArray(tf.float32, num_pieces, element_shape=[microbatch_size, *shape[1:]])
         for shape in (embedding_shape, projection_shape)
     ]
-    _, *arrays, _ = _loop(num_pieces, first_run, [*arrays, state])
+    _, *arrays, _ = _loop(num_pieces, first_pass, [*arrays, state])
     embeddings = tf.reshape(arrays[0].stack(), embedding_shape)
     projections = tf.reshape(arrays[1].stack(), projection_shape)
 
@@ -96,7 +95,7 @@ def cached_gradients(
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
 
-    def second_run(index, gradients, state):
+    def second_pass(index, gradients, state):
         with tf.GradientTape() as tape:
             tape.watch(trainable)
             *outputs, state = forward(trainable, state, index)
@@ -109,14 +108,14 @@ def cached_gradients(
         return index + 1, [a + b for a, b in zip(gradients, found, strict=True)], state
 
     zeros = [tf.zeros_like(v) for v in trainable]
-    _, gradients, state = _loop(num_pieces, second_run, [zeros, state])
+    _, gradients, state = _loop(num_pieces, second_pass, [zeros, state])
     for variable, value in zip(model.non_trainable_variables, state, strict=True):
         variable.assign(value)
     return metrics, [*gradients, *other_gradients], embeddings
 
 
 def _loop(num_pieces, body, variables):
-    """One piece after the other: parallel iterations would hold several pieces' activations."""
+    """Processes one piece at a time: parallel iterations would keep activations of several."""
     return tf.while_loop(
         lambda index, *_: index < num_pieces,
         body,

@@ -1,4 +1,4 @@
-"""How much memory a training step needs, estimated before the first one, and how much there is."""
+"""An estimate of the memory that training needs, and the memory that is available."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ import sys
 import keras
 import tensorflow as tf
 
-# What a training step holds at its peak, as a share of the outputs of all layers of the encoder
-# for all images that it sees at once, beside the gradients. `python benchmarks/memory.py` measured,
-# as the growth of the resident size, on two CPU cores with TensorFlow 2.21 (images, share):
+from supcon_tf.training.steps import TrainStep
+
+# Peak memory of a training step besides the gradients, as a fraction of the outputs of all layers
+# of the encoder for all images that it processes at once. `python benchmarks/memory.py` measured,
+# as growth of the resident size, on two CPU cores with TensorFlow 2.21 (images, fraction):
 #   tiny       32 px: 512, 0.88; 2,048, 0.82; 64 px: 512, 0.81
 #   ResNet-18  32 px: 128, 0.78; 256, 0.76; bfloat16 256, 0.85; 128 px: 64, 0.98; 224 px: 32, 0.83
 #   MobileNetV2, DenseNet121, EfficientNetV2B0 of Keras at 64 px: 0.95, 1.04, 1.41
 #   ResNet-50  32 px: 64, 0.69; 128, 0.70; 128 px: 32, 0.81; 224 px: 32, 0.67; bfloat16 32, 0.76
-# The factor lies below all of them, because a run that fits must never be refused.
+# The factor is below all of them, because a run that fits must never be rejected.
 ACTIVATION_FACTOR = 0.62
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Bytes of a training; what already exists when the models are built comes first.
+    """The memory of a training in bytes.
 
     Attributes:
-        state: weights and optimizer slots.
-        gradients: of all trained weights.
-        activations: what the backward pass needs of the forward pass.
-        evaluation: the largest output of a layer for one batch of an evaluation.
+        state: Weights and optimizer slots, which exist once the models are built.
+        gradients: The gradients of all trained weights.
+        activations: What the backward pass needs of the forward pass.
+        evaluation: The largest output of a layer for one evaluation batch.
     """
 
     state: int
@@ -39,20 +41,24 @@ class Estimate:
 
     @property
     def missing(self) -> int:
-        """What comes on top of the memory that the process already holds."""
+        """What is needed in addition to the memory that the process already uses."""
         return max(self.gradients + self.activations, self.evaluation)
 
 
 def estimate(
-    step, *, images_per_replica: int, eval_images_per_replica: int, num_replicas: int = 1
+    step: TrainStep,
+    *,
+    images_per_replica: int,
+    eval_images_per_replica: int,
+    num_replicas: int = 1,
 ) -> Estimate:
-    """Estimates the memory of a training, from below.
+    """Estimates a lower bound of the memory that a training needs.
 
     Args:
-        step: a ContrastiveStep or ClassifierStep that trains its encoder.
-        images_per_replica: images, all views counted, that the encoder sees at once.
-        eval_images_per_replica: the same in an evaluation.
-        num_replicas: those that share this machine's memory.
+        step: A step that trains its encoder.
+        images_per_replica: Images (all views) that the encoder processes at once.
+        eval_images_per_replica: The same in an evaluation.
+        num_replicas: Number of replicas that share the memory of this machine.
     """
     total, largest = output_bytes(step.encoder)
     state = [
@@ -69,11 +75,11 @@ def estimate(
 
 
 def output_bytes(encoder: keras.Model) -> tuple[int, int]:
-    """Bytes of the outputs of all layers for one image, and of the largest one."""
+    """Returns the bytes of the outputs of all layers for one image, and of the largest output."""
     sizes = [0]
     for layer in encoder._flatten_layers(include_self=False):
         if isinstance(layer, (keras.Model, keras.layers.InputLayer)):
-            continue  # The layers of a model in a model come one by one.
+            continue  # The layers of a nested model are visited one by one.
         for node in layer._inbound_nodes:
             for output in tf.nest.flatten(node.output_tensors):
                 elements = math.prod(size or 1 for size in output.shape[1:])
@@ -86,13 +92,13 @@ def _bytes(variables):
 
 
 def available_bytes(root: str = "/") -> int | None:
-    """Memory that this process can still take, or None if the system does not say.
+    """Returns the memory that this process can still allocate, or None if it is unknown.
 
-    On Linux the system's available memory and free swap, or less where a control group, such as a
-    container's or a job's, has a limit; on macOS all that is installed.
+    On Linux, this is the available memory and free swap of the system, or less if a control group,
+    such as that of a container or a job, has a limit. On macOS it is all installed memory.
 
     Args:
-        root: where /proc and /sys are.
+        root: Where to find /proc and /sys.
     """
     if sys.platform == "darwin":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -108,7 +114,7 @@ def _system_bytes(root):
 
 
 def _control_group_bytes(root):
-    """What is left in each control group that this process is in (versions 2 and 1)."""
+    """Yields the memory left in each control group of this process (versions 2 and 1)."""
     version_2 = ("memory.max", "memory.current", "inactive_file")
     version_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     for line in _read_text(os.path.join(root, "proc/self/cgroup")).splitlines():
@@ -118,7 +124,7 @@ def _control_group_bytes(root):
         base = "sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup"
         limit, usage, cache = version_1 if controllers else version_2
         parts = path.strip("/").split("/")
-        for depth in range(len(parts) + 1):  # The limits of its parents hold too.
+        for depth in range(len(parts) + 1):  # The limits of its parents apply too.
             folder = os.path.join(root, base, *parts[:depth])
             texts = [_read_text(os.path.join(folder, name)).strip() for name in (limit, usage)]
             if all(text.isdigit() for text in texts):
@@ -127,7 +133,7 @@ def _control_group_bytes(root):
 
 
 def _fields(path):
-    """Name to number of a file of lines `name number ...`."""
+    """Reads a file of lines `name number ...` as a dictionary."""
     lines = (line.split() for line in _read_text(path).splitlines())
     return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
 

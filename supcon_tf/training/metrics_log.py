@@ -1,4 +1,4 @@
-"""What a run leaves to watch: metrics.jsonl and TensorBoard scalars."""
+"""The logged metrics of a stage: metrics.jsonl and TensorBoard scalars."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ class MetricsLog:
     """`metrics.jsonl`, one JSON object per logged step, and TensorBoard scalars.
 
     Args:
-        folder: where to write.
-        start_step: lines of later steps are dropped: they will be made again.
-        is_chief: the other workers read what is there and write nothing.
+        folder: Where to write.
+        start_step: Lines of later steps are removed, because these steps are taken again.
+        is_chief: Whether this worker writes. The others only read the existing lines.
 
     Attributes:
-        last: the newest line, also of an earlier run.
+        path: The path of `metrics.jsonl`.
+        last: The newest line, which may be from an earlier run.
     """
 
     def __init__(self, folder: str, *, start_step: int = 0, is_chief: bool = True):
@@ -54,11 +55,16 @@ class MetricsLog:
             file.write(b"".join(line.rstrip(b"\n") + b"\n" for line in damaged.values()))
         numbers = ", ".join(map(str, list(damaged)[:10])) + (", ..." if len(damaged) > 10 else "")
         print(
-            f"{self.path} is damaged in line {numbers}; the damaged lines are now in {aside}. "
-            "What TensorBoard's files still have of those steps is restored."
+            f"{self.path} is damaged in line {numbers}. The damaged lines were moved to {aside}; "
+            "their steps are restored from TensorBoard's files where possible."
         )
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Appends the metrics of a step.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
         self.last = {"step": step, **metrics}
         if not self._is_chief:
             return
@@ -74,11 +80,12 @@ class MetricsLog:
             raise files.cannot_write(self.path, error) from error
 
     def sync(self) -> None:
-        """Waits until the lines are on the disk: a checkpoint must not be ahead of its log."""
+        """Waits until the lines are on the disk, so that no checkpoint is ahead of its log."""
         if self._is_chief and tf.io.gfile.exists(self.path):
             files.sync(self.path)
 
     def close(self) -> None:
+        """Closes the TensorBoard file."""
         if self._is_chief and not self._is_broken:
             self._writer.close()
 
@@ -91,9 +98,9 @@ def _content(path):
 
 
 def _parse_lines(content):
-    """The good lines of a log as objects, and the damaged ones by their number.
+    """Returns the intact lines of a log as objects, and the damaged ones by their number.
 
-    A last line without its end is what a killed run was writing; it is neither.
+    An incomplete last line, which a killed run was still writing, is neither.
     """
     good, damaged = [], {}
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
@@ -108,12 +115,12 @@ def _parse_lines(content):
 
 
 def _restored(folder, lines, last_step):
-    """The lines, and those that are missing among them from TensorBoard's files."""
+    """Adds lines that are missing, from TensorBoard's files."""
     by_step: dict[int, dict] = {}
     paths = tf.io.gfile.glob(os.path.join(folder, "events.out.tfevents.*"))
     for path in sorted(paths):
         for event in _events(path):
-            if event.HasField("session_log"):  # What a resumed run made again.
+            if event.HasField("session_log"):  # A resumed run repeated these steps.
                 by_step = {step: old for step, old in by_step.items() if step < event.step}
             for value in event.summary.value:
                 number = float(tf.make_ndarray(value.tensor))
@@ -124,7 +131,7 @@ def _restored(folder, lines, last_step):
 
 
 def _events(path):
-    """The events in a file, up to where it is damaged."""
+    """Yields the events of a file, up to where it is damaged."""
     try:
         for record in tf.data.TFRecordDataset(path):
             yield tf.compat.v1.Event.FromString(record.numpy())
@@ -133,10 +140,11 @@ def _events(path):
 
 
 def _write_start(folder, step):
-    """Tells TensorBoard to forget what an earlier run wrote from this step on.
+    """Tells TensorBoard to discard what an earlier run wrote from this step on.
 
-    It takes the first such event for the beginning and each later one for a restart. In a file
-    of its own, named to be read before the summary writer's of the same second.
+    TensorBoard reads the first such event as the beginning and each later one as a restart. It is
+    written to a separate file, whose name sorts before that of the summary writer of the same
+    second.
     """
     name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.0.start"
     status = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)

@@ -1,10 +1,11 @@
-"""Optimizers, learning rate schedules and weight decay as the reference implementation has them."""
+"""Optimizers, learning rate schedules and weight decay as in the reference implementation."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -12,7 +13,8 @@ import tensorflow as tf
 OPTIMIZERS = ("momentum", "nesterov", "lars", "rmsprop", "adam", "adamw", "lamb")
 SCHEDULES = ("cosine", "cosine_per_epoch", "exponential", "piecewise", "none")
 MOMENTUM = 0.9
-# Patterns of variable paths that LARS leaves alone by itself: gamma and beta of batch norm.
+LearningRate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
+# Patterns of variable paths that LARS excludes by default: gamma and beta of batch norm.
 NEVER_DECAYED = ("batch_normalization", "/(gamma|beta)$")
 # Layers whose variables never decay, whatever they are called.
 NORMALIZATIONS = (
@@ -23,38 +25,39 @@ NORMALIZATIONS = (
 
 
 def scaled_learning_rate(base_learning_rate: float, batch_size: int) -> float:
-    """The learning rate for a global batch, counted in examples, not views: base x batch / 256."""
+    """Returns base_learning_rate * batch_size / 256, where the batch counts examples, not views."""
     return base_learning_rate * batch_size / 256
 
 
 def create_optimizer(
     name: str,
-    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+    learning_rate: LearningRate,
     *,
     weight_decay: float = 0.0,
     undecayed: Sequence[keras.Variable] = (),
     rmsprop_epsilon: float = 0.001,
 ) -> keras.optimizers.Optimizer:
-    """An optimizer, with momentum 0.9 where it has one, that does its own weight decay.
+    """Creates an optimizer that applies the weight decay; its momentum, if any, is 0.9.
 
-    momentum and nesterov multiply their whole buffer by the current learning rate, as TensorFlow 1
+    momentum and nesterov multiply the whole buffer by the current learning rate, as TensorFlow 1
     and PyTorch do (`keras.optimizers.SGD` does not).
-    The decay of the reference's optimizers (momentum, nesterov, rmsprop, adam) is that of a loss
-    weight_decay / 2 |w|^2, so it goes through their moments. LARS adds it to the gradient before
-    the trust ratio. In adamw and lamb, which the reference has not, it is learning_rate *
-    weight_decay * w beside the update (Keras' lamb takes it out of the trust ratio, into which
-    You et al. 2020 put it).
+
+    In momentum, nesterov, rmsprop and adam, the weight decay is the gradient of an additional loss
+    weight_decay / 2 |w|^2, as in the reference implementation, so it enters their moments. LARS
+    adds it to the gradient before the trust ratio. adamw and lamb, which the reference does not
+    have, subtract learning_rate * weight_decay * w separately (in lamb this follows Keras; You et
+    al. 2020 include it in the trust ratio).
 
     Args:
         name: "momentum", "nesterov", "lars", "rmsprop", "adam", "adamw" or "lamb".
-        learning_rate: a number or a schedule over steps.
-        weight_decay: its strength.
-        undecayed: variables without decay, and under LARS without adaptation; see
+        learning_rate: A number or a schedule over steps.
+        weight_decay: Strength of the weight decay.
+        undecayed: Variables without decay, and in LARS without adaptation; see
             `undecayed_variables`.
-        rmsprop_epsilon: added inside RMSProp's square root.
+        rmsprop_epsilon: Added inside RMSProp's square root.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: If the name is unknown.
     """
     if name == "lars":
         optimizer = LARS(learning_rate, weight_decay=weight_decay)
@@ -75,8 +78,11 @@ def create_optimizer(
 
 
 def undecayed_variables(model: keras.Layer, *, decay_biases: bool = True) -> list[keras.Variable]:
-    """The trainable variables of a model without weight decay: its normalisation layers', and
-    with decay_biases=False every bias. Decided by the kind of layer, not by its name."""
+    """Returns the trainable variables of a model that have no weight decay.
+
+    These are the variables of normalization layers, found by the kind of layer and not by its
+    name, and with decay_biases=False all biases.
+    """
     normalizing = {
         id(variable)
         for layer in model._flatten_layers()
@@ -91,18 +97,18 @@ def undecayed_variables(model: keras.Layer, *, decay_biases: bool = True) -> lis
 
 
 def is_decayed(path: str, exclude: tuple[str, ...]) -> bool:
-    """Whether the variable at this path has weight decay; the patterns are regular expressions."""
+    """Returns whether no pattern, a regular expression, in `exclude` matches a variable's path."""
     return not any(re.search(pattern, path) for pattern in exclude)
 
 
 class _WithL2:
     """Adds the gradient of l2 / 2 |w|^2 to that of every variable that is not excluded.
 
-    Inside the optimizer it is added once to the sum over replicas, and to gradients that a
-    `LossScaleOptimizer` around it has brought back to their size.
+    Because this happens inside the optimizer, it is added once to the sum over replicas, and to
+    gradients that a `LossScaleOptimizer` has already unscaled.
     """
 
-    def __init__(self, learning_rate=0.001, *, l2: float = 0.0, **kwargs):
+    def __init__(self, learning_rate=0.001, *, l2=0.0, **kwargs):
         super().__init__(learning_rate, **kwargs)
         self.l2 = l2
 
@@ -145,26 +151,28 @@ class Momentum(_WithL2, keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate=0.01,
+        learning_rate: LearningRate = 0.01,
         *,
         momentum: float = MOMENTUM,
         nesterov: bool = False,
         name: str = "momentum",
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate, name=name, **kwargs)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum} must be at least 0 and below 1; usual is 0.9.")
         self.momentum = momentum
         self.nesterov = nesterov
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)
         self.velocities = self.add_optimizer_variables(variables, "velocity")
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+    ) -> None:
         velocity = self.velocities[self._get_variable_index(variable)]
         learning_rate = tf.cast(learning_rate, variable.dtype)
         gradient = self.add_decay(tf.cast(gradient, variable.dtype), variable)
@@ -173,21 +181,23 @@ class Momentum(_WithL2, keras.optimizers.Optimizer):
         self.assign(velocity, average)
         self.assign_sub(variable, learning_rate * update)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "momentum": self.momentum, "nesterov": self.nesterov}
 
 
 @keras.saving.register_keras_serializable(package="supcon_tf")
 class Adam(_WithL2, keras.optimizers.Adam):
-    """Keras' Adam with the epsilon of TensorFlow 1, and weight decay in the loss."""
+    """Keras' Adam with the epsilon of TensorFlow 1, and weight decay as part of the loss."""
 
-    def __init__(self, learning_rate=0.001, *, epsilon: float = 1e-8, **kwargs):
+    def __init__(
+        self, learning_rate: LearningRate = 0.001, *, epsilon: float = 1e-8, **kwargs: Any
+    ) -> None:
         super().__init__(learning_rate, epsilon=epsilon, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="supcon_tf")
 class RMSProp(_WithL2, keras.optimizers.RMSprop):
-    """RMSProp as in TensorFlow 1, with weight decay in the loss.
+    """RMSProp as in TensorFlow 1, with weight decay as part of the loss.
 
         s <- rho s + (1 - rho) g^2, where s starts at 1 (in Keras at 0)
         v <- momentum v + learning_rate g / sqrt(s + epsilon);   w <- w - v
@@ -197,17 +207,22 @@ class RMSProp(_WithL2, keras.optimizers.RMSprop):
 
     def __init__(
         self,
-        learning_rate=0.001,
+        learning_rate: LearningRate = 0.001,
         *,
         rho: float = 0.9,
         momentum: float = MOMENTUM,
         epsilon: float = 0.001,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate, rho=rho, momentum=momentum, epsilon=epsilon, **kwargs)
 
-    def add_optimizer_variables(self, trainable_variables, name, initializer="zeros"):
-        if name == "velocity":  # Keras' name of the mean square.
+    def add_optimizer_variables(
+        self,
+        trainable_variables: list[keras.Variable],
+        name: str,
+        initializer: str | keras.Initializer = "zeros",
+    ) -> list[keras.Variable]:
+        if name == "velocity":  # Keras' name for the mean square.
             initializer = "ones"
         return super().add_optimizer_variables(trainable_variables, name, initializer)
 
@@ -221,42 +236,44 @@ class LARS(keras.optimizers.Optimizer):
         trust = eta |w| / |g|   (1 if either norm is 0)
         v <- momentum v + learning_rate trust g;   w <- w - v
 
-    Variables whose path matches `exclude`, or that `exclude_from_weight_decay` names, are neither
-    decayed nor adapted (trust 1).
+    Variables whose path matches `exclude`, or that `exclude_from_weight_decay` names, have neither
+    weight decay nor adaptation (trust 1).
     https://arxiv.org/abs/1708.03888
     """
 
     def __init__(
         self,
-        learning_rate=0.1,
+        learning_rate: LearningRate = 0.1,
         *,
         momentum: float = MOMENTUM,
         weight_decay: float = 0.0,
         eta: float = 0.001,
         exclude: tuple[str, ...] = NEVER_DECAYED,
         name: str = "lars",
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.momentum = momentum
         self.lars_weight_decay = weight_decay
         self.eta = eta
         self.exclude = tuple(exclude)
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)
         self.velocities = [
             self.add_variable_from_reference(variable, name="velocity") for variable in variables
         ]
-        # Resolved here because update_step receives variables without their path.
+        # Resolved here, because update_step receives variables without their path.
         self._is_adapted = [
             is_decayed(variable.path, self.exclude) and self._use_weight_decay(variable)
             for variable in variables
         ]
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+    ) -> None:
         index = self._get_variable_index(variable)
         velocity = self.velocities[index]
         learning_rate = tf.cast(learning_rate, variable.dtype)
@@ -272,7 +289,7 @@ class LARS(keras.optimizers.Optimizer):
         self.assign(velocity, update)
         self.assign_sub(variable, update)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             **super().get_config(),
             "momentum": self.momentum,
@@ -287,19 +304,19 @@ class WarmUpThenDecay(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up, then a decay over the remaining steps, then 0.
 
     Args:
-        peak_learning_rate: reached at the end of the warm-up.
-        decay: "cosine" to 0; "exponential", a staircase; "piecewise" constant; "none".
-            "cosine_per_epoch" as in https://github.com/HobbitLong/SupContrast (util.py): one rate
-            for each epoch, which counts from the start of training, so that the warm-up does not
-            shift it; it ends at peak_learning_rate * decay_rate^3.
-        total_steps: length of the stage; the rate is 0 beyond. A stage of length 0 keeps the
-            peak and takes no warm-up.
-        warmup_steps: length of the warm-up, at most total_steps.
-        warmup_start: where the warm-up starts, as a share of the peak.
-        steps_per_epoch: a float, for the decays that count epochs.
-        decay_rate: factor of each stair or piece.
-        epochs_per_decay: length of an exponential stair, in epochs.
-        boundary_epochs: where the piecewise rate drops, counted from the end of the warm-up.
+        peak_learning_rate: Learning rate at the end of the warm-up.
+        decay: "cosine" (to 0), "exponential" (a staircase), "piecewise" (constant pieces), "none",
+            or "cosine_per_epoch" as in https://github.com/HobbitLong/SupContrast (util.py): one
+            rate per epoch, counted from the start of training, so that the warm-up does not shift
+            it; it ends at peak_learning_rate * decay_rate^3.
+        total_steps: Length of the stage; the rate is 0 beyond it. A stage of length 0 keeps the
+            peak and has no warm-up.
+        warmup_steps: Length of the warm-up, at most total_steps.
+        warmup_start: Learning rate at the start of the warm-up, as a fraction of the peak.
+        steps_per_epoch: Steps per epoch, for the decays that count epochs.
+        decay_rate: Factor of each drop.
+        epochs_per_decay: Epochs between two drops of "exponential".
+        boundary_epochs: Epochs after the warm-up at which "piecewise" drops.
     """
 
     def __init__(
@@ -319,8 +336,8 @@ class WarmUpThenDecay(keras.optimizers.schedules.LearningRateSchedule):
             raise ValueError(f"Unknown decay {decay!r}: choose one of {', '.join(SCHEDULES)}.")
         if warmup_steps > total_steps:
             raise ValueError(
-                f"The warm-up of {warmup_steps} steps is longer than the stage, {total_steps} "
-                "steps: shorten the warm-up or train for longer."
+                f"The warm-up of {warmup_steps} steps is longer than the stage, which has "
+                f"{total_steps} steps: shorten the warm-up or train for longer."
             )
         self.peak_learning_rate = peak_learning_rate
         self.decay = decay
@@ -332,7 +349,7 @@ class WarmUpThenDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.epochs_per_decay = epochs_per_decay
         self.boundary_epochs = tuple(boundary_epochs)
 
-    def __call__(self, step):
+    def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
         step = tf.cast(step, tf.float32)
         if not self.total_steps:
             return self.peak_learning_rate * tf.ones_like(step)
@@ -356,7 +373,7 @@ class WarmUpThenDecay(keras.optimizers.schedules.LearningRateSchedule):
         return lowest + (1.0 - lowest) * 0.5 * (1.0 + tf.cos(math.pi * share))
 
     def _decay_factor(self, step):
-        """What the peak is multiplied with, so many steps after the warm-up."""
+        """Returns the factor of the peak, `step` steps after the warm-up."""
         if self.decay == "cosine_per_epoch":
             step += float(self.warmup_steps)
             return self._cosine_at_epoch(tf.floor(step / self.steps_per_epoch) + 1.0)
@@ -365,7 +382,7 @@ class WarmUpThenDecay(keras.optimizers.schedules.LearningRateSchedule):
             share = tf.clip_by_value(step / decay_steps, 0.0, 1.0)
             return 0.5 * (1.0 + tf.cos(math.pi * share))
         if self.decay == "exponential":
-            # In float32 like the reference, which decides what happens at the very boundary.
+            # In float32 like the reference, which matters exactly at a boundary.
             steps = tf.constant(self.epochs_per_decay, tf.float32) * self.steps_per_epoch
             stair = tf.floor(step / steps)
             return tf.pow(tf.cast(self.decay_rate, tf.float32), stair)
@@ -375,7 +392,7 @@ class WarmUpThenDecay(keras.optimizers.schedules.LearningRateSchedule):
             return tf.pow(tf.cast(self.decay_rate, tf.float32), passed)
         return tf.ones_like(step)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             "peak_learning_rate": self.peak_learning_rate,
             "decay": self.decay,

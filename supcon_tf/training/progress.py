@@ -1,4 +1,4 @@
-"""What a person sees while a run works: its progress, its speed, and what a wait is for."""
+"""What a run prints while it works: its progress, its speed, and what it is waiting for."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-# A wait that takes longer than this says what it waits for.
+# Waits longer than this are announced.
 WAIT_SECONDS = 1.0
-# Between two progress lines in a log file.
+# Time between two progress lines in a log file.
 LINE_SECONDS = 20.0
 _BAR = "{desc}: {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}{postfix}"
 
@@ -21,7 +21,7 @@ _BAR = "{desc}: {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}{postfix}"
 def waiting(what: str) -> Iterator[None]:
     """Prints `what...` once if the block takes longer than WAIT_SECONDS.
 
-    From a thread, so that it also appears while TensorFlow or NumPy computes.
+    A thread prints it, so that it also appears while TensorFlow or NumPy computes.
     """
     timer = threading.Timer(WAIT_SECONDS, say, [f"{what}..."])
     timer.daemon = True
@@ -33,26 +33,28 @@ def waiting(what: str) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """Prints a line at once, above the progress bar if there is one."""
+    """Prints a line immediately, above the progress bar if there is one."""
     tqdm.write(line)
     sys.stdout.flush()
 
 
 class Progress:
-    """How far a stage is: a bar in a terminal, in a log file a line every LINE_SECONDS.
+    """The progress of a stage: a bar in a terminal, a line every LINE_SECONDS in a log file.
 
-    Nothing is shown before the first `update`, and each first update is shown at once.
+    Nothing is shown before the first `update`, which is shown immediately.
 
     Args:
-        name: of the stage.
-        total_steps: of the stage.
-        is_shown: False on workers that must stay quiet.
+        name: The name of the stage.
+        total_steps: The number of steps of the stage.
+        is_shown: Whether this worker shows the progress.
     """
 
     def __init__(self, name: str, total_steps: int, *, is_shown: bool = True):
         self._name, self._total_steps, self._is_shown = name, total_steps, is_shown
         self._is_terminal = sys.stderr.isatty()
-        self._bar, self._next_line, self._waiting_line = None, 0.0, None
+        self._bar: tqdm | None = None
+        self._next_line = 0.0
+        self._waiting_line: str | None = None
 
     def __enter__(self) -> Progress:
         return self
@@ -64,7 +66,7 @@ class Progress:
             self._print_line(self._waiting_line)
 
     def update(self, step: int, metrics: dict[str, float], seconds_left: float | None) -> None:
-        """Shows the state after `step` steps; the time left only if it is known."""
+        """Shows the state after `step` steps, and the time left if it is known."""
         if not self._is_shown:
             return
         text = describe_metrics(metrics)
@@ -98,7 +100,7 @@ class Progress:
 
 
 def describe_metrics(metrics: dict[str, float]) -> str:
-    """The metrics that a person watches, in the words that `--help` explains."""
+    """Formats the metrics to watch, with the names that `--help` explains."""
     names = {
         "loss": "loss {:.4f}",
         "positive_similarity": "positives {:.2f}",
@@ -112,22 +114,26 @@ def describe_metrics(metrics: dict[str, float]) -> str:
 
 
 class Speed:
-    """How fast training steps are, without compiling, evaluations and saves.
+    """The speed of training steps, excluding compilation, evaluations and checkpoints.
 
-    The first call after the start compiles the step, so it does not count.
+    The first call compiles the step, so it does not count.
 
     Args:
-        images_per_step: examples of the global batch.
+        images_per_step: Examples of a batch over all replicas.
+
+    Attributes:
+        has_compiled: Whether the first call has ended.
+        seconds_per_step: A moving average; None before the second call.
     """
 
     def __init__(self, images_per_step: int):
         self._images_per_step = images_per_step
         self.has_compiled = False
         self._steps, self._seconds, self._started = 0, 0.0, time.monotonic()
-        self.seconds_per_step: float | None = None  # An average of the latest calls.
+        self.seconds_per_step: float | None = None
 
     def count(self, num_steps: int) -> None:
-        """Call it after `num_steps` steps, which began at the last `restart`."""
+        """Counts `num_steps` steps that started at the last `restart`."""
         seconds = time.monotonic() - self._started
         if not self.has_compiled:
             self.has_compiled = True
@@ -138,15 +144,15 @@ class Speed:
         self.seconds_per_step = new if old is None else 0.7 * old + 0.3 * new
 
     def restart(self) -> None:
-        """Call it before each group of steps."""
+        """Starts the clock. Call it before each group of steps."""
         self._started = time.monotonic()
 
     def seconds_left(self, num_steps: int) -> float | None:
-        """How long `num_steps` steps take; None before the second step."""
+        """Returns the time that `num_steps` steps take; None before the second call."""
         return None if self.seconds_per_step is None else num_steps * self.seconds_per_step
 
     def images_per_second(self) -> dict[str, float]:
-        """{"images_per_second": the mean since the last call}, or {} before the second step."""
+        """Returns the mean images_per_second since this was last called; {} if unknown."""
         if not self._steps:
             return {}
         rate = self._steps * self._images_per_step / self._seconds

@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT: the run ends where it can go on, with a code that tells why.
+"""Stopping on SIGTERM and SIGINT so that the run can be resumed, with a distinct exit code.
 
-While TensorFlow runs a long loop, Python's signal handlers wait until it returns. The number of
-each signal is therefore also written to a socket, which a thread reads at once; see
+While TensorFlow runs a long loop, Python delays signal handlers until the loop returns. Therefore
+the number of each signal is also written to a socket, which a thread reads immediately; see
 https://docs.python.org/3/library/signal.html#signal.set_wakeup_fd.
 """
 
@@ -15,19 +15,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-# 75 is EX_TEMPFAIL of sysexits.h, "try again later": SLURM, Kubernetes and shell scripts can
-# tell it from a failure (1). 130 is what shells give for SIGINT.
-EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
-# After a signal, how long the process may wait for input that does not come.
+# 75 is EX_TEMPFAIL of sysexits.h, "try again later", which SLURM, Kubernetes and shell scripts can
+# tell from a failure (1). 130 is what shells return for SIGINT.
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGINT: 130}
+# How long the process may wait for input after a signal.
 WAIT_SECONDS = 10.0
 
 
 class Stopped(SystemExit):
-    """The run was told to stop and has done so; `code` is the exit code.
+    """Raised when the run was told to stop and has done so; `code` is the exit code.
 
     Args:
-        number: the signal.
-        what: what is kept, for the message.
+        number: The signal.
+        what: What was saved, for the message.
     """
 
     def __init__(self, number: int, what: str = ""):
@@ -36,16 +36,16 @@ class Stopped(SystemExit):
 
 
 class _State:
-    """Of the process, as signals are."""
+    """The state of the process, because signals belong to the process."""
 
     lock = threading.RLock()
     received: int | None = None  # The first signal.
-    on_signal: Callable[[], None] | None = None  # While a loop finishes its step.
+    on_signal: Callable[[], None] | None = None  # Set while a loop may finish its step.
     is_waiting: Callable[[], bool] | None = None  # Whether that loop waits for input.
 
 
 def listen() -> None:
-    """Takes over SIGTERM and SIGINT: outside of `deferred` they raise Stopped at once.
+    """Handles SIGTERM and SIGINT: outside of `deferred` they raise Stopped immediately.
 
     A SIGINT after another signal ends the process immediately, without saving.
     """
@@ -61,10 +61,14 @@ def listen() -> None:
 def deferred(
     on_signal: Callable[[], None], is_waiting: Callable[[], bool] | None = None
 ) -> Iterator[None]:
-    """Within, a signal only calls `on_signal`, from any thread; Stopped follows at the end.
+    """Defers signals: within the block a signal only calls `on_signal`; Stopped is raised after it.
 
-    Where `is_waiting` says for WAIT_SECONDS that the block waits for input, the process ends
-    without that: the step will never finish.
+    If `is_waiting` returns True for WAIT_SECONDS after a signal, the process ends immediately,
+    because a step that waits for input may never finish.
+
+    Args:
+        on_signal: Called from any thread.
+        is_waiting: Returns whether the block is waiting for input.
     """
     _State.on_signal, _State.is_waiting = on_signal, is_waiting
     try:
@@ -78,28 +82,32 @@ def deferred(
 
 
 def stopped(what: str) -> Stopped:
-    """The exception for a loop that has finished its step and saved.
+    """Returns the exception for a loop that has finished its step and saved.
 
-    Where no signal came to this process, another worker has had one.
+    If this process received no signal, another worker did.
     """
     return Stopped(_State.received or signal.SIGTERM, what)
 
 
 def _handle(number, _):
-    """In the main thread, as soon as Python runs there."""
+    """Runs in the main thread, as soon as it executes Python code."""
     _receive(number)
     if _State.on_signal is None:
         raise Stopped(number)
 
 
 def _watch(reader, _writer):
-    """In a thread of its own, at once. It holds the writer, which must stay open."""
+    """Runs in its own thread, immediately. It keeps the writer open."""
     signals = 0
     while True:
         for number in reader.recv(64):
             signals += 1
             if number == signal.SIGINT and signals > 1:
-                os.write(2, b"\nEnded at once; the last checkpoint is whole.\n")
+                os.write(
+                    2,
+                    b"\nStopped immediately. Run the same command again to resume from the last "
+                    b"checkpoint.\n",
+                )
                 os._exit(EXIT_CODES[signal.SIGINT])
             _receive(number)
             if signals == 1:
@@ -107,14 +115,14 @@ def _watch(reader, _writer):
 
 
 def _end_if_stuck(number, pause_seconds=0.5):
-    """Ends a process that TensorFlow keeps waiting for input, where no handler of Python runs.
+    """Ends a process that waits for input inside TensorFlow, where no Python handler can run.
 
-    Outside of `deferred` the handler has ended it already, unless it waits as well.
+    Outside of `deferred`, the handler has already ended the process, unless that waits as well.
     """
     stuck_seconds = 0.0
     while stuck_seconds < WAIT_SECONDS:
         time.sleep(pause_seconds)
-        if _State.received is None:  # A program that uses the package went on with other work.
+        if _State.received is None:  # A program that uses the package continued.
             return
         is_stuck = _State.on_signal is None or (_State.is_waiting or bool)()
         stuck_seconds = stuck_seconds + pause_seconds if is_stuck else 0.0
@@ -128,7 +136,7 @@ def _end_if_stuck(number, pause_seconds=0.5):
 
 
 def _receive(number):
-    with _State.lock:  # The handler and the thread hear of the same signal.
+    with _State.lock:  # The handler and the thread both receive the signal.
         is_first = _State.received is None
         if is_first:
             _State.received = number

@@ -1,4 +1,4 @@
-"""How similar embeddings of the same class and of different classes are, and when they collapse."""
+"""Cosine similarity within and between classes, and the detection of collapsed embeddings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from supcon_tf.losses import supcon
 from supcon_tf.losses.blockwise import length
 from supcon_tf.losses.class_labels import are_numbers, as_class_labels, class_index
 
-# What counts as collapse: the mean cosine similarity of positives and of negatives is at least
-# COLLAPSED_SIMILARITY (a variance of the embeddings of at most 0.01) or zero (all embeddings are
-# zero), and the loss is at least COLLAPSED_RATIO of that of equal embeddings, in COLLAPSED_LINES
-# log lines in a row after the warm-up. A healthy run may look like this during the warm-up: on the
-# digits both similarities reach 0.99 there, with a ratio of 1.00, and separate afterwards.
+# Embeddings count as collapsed if, in COLLAPSED_LINES log lines in a row after the warm-up, the
+# mean cosine similarity of positives and of negatives is at least COLLAPSED_SIMILARITY (a variance
+# of the embeddings of at most 0.01) or zero (all embeddings are zero), and the loss is at least
+# COLLAPSED_RATIO times that of equal embeddings. A healthy run can look like this during the
+# warm-up: on the digits both similarities reach 0.99 then, with a ratio of 1.00, and later
+# separate.
 COLLAPSED_SIMILARITY, ZERO_SIMILARITY = 0.99, 1e-6
 COLLAPSED_RATIO, COLLAPSED_LINES = 0.99, 5
 
@@ -21,19 +22,20 @@ NAMES = ("positive_similarity", "positive_pairs", "negative_similarity", "negati
 
 
 def similarity_sums(labels: tf.Tensor | None, projections: tf.Tensor) -> dict[str, tf.Tensor]:
-    """This replica's sums of cosine similarity over all pairs of different rows, and their counts.
+    """Computes this replica's sums of cosine similarity over all pairs of rows, and their counts.
 
-    Over the global batch, from sums by class: with the sum S_c of the rows z of class c, the pairs
-    of row i within its class add up to z_i . (S_c - z_i), and those with other classes to
-    z_i . (S - S_c). Memory is linear in the batch. Without gradient.
+    The pairs are those of the rows of this replica with all other rows of the global batch. They
+    are summed by class: with S_c the sum of the rows z of class c and S that of all rows, the
+    pairs of row i within its class add up to z_i . (S_c - z_i), and those with other classes to
+    z_i . (S - S_c). Memory is linear in the batch. There is no gradient.
 
     Args:
-        labels: as for `supcon_loss`: class numbers [B], multi-hot [B, C], or None, where only an
-            example's other views are positives.
-        projections: unit vectors float32 [B, V, D].
+        labels: As for `supcon_loss`: class numbers [B], multi-hot [B, C], or None, in which case
+            only the other views of the same example are positives.
+        projections: Unit vectors float32 [B, V, D].
 
     Returns:
-        Scalars named by `NAMES`: add them up over the replicas, then call `mean_similarities`.
+        Scalars named by `NAMES`. Sum them over the replicas, then call `mean_similarities`.
     """
     projections = tf.stop_gradient(projections)
     labels = as_class_labels(labels, projections)
@@ -58,7 +60,7 @@ def similarity_sums(labels: tf.Tensor | None, projections: tf.Tensor) -> dict[st
 
 
 def mean_similarities(sums: dict[str, float]) -> dict[str, float]:
-    """positive_similarity and negative_similarity, where the batch has such pairs."""
+    """Returns positive_similarity and negative_similarity, if the batch has such pairs."""
     means = {}
     for kind in ("positive", "negative"):
         if sums[f"{kind}_pairs"] > 0:
@@ -67,13 +69,13 @@ def mean_similarities(sums: dict[str, float]) -> dict[str, float]:
 
 
 class CollapseWatch:
-    """Tells once when the embeddings have collapsed, from the metrics of each log line."""
+    """Detects from the logged metrics that the embeddings have collapsed, and warns once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lines, self._learning_rate = 0, 0.0
 
     def look(self, metrics: dict[str, float]) -> str | None:
-        """A warning after COLLAPSED_LINES collapsed lines in a row, else None."""
+        """Returns a warning after COLLAPSED_LINES collapsed log lines in a row, else None."""
         kinds = ("positive_similarity", "negative_similarity")
         similarities = [metrics[kind] for kind in kinds if kind in metrics]
         is_collapsed = (
@@ -90,8 +92,7 @@ class CollapseWatch:
         if self._lines != COLLAPSED_LINES:
             return None
         return (
-            "WARNING: the embeddings have collapsed: in the last "
-            f"{COLLAPSED_LINES} log lines all images had nearly the same embedding (mean cosine "
-            f"similarity between different classes {metrics['negative_similarity']:.4f}), so the "
-            "encoder learns nothing."
+            f"WARNING: the embeddings have collapsed: in the last {COLLAPSED_LINES} log lines all "
+            "images had nearly the same embedding (mean cosine similarity between different "
+            f"classes {metrics['negative_similarity']:.4f}), so the encoder is not learning."
         )
