@@ -66,21 +66,20 @@ def train_classifier(
             encoder = pretrained.load()
             if train_encoder:
                 batch_norm.use_fused_batch_norm(encoder)
-            linear_head = (
-                artifacts.load_model("linear_head.keras")
-                if keeps_head
-                else _new_linear_head(flags, encoder, len(class_names))
-            )
+            if keeps_head:
+                linear_head = artifacts.load_model("linear_head.keras")
+            else:
+                linear_head = _new_linear_head(flags, encoder, len(class_names))
             step = _step_from_flags(flags, stage, encoder, linear_head, schedule, train_encoder)
         if flags.reference_ckpt and flags.warm_start_classifier:
             trainer.warm_start_part(flags, "classifier", linear_head)
         if keeps_head:
             path = artifacts.path("linear_head.keras")
             print(f"linear: --linear_epochs=0, so the classifier of pretraining is kept: {path}.")
+        learning_rate = choices.describe_learning_rate(flags, stage, schedule.peak_learning_rate)
         print(
             f"{stage}: {len(class_names)} classes on {encoder.output_shape[-1]} features of "
-            f"{pretrained.path}, {schedule.total_steps:,} steps, "
-            f"{choices.describe_learning_rate(flags, stage, schedule.peak_learning_rate)}."
+            f"{pretrained.path}, {schedule.total_steps:,} steps, {learning_rate}."
         )
         if train_encoder:
             memory_check.check_memory(flags, strategy, step, num_views=1)

@@ -22,7 +22,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
     """Writes embeddings.npz; runs again even if it is finished."""
     with strategy.scope(), progress.waiting("embed: loading the encoder"):
         model = trained.load_trained(flags)
-    with process.open_folder(flags, strategy, "embed", always_anew=True) as folder:
+    with process.open_folder(flags, strategy, "embed", always_restarts=True) as folder:
         inputs.check_eval_batches(flags, strategy)
         source, what = _source(flags, model)
         folder.begin()

@@ -18,7 +18,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
     """Computes the metrics, prints them and writes eval.json; runs again even if it is finished."""
     with strategy.scope(), progress.waiting("eval: loading the classifier"):
         model = trained.load_trained(flags, needs_classifier=True)
-    with process.open_folder(flags, strategy, "eval", always_anew=True) as folder:
+    with process.open_folder(flags, strategy, "eval", always_restarts=True) as folder:
         inputs.check_eval_batches(flags, strategy)
         data = eval_data.eval_data_from_flags(flags, flags.eval_split or "test")
         if data.is_own:

@@ -22,7 +22,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
     # Not under the strategy, because the exported model runs on one device.
     with progress.waiting("export: loading the encoder"):
         model = trained.load_trained(flags)
-    with StageFolder(flags, "export", always_anew=True) as folder:
+    with StageFolder(flags, "export", always_restarts=True) as folder:
         folder.begin()
         path = folder.artifacts.path_to_write("saved_model")
         with progress.waiting("export: writing the SavedModel"):

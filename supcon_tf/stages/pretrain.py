@@ -10,7 +10,7 @@ import tensorflow as tf
 from absl.flags import FlagValues
 
 from supcon_tf.cli import flag_rules
-from supcon_tf.data import data_identity
+from supcon_tf.data import data_identity, sources
 from supcon_tf.losses import baselines, supcon
 from supcon_tf.losses.momentum_queue import MomentumQueue
 from supcon_tf.models import batch_norm, contrastive
@@ -81,7 +81,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         return result
 
 
-def views_from_flags(flags: FlagValues, source) -> inputs.Views:
+def views_from_flags(flags: FlagValues, source: sources.Source) -> inputs.Views:
     """Describes the views of pretraining."""
     return inputs.Views(
         image_size=choices.image_size_from_flags(flags, source),

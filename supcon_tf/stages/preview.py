@@ -26,7 +26,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
     """Writes preview.png from the first batch of pretraining; runs again even if it is finished."""
     if not strategies.is_chief(strategy):
         return {}
-    with StageFolder(flags, "preview", always_anew=True) as folder:
+    with StageFolder(flags, "preview", always_restarts=True) as folder:
         train_source, _ = inputs.sources_from_flags(flags)
         train_source = inputs.training_examples_from_flags(flags, train_source)
         batch_size = min(flags.batch_size, train_source.num_examples)

@@ -62,7 +62,7 @@ def open_folder(
     stage: str,
     *,
     inputs: dict[str, str] | None = None,
-    always_anew: bool = False,
+    always_restarts: bool = False,
 ) -> Iterator[StageFolder]:
     """Opens the `StageFolder` of a stage on every worker: the chief holds it, the others read it.
 
@@ -74,12 +74,14 @@ def open_folder(
         strategy: The strategy of the run.
         stage: The name of the stage.
         inputs: See `StageFolder`.
-        always_anew: See `StageFolder`.
+        always_restarts: See `StageFolder`.
     """
     is_chief = strategies.is_chief(strategy)
     if not is_chief:
         strategies.gather_from_workers(strategy, 0)
-    folder = StageFolder(flags, stage, inputs=inputs, always_anew=always_anew, is_chief=is_chief)
+    folder = StageFolder(
+        flags, stage, inputs=inputs, always_restarts=always_restarts, is_chief=is_chief
+    )
     with folder:
         if is_chief:
             strategies.gather_from_workers(strategy, 0)

@@ -41,7 +41,7 @@ class StageFolder:
         flags: The parsed flags.
         stage: The name of the stage and of its folder.
         inputs: Name and hash of each input of the stage, such as the encoder.
-        always_anew: Whether the stage always starts from the beginning, so that its flags may
+        always_restarts: Whether the stage always starts from the beginning, so that its flags may
             change from run to run.
         is_chief: Whether this process holds the folder and writes to it. The other workers read
             it, and what they write goes to a temporary folder.
@@ -63,14 +63,14 @@ class StageFolder:
         stage: str,
         *,
         inputs: dict[str, str] | None = None,
-        always_anew: bool = False,
+        always_restarts: bool = False,
         is_chief: bool = True,
     ):
         self.stage = stage
         self.run = RunDirectory.of(flags)
         self.path = self.run.file(stage)
         self._flags, self._inputs = flags, inputs or {}
-        self._always_anew = always_anew
+        self._always_restarts = always_restarts
         self.is_chief = is_chief
         self._lock = contextlib.ExitStack()
         self._data: DataIdentity | None = None
@@ -98,7 +98,7 @@ class StageFolder:
         try:
             remedy = self.run.command(self.stage)
             self.artifacts = Artifacts(self.path, output_folder=output_folder, remedy=remedy)
-            if not self._always_anew:
+            if not self._always_restarts:
                 self._compare_with_earlier_run()
             keras.utils.set_random_seed(self._flags.seed)
         except BaseException:
@@ -253,7 +253,7 @@ class StageFolder:
         if LOG in self.problems and tf.io.gfile.exists(self.file(LOG)):
             tf.io.gfile.rename(self.file(LOG), self.file("metrics.damaged.jsonl"), overwrite=True)
         self._write_flags()
-        if not self._always_anew:
+        if not self._always_restarts:
             self._write_identity()
 
     def _write_flags(self):
