@@ -213,7 +213,7 @@ def test_the_command_trains_a_network_of_keras(tmp_path, capsys):
     with pytest.raises(ValueError, match="image_size=20"):  # The side of the digits.
         run_inside(*arguments)
     run_inside(*arguments, *TINY_STAGES)
-    assert "of 3,206,976 parameters at 32 px" in capsys.readouterr().out
+    assert "3,206,976 parameters, 32 px" in capsys.readouterr().out
     encoder = keras.models.load_model(tmp_path / "pretrain/encoder.keras")
     assert encoder.output_shape == (None, 1024)
 

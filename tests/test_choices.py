@@ -32,9 +32,9 @@ def test_default_batch_and_warmup_are_cut_and_said(short_run, capsys):
     run_inside(*short_run, "--mode=pretrain")
     output = capsys.readouterr().out
     assert (
-        "8 training images are fewer than the default batch of 64; using --batch_size=8" in output
+        "8 training images, fewer than the default batch size of 64; using --batch_size=8" in output
     )
-    assert "--pretrain_warmup_epochs sets it" in output
+    assert "set it with --pretrain_warmup_epochs" in output
     assert {"--batch_size=8", "--pretrain_warmup_epochs=1.0"} <= {
         *saved_flags(short_run, "pretrain")
     }
@@ -42,7 +42,7 @@ def test_default_batch_and_warmup_are_cut_and_said(short_run, capsys):
     assert "already finished" in capsys.readouterr().out
     # A half epoch of fine-tuning, whose default warm-up is one epoch.
     run_inside(*short_run, "--mode=finetune", "--finetune_epochs=0.5")
-    assert "--finetune_warmup_epochs sets it" in capsys.readouterr().out
+    assert "set it with --finetune_warmup_epochs" in capsys.readouterr().out
     path = next(a for a in short_run if a.startswith("--model_dir")).partition("=")[2]
     with open(f"{path}/finetune/result.json") as file:
         assert json.load(file)["steps"] == 0  # Half of the one step of an epoch.

@@ -217,7 +217,7 @@ def test_a_damaged_image_stops_the_step_and_is_named(tmp_path, name):
             *SHORT, "--dataset=folder", f"--data_dir={data_dir}",
             f"--model_dir={tmp_path / 'run'}", "--batch_size=8",
         )  # fmt: skip
-    assert "cannot be decoded; remove or replace" in str(caught.value)
+    assert "remove or replace" in str(caught.value).lower()
     assert not (tmp_path / "run/pretrain/encoder.keras").exists()
 
 

@@ -132,12 +132,12 @@ def test_a_strong_reduction_is_said_with_the_flags_that_avoid_it(tmp_path, capsy
     arguments = ("--dataset=folder", data, "--batch_size=4")
     pretrain(tmp_path / "run", *arguments)
     out = capsys.readouterr().out
-    assert len(re.findall("about 100 px are reduced to 32 px", out)) == 1
+    assert len(re.findall("about 100 px are resized to 32 px", out)) == 1
     assert "--image_size=100" in out and "--encoder=resnet_v1" in out
     pretrain(tmp_path / "given", *arguments, "--image_size=32")
     small = f"--data_dir={write_photographs(tmp_path / 'small', 60)}"
     pretrain(tmp_path / "small", "--dataset=folder", small, "--batch_size=4")
-    assert "are reduced" not in capsys.readouterr().out
+    assert "are resized" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

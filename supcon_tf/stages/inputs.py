@@ -45,7 +45,7 @@ def _read_sources(dataset, data_dir, skip_broken_images, max_pixels):
         )
     print(
         f"Dataset {dataset}: {train.num_examples:,} training and {test.num_examples:,} test "
-        f"examples in {len(train.class_names)} classes ({first_ten(train.class_names)})."
+        f"examples of {len(train.class_names)} classes ({first_ten(train.class_names)})."
     )
     for split, source in (("training", train), ("test", test)):
         _say_skipped(source, f"{split} ")
