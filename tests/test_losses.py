@@ -137,8 +137,9 @@ def test_every_option_equals_the_double_loop(contrast, summation, denominator, c
         np.testing.assert_allclose(
             value, oracles.supcon_loss(label_array, features, **options), rtol=1e-5, atol=1e-6
         )
-        expected = oracles.gradient(
-            lambda x, y=label_array: oracles.supcon_loss(y, x, **options).sum(), features
+        expected = oracles.gradient_at_once(
+            lambda x, y=label_array: oracles.supcon_loss_by_rows(y, x, **options).sum(axis=-1),
+            features,
         )
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=2e-6)
 
@@ -238,6 +239,25 @@ def test_the_two_oracles_agree():
             )
 
 
+def test_many_batches_at_once_are_each_batch_by_itself():
+    """What the gradients of the tests above are made of."""
+    batches, labels = (
+        np.stack([draw_features(seed) for seed in range(4)]),
+        np.array([0, 1, 0, 0, 2]),
+    )
+    for options in ({}, {"summation_location": "inside", "denominator_mode": "one_positive"}):
+        found = oracles.supcon_loss_by_rows(labels, batches, **options)
+        expected = [oracles.supcon_loss(labels, batch, **options) for batch in batches]
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+    np.testing.assert_allclose(
+        oracles.gradient_at_once(
+            lambda x: oracles.supcon_loss_by_rows(labels, x).sum(axis=-1), batches[0]
+        ),
+        oracles.gradient(lambda x: oracles.supcon_loss(labels, x).sum(), batches[0]),
+        atol=1e-9,
+    )
+
+
 @pytest.mark.parametrize("block_size", [None, 3])
 @pytest.mark.parametrize("contrast", CONTRAST_MODES)
 @pytest.mark.parametrize("temperature", [0.02, 0.5])
@@ -246,8 +266,11 @@ def test_gradients_in_blocks_equal_finite_differences(block_size, contrast, temp
     for normalize in (True, False):
         options = {"temperature": temperature, "contrast_mode": contrast, "normalize": normalize}
         _, gradient = value_and_gradient(labels, features, block_size=block_size, **options)
-        expected = oracles.gradient(
-            lambda x, options=options: oracles.supcon_loss(labels, x, **options).sum(), features
+        expected = oracles.gradient_at_once(
+            lambda x, options=options: oracles.supcon_loss_by_rows(labels, x, **options).sum(
+                axis=-1
+            ),
+            features,
         )
         np.testing.assert_allclose(gradient, expected, rtol=2e-4, atol=2e-6)
 

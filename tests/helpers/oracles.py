@@ -85,10 +85,20 @@ def gradient(function, x, step=1e-6):
     return result
 
 
+def gradient_at_once(function, x, step=1e-6):
+    """`gradient` of a function that takes many inputs [P, ...] in one call. -> shape of x."""
+    x = np.array(x, np.float64)
+    steps = step * np.eye(x.size).reshape(x.size, *x.shape)
+    return ((function(x + steps) - function(x - steps)) / (2 * step)).reshape(x.shape)
+
+
 def supcon_loss_by_rows(labels, features, *, normalize=True, temperature=0.1, **options):
-    """`supcon_loss` above with one vector operation per anchor, for batches of hundreds."""
+    """`supcon_loss` above with one vector operation per anchor: [..., B, V, D] -> [..., B].
+
+    For batches of hundreds, or for many batches at once along the leading axes.
+    """
     z = np.asarray(features, np.float64)
-    num_examples, num_views, _ = z.shape
+    *leading, num_examples, num_views, _ = z.shape
     if normalize:
         norm = np.sqrt(np.sum(z**2, axis=-1, keepdims=True))
         z = z / np.where(norm == 0, 1, norm)
@@ -102,7 +112,7 @@ def supcon_loss_by_rows(labels, features, *, normalize=True, temperature=0.1, **
     cap = options.get("positives_cap", -1)
     num_anchors = 1 if options.get("contrast_mode") == "one_view" else num_views
 
-    losses = np.zeros(num_examples)
+    losses = np.zeros([*leading, num_examples])
     for i in range(num_examples):
         related = shared[i].copy()
         related[i] = False
@@ -110,11 +120,13 @@ def supcon_loss_by_rows(labels, features, *, normalize=True, temperature=0.1, **
         negative = ~related
         negative[i] = False
         for view in range(num_anchors):
-            similarity = z @ z[i, view] / temperature  # [N, V]
-            own = np.delete(similarity[i], view)
-            losses[i] += vector_anchor_loss(
-                np.concatenate([own, similarity[kept].ravel()]),
-                similarity[negative].ravel(),
+            anchor = z[..., i, view, :]
+            similarity = np.einsum("...nvd,...d->...nv", z, anchor) / temperature  # [..., N, V]
+            own = np.delete(similarity[..., i, :], view, axis=-1)
+            others = similarity[..., kept, :].reshape(*leading, -1)
+            losses[..., i] += vector_anchor_loss(
+                np.concatenate([own, others], axis=-1),
+                similarity[..., negative, :].reshape(*leading, -1),
                 options.get("summation_location", "outside"),
                 options.get("denominator_mode", "all"),
             )
@@ -122,16 +134,17 @@ def supcon_loss_by_rows(labels, features, *, normalize=True, temperature=0.1, **
 
 
 def vector_anchor_loss(positives, negatives, summation_location, denominator_mode):
-    if len(positives) == 0 or (denominator_mode == "only_negatives" and len(negatives) == 0):
+    """`anchor_loss` above along the last axis."""
+    num_positives, num_negatives = positives.shape[-1], negatives.shape[-1]
+    if num_positives == 0 or (denominator_mode == "only_negatives" and num_negatives == 0):
         return 0.0
-    of_negatives = np.logaddexp.reduce(negatives) if len(negatives) else -np.inf
+    denominator = np.logaddexp.reduce(negatives, axis=-1)[..., None]  # -inf without any.
     if denominator_mode == "all":
-        denominator = np.logaddexp.reduce(np.concatenate([positives, negatives]))
+        every = np.concatenate([positives, negatives], axis=-1)
+        denominator = np.logaddexp.reduce(every, axis=-1)[..., None]
     elif denominator_mode == "one_positive":
-        denominator = np.logaddexp(positives, of_negatives)
-    else:
-        denominator = of_negatives
+        denominator = np.logaddexp(positives, denominator)
     log_probs = positives - denominator
     if summation_location == "outside":
-        return -np.mean(log_probs)
-    return np.log(len(positives)) - np.logaddexp.reduce(log_probs)
+        return -np.mean(log_probs, axis=-1)
+    return np.log(num_positives) - np.logaddexp.reduce(log_probs, axis=-1)
