@@ -1,4 +1,4 @@
-"""Distribution strategies: which devices train, and what the workers agree on."""
+"""Distribution strategies: which devices and worker processes train together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -24,18 +25,24 @@ def create_strategy(
     tpu_zone: str | None = None,
     gcp_project: str | None = None,
 ) -> tf.distribute.Strategy:
-    """The strategy of that name on the devices that TensorFlow sees.
+    """Creates a distribution strategy for the devices that TensorFlow sees.
 
     Args:
-        name: "one_device"; "mirrored" over all GPUs, or without any over all logical CPUs;
-            "multi_worker" over the processes that TF_CONFIG or SLURM names, each with its GPUs
-            or its CPU, to be made before TensorFlow touches any device; "tpu". "auto" takes
-            tpu if there is a tpu_name, multi_worker if TF_CONFIG or SLURM names several
-            processes, mirrored for several GPUs, else one device.
-        tpu_name, tpu_zone, gcp_project: where the TPU is; "local" on the TPU's own machine.
+        name: One of
+            "one_device": the first GPU, or the CPU;
+            "mirrored": all GPUs, or all logical CPUs if there is no GPU;
+            "multi_worker": the processes named by TF_CONFIG or SLURM, each with its GPUs or its
+            CPU (create it before TensorFlow initializes any device);
+            "tpu": a TPU slice;
+            "auto": tpu with a tpu_name, multi_worker if TF_CONFIG or SLURM names several
+            processes, mirrored with several GPUs, else one_device.
+        tpu_name: Name of the TPU; "local" on a TPU host.
+        tpu_zone: Zone of the TPU.
+        gcp_project: Google Cloud project of the TPU.
 
     Raises:
-        ValueError: unknown name, no TPU, or no cluster of several processes.
+        ValueError: The name is unknown, the TPU does not respond, or there is no cluster of several
+            processes.
     """
     if name not in STRATEGIES:
         raise ValueError(f"Unknown strategy {name!r}: choose one of {', '.join(STRATEGIES)}.")
@@ -45,17 +52,17 @@ def create_strategy(
     if resolver:
         print(
             f"{resolver.task_type} {resolver.task_id} of {_count_tasks(resolver)} workers: waiting "
-            "for the others.",
+            "for the other workers.",
             flush=True,
         )
         with _keeping_sigterm():
             return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     if name == "multi_worker":
         raise ValueError(
-            "strategy=multi_worker found no cluster: neither does TF_CONFIG name several workers "
-            "nor does SLURM say that this is a step of several tasks. Start every worker with "
+            "strategy=multi_worker requires a cluster, but TF_CONFIG does not name several workers "
+            "and this is not a SLURM step of several tasks. Start every worker with "
             'TF_CONFIG=\'{"cluster": {"worker": ["host0:port", "host1:port"]}, '
-            '"task": {"type": "worker", "index": 0}}\', or all of them with srun.'
+            '"task": {"type": "worker", "index": 0}}\', or start all workers with srun.'
         )
     gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
     cpus = [device.name for device in tf.config.list_logical_devices("CPU")]
@@ -68,7 +75,7 @@ def create_strategy(
 
 @contextlib.contextmanager
 def _keeping_sigterm():
-    """Puts Python's handler back: TensorFlow's coordination service takes SIGTERM for itself."""
+    """Restores Python's SIGTERM handler, which TensorFlow's coordination service replaces."""
     handler = signal.getsignal(signal.SIGTERM)
     yield
     if callable(handler) and threading.current_thread() is threading.main_thread():
@@ -77,7 +84,9 @@ def _keeping_sigterm():
 
 def _create_tpu_strategy(tpu_name, tpu_zone, gcp_project):
     if not tpu_name:
-        raise ValueError("strategy=tpu needs the TPU's name; on the TPU's own machine, 'local'.")
+        raise ValueError(
+            "strategy=tpu needs the TPU's name: add --tpu_name, or --tpu_name=local on a TPU host."
+        )
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
             tpu=tpu_name, zone=tpu_zone, project=gcp_project
@@ -85,11 +94,11 @@ def _create_tpu_strategy(tpu_name, tpu_zone, gcp_project):
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
-    except Exception as error:  # Whatever the cloud's API, the network or the driver raise.
+    except Exception as error:  # The cloud API, the network and the driver raise any type.
         raise ValueError(
-            f"There is no TPU that answers to tpu_name={tpu_name}, tpu_zone={tpu_zone}, "
-            f"gcp_project={gcp_project} ({_first_line(error)}). On the TPU's own "
-            "machine the name is 'local', and the package tensorflow-tpu must be installed there."
+            f"No TPU responds for tpu_name={tpu_name}, tpu_zone={tpu_zone}, "
+            f"gcp_project={gcp_project} ({_first_line(error)}). Check these flags; on a TPU host "
+            "use --tpu_name=local, with the package tensorflow-tpu installed."
         ) from error
 
 
@@ -98,10 +107,10 @@ def _first_line(error):
 
 
 def find_cluster() -> tf.distribute.cluster_resolver.ClusterResolver | None:
-    """The cluster of several workers that TF_CONFIG, else SLURM names; None without one.
+    """Finds the cluster of several workers in TF_CONFIG or SLURM; None if there is none.
 
     Raises:
-        ValueError: TF_CONFIG is no JSON, or names tasks that are no workers.
+        ValueError: TF_CONFIG is not valid JSON, or names jobs other than workers.
     """
     if os.environ.get("TF_CONFIG"):
         return _cluster_of_tf_config()
@@ -118,27 +127,31 @@ def _cluster_of_tf_config():
         task = config.get("task", {})
         job, index = task.get("type", "worker"), int(task.get("index", 0))
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"TF_CONFIG={text} cannot be understood: {error}.") from error
+        raise ValueError(
+            f"TF_CONFIG={text} is not valid: {error}. Expected JSON such as "
+            '{"cluster": {"worker": ["host0:port", "host1:port"]}, '
+            '"task": {"type": "worker", "index": 0}}.'
+        ) from error
     if sum(map(len, cluster.values())) < 2:
         return None
     if set(cluster) - {"chief", "worker"}:
         raise ValueError(
-            f"TF_CONFIG names the jobs {', '.join(cluster)}; training takes only 'worker' and at "
-            "most one 'chief'. Evaluation is a stage of the same run."
+            f"TF_CONFIG names the jobs {', '.join(cluster)}; expected only 'worker' and at most "
+            "one 'chief'. For evaluation run the stage --mode=eval instead of a job of its own."
         )
     if job not in cluster or not 0 <= index < len(cluster[job]):
         raise ValueError(
-            f"TF_CONFIG says that this is {job} {index}, which its cluster {cluster} does not have."
+            f"TF_CONFIG sets the task {job} {index}, which is not in its cluster {cluster}."
         )
     return tf.distribute.cluster_resolver.TFConfigClusterResolver()
 
 
 def _cluster_of_slurm():
-    """SLURM's hosts, with the devices that this process sees.
+    """The hosts of SLURM, with the devices that this process sees.
 
-    TensorFlow's resolver asks nvidia-smi for GPUs and divides by their number, which fails on
-    nodes without; here it only finds hosts and ports. A task takes all GPUs that it sees, so
-    several tasks per node want `srun --gpus-per-task`.
+    TensorFlow's SLURM resolver divides by the number of GPUs that nvidia-smi reports, which fails
+    on nodes without GPUs, so it is only used to find hosts and ports. A task uses all GPUs that it
+    sees: run several tasks per node with `srun --gpus-per-task`.
     """
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
         gpus_per_node=int(os.environ["SLURM_STEP_NUM_TASKS"]), gpus_per_task=1, auto_set_gpu=False
@@ -155,16 +168,16 @@ def _cluster_of_slurm():
 
 
 def split_cpu(num_devices: int) -> None:
-    """Splits the CPU into logical devices; call it before TensorFlow touches any device."""
+    """Splits the CPU into logical devices. Call it before TensorFlow initializes any device."""
     (cpu,) = tf.config.list_physical_devices("CPU")
     devices = [tf.config.LogicalDeviceConfiguration() for _ in range(num_devices)]
     tf.config.set_logical_device_configuration(cpu, devices)
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process writes what the run leaves: the "chief" task, else worker 0.
+    """Whether this process writes the files of the run: the "chief" task, else worker 0.
 
-    A strategy of one process is its own chief.
+    With a strategy of one process, that process is the chief.
     """
     if not is_multi_worker(strategy):
         return True
@@ -174,14 +187,14 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
-    """Whether several processes run the same program."""
+    """Whether the strategy spans several worker processes."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return False
     return _count_tasks(strategy.cluster_resolver) > 1
 
 
 def num_hosts(strategy: tf.distribute.Strategy) -> int:
-    """How many machines, or worker processes, feed the replicas."""
+    """Number of hosts, or of worker processes, that feed the replicas."""
     if isinstance(strategy, tf.distribute.TPUStrategy):
         return strategy.extended.num_hosts
     return _count_tasks(strategy.cluster_resolver) if is_multi_worker(strategy) else 1
@@ -193,7 +206,7 @@ def _count_tasks(resolver):
 
 
 def strategy_name(strategy: tf.distribute.Strategy) -> str:
-    """Which of `STRATEGIES` it is, or the class of a strategy from elsewhere."""
+    """Name of the strategy among `STRATEGIES`, or the class name of any other strategy."""
     kinds = {
         "one_device": tf.distribute.OneDeviceStrategy,
         "multi_worker": tf.distribute.MultiWorkerMirroredStrategy,
@@ -205,7 +218,7 @@ def strategy_name(strategy: tf.distribute.Strategy) -> str:
 
 
 def gather_from_workers(strategy: tf.distribute.Strategy, value: int) -> list[int]:
-    """The value of every worker process, which wait for each other here."""
+    """Collects the value of every worker process; waits until all workers call it."""
     if not is_multi_worker(strategy):
         return [value]
     everybody = _gather_function(strategy)(tf.constant([value], tf.int64))
@@ -216,10 +229,11 @@ def gather_from_workers(strategy: tf.distribute.Strategy, value: int) -> list[in
 def broadcast_from_chief(
     strategy: tf.distribute.Strategy, arrays: list[np.ndarray]
 ) -> list[np.ndarray]:
-    """The chief's arrays on every worker; the others pass arrays of the same shapes.
+    """Sends the chief's arrays to every worker.
 
     Args:
-        arrays: float32.
+        strategy: The strategy that the workers share.
+        arrays: float32; on the other workers, arrays of the same shapes.
     """
     if not is_multi_worker(strategy):
         return arrays
@@ -240,14 +254,14 @@ def _gather_function(strategy):
 
 
 @contextlib.contextmanager
-def working_together(strategy: tf.distribute.Strategy):
-    """What a worker does among others: only the chief talks, and nobody outlives another.
+def working_together(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Runs a worker among others: only the chief prints, and all stop when one is lost.
 
-    TensorFlow notices a worker that ended by its connection, and one that hangs by its missing
-    heartbeats, and breaks off what the others are computing.
+    TensorFlow detects a worker that exited by its connection and a worker that hangs by its missing
+    heartbeats, and aborts the computation of the others.
 
     Raises:
-        tf.errors.UnavailableError: another worker ended or hangs.
+        tf.errors.UnavailableError: Another worker exited or hangs.
     """
     with contextlib.ExitStack() as stack:
         if not is_chief(strategy):
@@ -262,14 +276,14 @@ def working_together(strategy: tf.distribute.Strategy):
             raise tf.errors.UnavailableError(
                 None,
                 None,
-                f"Another worker ended or does not answer, so this one stops too ({reason}). Look "
-                "at the output of the other workers for the first error; when it is mended, the "
-                "same command on every worker goes on from the last checkpoint.",
+                f"Another worker exited or does not respond, so this one stops too ({reason}). "
+                "Look for the first error in the output of the other workers. When it is fixed, "
+                "run the same command on every worker to resume from the last checkpoint.",
             ) from error
 
 
 def _lost_worker(error):
-    """What TensorFlow says of a lost worker, or None if the error is about something else."""
+    """TensorFlow's reason if the error is about a lost worker, else None."""
     lines = str(error).strip().splitlines()
     for line in lines:
         _, found, reason = line.partition("Collective ops is aborted by: ")

@@ -1,1 +1,1 @@
-"""Files and artefacts that are written whole, recorded and checked when read."""
+"""Files and artifacts that are written completely, recorded, and checked when read."""

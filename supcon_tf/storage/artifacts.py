@@ -1,4 +1,4 @@
-"""The artefacts of one folder: written whole, recorded with a checksum, checked when read."""
+"""The artifacts of a folder: written completely, recorded with checksums, checked when read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import os
 import zipfile
+from typing import Any
 
 import h5py
 import keras
@@ -18,12 +19,12 @@ MANIFEST = "artifacts.json"
 
 
 class Artifacts:
-    """What one stage leaves in its folder, and `artifacts.json`, which records it.
+    """The files that a stage writes to its folder, and `artifacts.json`, which records them.
 
     Args:
-        folder: where the artefacts are.
-        output_folder: where this process writes them; default: `folder`.
-        remedy: the command that makes the artefacts again, for messages.
+        folder: The folder of the artifacts.
+        output_folder: The folder to which this process writes them. Defaults to `folder`.
+        remedy: The command that creates the artifacts again, for error messages.
     """
 
     def __init__(self, folder: str, *, output_folder: str | None = None, remedy: str = ""):
@@ -33,42 +34,46 @@ class Artifacts:
         self._written: set[str] = set()
 
     def path(self, name: str) -> str:
+        """Path of an artifact."""
         return os.path.join(self.folder, name)
 
     # Writing.
 
     def path_to_write(self, name: str) -> str:
-        """Where this process writes an artefact that `seal` is to record."""
+        """Path to which this process writes an artifact; `seal` will record it."""
         self._written.add(name)
         return os.path.join(self._output_folder, name)
 
-    def write_json(self, name: str, value) -> None:
+    def write_json(self, name: str, value: object) -> None:
+        """Writes a JSON artifact."""
         files.write_json(self.path_to_write(name), value)
 
     def write_text(self, name: str, text: str) -> None:
+        """Writes a text artifact."""
         files.write_whole(self.path_to_write(name), text)
 
     def save_model(self, name: str, model: keras.Model) -> None:
+        """Saves a Keras model as an artifact."""
         with files.writing(self.path_to_write(name)) as temporary:
             model.save(temporary)
 
     def remove(self, name: str) -> None:
-        """Removes what an earlier run left and this one does not make."""
+        """Removes an artifact of an earlier run that this run does not create."""
         files.remove(self.path(name))
 
     def seal(self) -> None:
-        """Records size and checksum of all that was written; the last thing a stage does."""
+        """Records size and checksum of all files written; the last step of a stage."""
         entries = {name: _manifest_entry(self.path(name)) for name in sorted(self._written)}
         files.write_sealed(self.path(MANIFEST), {"files": entries})
 
     # Reading.
 
     def has(self, name: str) -> bool:
-        """Whether the stage made this artefact, or somebody put one there."""
+        """Whether the artifact is recorded, or a file of its name exists."""
         return name in self._recorded() or tf.io.gfile.exists(self.path(name))
 
     def problems(self) -> dict[str, str]:
-        """Name to what is wrong with it, for every recorded artefact that is not as it was."""
+        """Finds missing or damaged artifacts: a dictionary from name to problem."""
         try:
             recorded = files.read_sealed(self.path(MANIFEST))
         except ValueError as error:
@@ -78,12 +83,12 @@ class Artifacts:
         return self._problems(recorded["files"])
 
     def check(self, name: str) -> str:
-        """The path of an artefact that is as it was written.
+        """Returns the path of an artifact after checking it against the record.
 
-        A folder without a record, such as one put together by hand, is taken as it is.
+        In a folder without a record, such as one assembled by hand, only existence is checked.
 
         Raises:
-            ValueError: it is missing or damaged; the message names the remedy.
+            ValueError: The artifact is missing or damaged; the message has a remedy.
         """
         try:
             recorded = files.read_sealed(self.path(MANIFEST))
@@ -103,26 +108,26 @@ class Artifacts:
         return self.path(name)
 
     def load_model(self, name: str) -> keras.Model:
-        """The model in a checked artefact."""
+        """Loads the model of a checked artifact."""
         path = self.check(name)
         try:
             return keras.models.load_model(path)
-        except Exception as error:  # Whatever the readers of zip, JSON and HDF5 raise.
+        except Exception as error:  # Readers of zip, JSON and HDF5 raise any type.
             raise self.damaged(f"{path} cannot be loaded: {files.first_line(error)}") from error
 
-    def read_json(self, name: str, kind: type):
-        """The value in a checked JSON artefact, which is of one kind."""
+    def read_json(self, name: str, kind: type) -> Any:
+        """Reads the value of a checked JSON artifact, which must be of the given type."""
         path = self.check(name)
         try:
             value = files.read_json(path)
         except ValueError as error:
             raise self.damaged(str(error)) from error
         if not isinstance(value, kind):
-            raise self.damaged(f"{path} is damaged: it holds no {kind.__name__}.")
+            raise self.damaged(f"{path} is damaged: it does not hold a {kind.__name__}.")
         return value
 
     def identity(self, name: str) -> str:
-        """What `model_identity` says of a saved model, from the record where there is one."""
+        """`model_identity` of a saved model, from the record if there is one."""
         entry = self._recorded().get(name)
         if entry and "identity" in entry:
             return entry["identity"]
@@ -133,7 +138,8 @@ class Artifacts:
             raise self.damaged(f"{path} cannot be loaded: {files.first_line(error)}") from error
 
     def damaged(self, problem: str) -> ValueError:
-        return ValueError(f"{problem} Make it again with:\n    {self._remedy}")
+        """Creates the exception for a missing or damaged artifact."""
+        return ValueError(f"{problem} Create it again with:\n    {self._remedy}")
 
     def _recorded(self):
         try:
@@ -146,7 +152,7 @@ class Artifacts:
         found = {name: problem for name, problem in found.items() if problem}
         if len(found) > len(entries) / 2:
             path = self.path(MANIFEST)
-            return {MANIFEST: f"{path} is damaged: it does not describe the files beside it."}
+            return {MANIFEST: f"{path} is damaged: it does not match the files in its folder."}
         return found
 
     def _problem(self, name, entry):
@@ -154,7 +160,9 @@ class Artifacts:
         if not tf.io.gfile.exists(path):
             return f"{path} is missing."
         if tf.io.gfile.isdir(path) != ("files" in entry):
-            return f"{path} is damaged: it is not what the run wrote."
+            return (
+                f"{path} is damaged: the run wrote a folder where there is a file, or the reverse."
+            )
         if "files" in entry:
             nested = ((f"{name}/{part}", value) for part, value in entry["files"].items())
             return next(filter(None, (self._problem(*part) for part in nested)), None)
@@ -162,7 +170,7 @@ class Artifacts:
         if size != entry["bytes"]:
             return f"{path} is damaged: it has {size:,} bytes, not the {entry['bytes']:,} written."
         if files.sha256(path) != entry["sha256"]:
-            return f"{path} is damaged: its checksum is not that of what was written."
+            return f"{path} is damaged: its checksum differs from the recorded one."
         return None
 
 
@@ -177,10 +185,10 @@ def _manifest_entry(path):
 
 
 def model_identity(path: str) -> str:
-    """A hash of the layers and weights in a `.keras` file.
+    """Hash of the layers and weights in a `.keras` file.
 
-    Unlike the bytes of the file, which hold the time of saving and the names that Keras counted
-    up, it is the same whenever the same model is saved.
+    The bytes of the file also depend on the time of saving and on layer names that Keras numbers;
+    this hash is the same whenever the same model is saved.
     """
     with tf.io.gfile.GFile(path, "rb") as file:
         archive = zipfile.ZipFile(io.BytesIO(file.read()))
@@ -200,7 +208,7 @@ def model_identity(path: str) -> str:
 
 
 def _collect_names(config, names):
-    """Name of each layer to its place in the order of the configuration."""
+    """Collects each layer's name and its position in the configuration."""
     if isinstance(config, dict):
         is_layer = "class_name" in config and isinstance(config.get("config"), dict)
         if is_layer and isinstance(config["config"].get("name"), str):

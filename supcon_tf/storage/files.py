@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and that a power cut leaves as they were."""
+"""Files that are written completely or not at all, even if the power fails."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import tensorflow as tf
 
 from supcon_tf.storage import sealed
 
-# In the names of files and folders that are not finished.
+# Part of the names of unfinished files and folders.
 WRITING = ".writing"
 
 
 @contextlib.contextmanager
 def writing(path: str) -> Iterator[str]:
-    """Yields a temporary path; what is written there appears whole as `path`, or not at all.
+    """Yields a temporary path, which is renamed to `path` when the block succeeds.
 
-    Every output of a run is written this way: under another name with the same extension,
+    Every output of a run is written this way: under a temporary name with the same extension,
     flushed to the disk, then renamed. `path` may be a file or a folder, local or remote.
 
     Raises:
-        OSError: it cannot be written, for example because the disk is full.
+        OSError: The file cannot be written, for example because the disk is full.
     """
     root, extension = os.path.splitext(path)
     temporary = f"{root}{WRITING}{extension}"
@@ -41,7 +42,7 @@ def writing(path: str) -> Iterator[str]:
 
 
 def cannot_write(path: str, error: Exception) -> OSError:
-    """The exception for a file that cannot be written, with what the user can do."""
+    """Creates the exception for a file that cannot be written, with a remedy in its message."""
     if isinstance(error, CannotWrite):
         return error
     return CannotWrite(
@@ -51,11 +52,11 @@ def cannot_write(path: str, error: Exception) -> OSError:
 
 
 class CannotWrite(OSError):
-    """A file of the run cannot be written; the message holds the remedy."""
+    """A file of the run cannot be written; the message has a remedy."""
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of an error's message, ending in a full stop."""
+    """First line of an error's message, shortened, with a period at the end."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
     return text if text.endswith(".") else text + "."
 
@@ -66,20 +67,21 @@ def _remove_quietly(path):
 
 
 def write_whole(path: str, text: str) -> None:
-    """Writes a text file that is never half there."""
+    """Writes a text file completely or not at all."""
     with writing(path) as temporary, tf.io.gfile.GFile(temporary, "w") as file:
         file.write(text)
 
 
-def write_json(path: str, value) -> None:
+def write_json(path: str, value: object) -> None:
+    """Writes a JSON file completely or not at all."""
     write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: str):
-    """The value in a JSON file, or None if there is no such file.
+def read_json(path: str) -> Any:
+    """Reads a JSON file; returns None if there is no such file.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: The file is damaged.
     """
     if not tf.io.gfile.exists(path):
         return None
@@ -96,10 +98,10 @@ def write_sealed(path: str, value: dict) -> None:
 
 
 def read_sealed(path: str) -> dict | None:
-    """What `write_sealed` wrote, or None if there is no such file.
+    """Reads a file of `write_sealed`; returns None if there is no such file.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: The file is damaged.
     """
     value = read_json(path)
     if value is None:
@@ -120,11 +122,11 @@ def sha256(path: str) -> str:
 
 
 def move_whole(temporary: str, path: str) -> None:
-    """Renames a file or folder once it is on the disk, and waits until the new name is too.
+    """Renames a file or folder after flushing it to the disk, then flushes the new name.
 
-    Without that order a power cut can leave the new name with empty files.
+    In another order a power failure could leave empty files under the new name.
     """
-    for place, _, names in tf.io.gfile.walk(temporary):  # Nothing for a file.
+    for place, _, names in tf.io.gfile.walk(temporary):  # Yields nothing for a file.
         for name in [*names, ""]:
             sync(os.path.join(place, name))
     sync(temporary)
@@ -138,9 +140,9 @@ def move_whole(temporary: str, path: str) -> None:
 
 
 def sync(path: str) -> None:
-    """Waits until a local file or folder is on the disk; TensorFlow's own writers do not.
+    """Flushes a local file or folder to the disk, which TensorFlow's writers do not do.
 
-    Remote file systems have what was closed.
+    Remote file systems store a file when it is closed.
     """
     if "://" in path:
         return
@@ -152,7 +154,7 @@ def sync(path: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Removes a file or folder if it is there."""
+    """Removes a file or folder if it exists."""
     if tf.io.gfile.isdir(path):
         tf.io.gfile.rmtree(path)
     elif tf.io.gfile.exists(path):

@@ -1,4 +1,4 @@
-"""JSON objects that carry their own checksum; without TensorFlow, for parsing flags."""
+"""JSON objects with a checksum. Needs no TensorFlow, so that parsing flags stays fast."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import json
 
 
 def seal(value: dict) -> dict:
-    """The object with its checksum."""
+    """Adds a checksum to a JSON object."""
     return {**value, "checksum": _checksum(value)}
 
 
-def unseal(value) -> dict:
-    """What `seal` took.
+def unseal(value: object) -> dict:
+    """Checks and removes the checksum that `seal` added.
 
     Raises:
-        ValueError: it is not what `seal` returned; says why, as the end of a sentence.
+        ValueError: The checksum is missing or differs. The message is the end of a sentence.
     """
     if not isinstance(value, dict) or "checksum" not in value:
-        raise ValueError("it lacks its checksum.")
+        raise ValueError("its checksum is missing.")
     value = dict(value)
     if value.pop("checksum") != _checksum(value):
         raise ValueError("its checksum differs.")
