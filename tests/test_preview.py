@@ -15,7 +15,7 @@ def test_preview_draws_a_grid_with_what_was_drawn(tmp_path, capsys, augmentation
         "--mode=preview", f"--model_dir={tmp_path}", "--preview_examples=3", "--num_views=3",
         f"--augmentation_type={augmentation}", "--blur_probability=0.5",
     )  # fmt: skip
-    assert f"3 images and 3 views of each in {tmp_path}/preview/preview.png" in (
+    assert f"3 images and 3 views of each to {tmp_path}/preview/preview.png" in (
         capsys.readouterr().out
     )
     picture = np.asarray(Image.open(tmp_path / "preview/preview.png"))
