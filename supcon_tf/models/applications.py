@@ -1,4 +1,4 @@
-"""The networks of keras.applications as encoders, untrained, under the contract of ours."""
+"""Networks of keras.applications as encoders, without pretrained weights."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ PREFIX = "keras.applications."
 def create_application(
     architecture: str, *, image_size: int, use_global_batch_norm: bool = True, **options
 ) -> keras.Model:
-    """A network of keras.applications: float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
+    """Creates a network of keras.applications: float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
 
-    What the network's own `preprocess_input` does to images is part of the model, of stock
-    layers and operations, so that the saved encoder needs Keras alone.
+    The network's own `preprocess_input` is part of the model, built from stock layers and
+    operations, so a saved encoder loads with Keras alone.
 
     Args:
-        architecture: such as "keras.applications.EfficientNetV2B0"
+        architecture: For example "keras.applications.EfficientNetV2B0"
             (https://keras.io/api/applications/).
         image_size: S in pixels.
-        use_global_batch_norm: batch statistics over all replicas instead of each its own.
-        **options: further arguments of the network, such as alpha=0.5; by default
+        use_global_batch_norm: Compute batch statistics over all replicas, not per replica.
+        **options: Further arguments of the network, such as alpha=0.5. Defaults:
             weights=None, include_top=False, pooling="avg".
 
     Raises:
-        ValueError: unknown network, or images too small for it.
+        ValueError: The network is unknown, or the images are too small for it.
     """
     create = _constructor(architecture)
     shape = [image_size, image_size, 3]
@@ -43,14 +43,14 @@ def create_application(
             if isinstance(layer, layers.BatchNormalization):
                 layer.synchronized = True  # Read at every call, and saved with the layer.
     images = keras.Input(shape, dtype="float32", name="image")
-    # Of some networks this is the identity: their first layers take 0..255.
+    # For some networks this is the identity: their first layers expect 0..255.
     x = sys.modules[create.__module__].preprocess_input(images)
     features = layers.Activation("linear", dtype="float32", name="features")(network(x))
     return keras.Model(images, features, name=network.name)
 
 
 def names() -> list[str]:
-    """Every network that `create_application` knows."""
+    """Names of all networks that `create_application` supports."""
     found = (name for name in dir(keras.applications) if name[0].isupper())
     return [PREFIX + name for name in found if callable(getattr(keras.applications, name))]
 

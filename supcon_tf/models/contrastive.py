@@ -1,4 +1,4 @@
-"""What is trained around an encoder: projection head, contrastive model, linear classifier."""
+"""Models built around an encoder: projection head, contrastive model, linear classifier."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from supcon_tf.models import applications, batch_norm, pixel_values, resnet
 
 
 def create_encoder(architecture: str = "tiny", **options) -> keras.Model:
-    """An encoder by name: float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
+    """Creates an encoder by name: float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
 
     Args:
-        architecture: one of `resnet.ARCHITECTURES`, or a network of Keras such as
+        architecture: One of `resnet.ARCHITECTURES`, or a network of Keras such as
             "keras.applications.EfficientNetV2B0".
-        **options: the keyword arguments of `resnet.create_resnet`, or of
+        **options: Keyword arguments of `resnet.create_resnet`, or of
             `applications.create_application`.
 
-    The encoder scales the images itself and, as a plain Keras model, does not check them: to it
-    images in 0..1 are almost black, and their embeddings say little.
+    The encoder scales the images itself and, as a plain Keras model, does not check their range:
+    images in 0..1 would be treated as almost black.
     """
     if architecture.startswith(applications.PREFIX):
         return applications.create_application(architecture, **options)
@@ -31,7 +31,7 @@ def create_encoder(architecture: str = "tiny", **options) -> keras.Model:
 def check_encoder(encoder: keras.Model) -> None:
     """Raises ValueError unless the model is float32 [B, S, S, 3] -> float32 [B, F].
 
-    The values go from 0 to 255, which no check can see.
+    Whether it expects values from 0 to 255 cannot be checked.
     """
     inputs, outputs = (getattr(encoder, name, None) or [] for name in ("inputs", "outputs"))
     if len(inputs) != 1 or len(outputs) != 1:
@@ -44,8 +44,8 @@ def check_encoder(encoder: keras.Model) -> None:
     if len(images.shape) != 4 or images.shape[-1] != 3 or images.dtype != "float32":
         raise ValueError(
             f"The encoder {encoder.name!r} takes {images.dtype} {tuple(images.shape)}: expected "
-            "images float32 [B, S, S, 3] with values from 0 to 255. (Other types would cut off "
-            "what lies between two whole numbers.)"
+            "images float32 [B, S, S, 3] with values from 0 to 255. (Other types would round the "
+            "values of augmented images.)"
         )
     if len(features.shape) != 2 or features.shape[-1] is None or features.dtype != "float32":
         raise ValueError(
@@ -56,22 +56,23 @@ def check_encoder(encoder: keras.Model) -> None:
 
 
 def computes_in_float16(model: layers.Layer) -> bool:
-    """Whether any layer does, so that small gradients would vanish without loss scaling."""
+    """Whether any layer computes in float16, where small gradients vanish without loss scaling."""
     return any(layer.compute_dtype == "float16" for layer in model._flatten_layers())
 
 
 @keras.saving.register_keras_serializable(package="supcon_tf")
 class ProjectionHead(layers.Layer):
-    """A multi-layer perceptron with an L2-normalised output, as in the reference.
+    """A multi-layer perceptron with an L2-normalized output, as in the reference implementation.
 
-    Dense -> (batch norm) -> ReLU for every layer but the last, which is linear and has no bias.
-    With batch norm no layer has a bias. Kernels start normal with deviation 0.01.
+    Each layer except the last is Dense -> (batch norm) -> ReLU. The last is linear without a bias.
+    With batch norm no layer has a bias. Kernels are initialized from a normal distribution with a
+    standard deviation of 0.01.
 
     Args:
-        layer_sizes: output size of each layer; the last is D, the size of the contrast.
-        use_batch_norm: batch norm after every layer but the last.
-        use_batch_norm_beta: whether that batch norm learns an offset.
-        use_global_batch_norm: its statistics over all replicas instead of each its own.
+        layer_sizes: Output size of each layer. The last is D, the size of the projections.
+        use_batch_norm: Use batch norm after every layer except the last.
+        use_batch_norm_beta: Learn beta in this batch norm.
+        use_global_batch_norm: Compute its statistics over all replicas, not per replica.
 
     Input float [B, F], output float32 [B, D] of unit norm.
     """
@@ -207,7 +208,7 @@ class ContrastiveModel(keras.Model):
         return (embeddings, projections) if return_embeddings else projections
 
     def embed(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """The encoder's own output, not normalised. [B, V, S, S, 3] -> float32 [B, V, F]."""
+        """The encoder's output, not normalized. [B, V, S, S, 3] -> float32 [B, V, F]."""
         if tf.executing_eagerly():
             pixel_values.warn_if_scaled(images)
         images = tf.cast(images, tf.float32)
@@ -263,10 +264,10 @@ def create_linear_head(
     """One linear layer on embeddings: float32 [B, F] -> logits float32 [B, C].
 
     Args:
-        num_features: F.
+        num_features: F, the size of the embeddings.
         num_classes: C.
-        normalize_embedding: L2-normalise the embedding first.
-        zero_initialize: start the kernel at zero instead of Glorot uniform.
+        normalize_embedding: L2-normalize the embedding first.
+        zero_initialize: Initialize the kernel with zeros instead of Glorot uniform.
     """
     embeddings = keras.Input([num_features], dtype="float32")
     x = embeddings
@@ -284,8 +285,7 @@ def create_linear_head(
 def create_classifier(encoder: keras.Model, linear_head: keras.Model) -> keras.Model:
     """Encoder and linear head as one model: images 0..255 [B, S, S, 3] -> logits [B, C].
 
-    Batch norm of the encoder runs in inference mode whatever the caller says, because the
-    encoder is frozen.
+    The encoder is frozen, and its batch norm always runs in inference mode.
     """
     images = keras.Input(encoder.input_shape[1:], dtype="float32", name="image")
     encoder.trainable = False
@@ -293,10 +293,10 @@ def create_classifier(encoder: keras.Model, linear_head: keras.Model) -> keras.M
 
 
 def split_classifier(classifier: keras.Model) -> tuple[keras.Model, keras.Model]:
-    """The encoder and the linear head of what `create_classifier` made.
+    """Returns the encoder and the linear head of a model of `create_classifier`.
 
     Raises:
-        ValueError: a model of another form.
+        ValueError: The model has another structure.
     """
     parts = [layer for layer in classifier.layers if isinstance(layer, keras.Model)]
     if len(parts) != 2:
@@ -309,7 +309,7 @@ def split_classifier(classifier: keras.Model) -> tuple[keras.Model, keras.Model]
 
 
 def create_projector(model: ContrastiveModel) -> keras.Model:
-    """The part behind the encoder as a model of its own: [B, F] -> unit vectors [B, D]."""
+    """Creates a model of the part after the encoder: [B, F] -> unit vectors [B, D]."""
     embeddings = keras.Input([model.encoder.output_shape[-1]], dtype="float32")
     x = model.embedding_norm(embeddings) if model.normalize_embedding else embeddings
     return keras.Model(embeddings, model.projection_head(x), name="projection_head")
