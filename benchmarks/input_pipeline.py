@@ -137,15 +137,15 @@ def pillow_dataset(source, policy_name, folder):
     sys.path.insert(0, str(REPOSITORY / "tests"))
     from helpers import pillow_ops
 
-    from supcon_tf.augment import levels, policies
+    from supcon_tf.augment import levels, tables
 
     random, size = np.random.default_rng(0), SOURCES[source][0]
 
     def calls():
         if policy_name == "autoaugment":
-            pair = policies.AUTOAUGMENT_V0[random.integers(25)]
+            pair = tables.AUTOAUGMENT_V0[random.integers(25)]
             return [(name, level) for name, p, level in pair if random.random() < p]
-        return [(str(random.choice(policies.RANDAUGMENT)), 9) for _ in range(2)]
+        return [(str(random.choice(tables.RANDAUGMENT)), 9) for _ in range(2)]
 
     def view(image):
         area = random.uniform(0.08, 1) * image.width * image.height

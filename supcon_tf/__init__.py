@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # For editors and type checkers; the same names as below.
     from supcon_tf.augment.policies import create_policy as create_policy
     from supcon_tf.collectives import gather as gather
-    from supcon_tf.data.pipeline import create_view_batches as create_view_batches
+    from supcon_tf.data.view_batches import create_view_batches as create_view_batches
     from supcon_tf.evaluation.predictions import evaluate_classifier as evaluate_classifier
     from supcon_tf.evaluation.predictions import evaluate_embeddings as evaluate_embeddings
     from supcon_tf.interop.torch_weights import load_supcontrast as load_supcontrast
@@ -76,7 +76,7 @@ _MODULE_OF = {
     "Momentum": "training.optimizers",
     "WarmUpThenDecay": "training.optimizers",
     "create_policy": "augment.policies",
-    "create_view_batches": "data.pipeline",
+    "create_view_batches": "data.view_batches",
     "evaluate_classifier": "evaluation.predictions",
     "evaluate_embeddings": "evaluation.predictions",
     "load_supcontrast": "interop.torch_weights",

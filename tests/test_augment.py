@@ -10,11 +10,36 @@ from helpers import pillow_ops
 from helpers.some_images import some_images
 from hypothesis import strategies as st
 
-from supcon_tf.augment import blur, color, geometry
+from supcon_tf.augment import blur, color, geometry, jitter
+from supcon_tf.data import crops
 
 LEVELS = np.arange(0, 10.5, 0.5)
 FACTORS = (LEVELS / 10 * 1.8 + 0.1).astype(np.float32)
 MAP_SIZES = (1, 2, 3, 7, 32, 64)
+
+
+def affine(images, matrix):
+    return geometry.sample(images, geometry.affine_grid(matrix, images.shape[1]))
+
+
+def rotate(images, degrees, compat="pillow"):
+    return affine(images, geometry.rotation(degrees, images.shape[1], compat))
+
+
+def shear_x(images, amounts, compat="pillow"):
+    return affine(images, geometry.shearing(amounts, 0.0, compat))
+
+
+def shear_y(images, amounts, compat="pillow"):
+    return affine(images, geometry.shearing(0.0, amounts, compat))
+
+
+def translate_x(images, pixels, compat="pillow"):
+    return affine(images, geometry.translation(pixels, 0.0, compat))
+
+
+def translate_y(images, pixels, compat="pillow"):
+    return affine(images, geometry.translation(0.0, pixels, compat))
 
 
 # name: (our op, (what Pillow's op takes, as our op does), one entry per level)
@@ -29,11 +54,11 @@ LEVEL_OPS = {
     "Contrast": (color.contrast, FACTORS),
     "Brightness": (color.brightness, FACTORS),
     "Sharpness": (color.sharpness, FACTORS),
-    "Rotate": (geometry.rotate, np.concatenate([LEVELS * 3, -LEVELS * 3, [90.0, 180.0, 270.0]])),
-    "ShearX": (geometry.shear_x, np.concatenate([LEVELS * 0.03, -LEVELS * 0.03])),
-    "ShearY": (geometry.shear_y, np.concatenate([LEVELS * 0.03, -LEVELS * 0.03])),
-    "TranslateX": (geometry.translate_x, np.concatenate([LEVELS * 2.9, -LEVELS * 2.9])),
-    "TranslateY": (geometry.translate_y, np.concatenate([LEVELS * 2.9, -LEVELS * 2.9])),
+    "Rotate": (rotate, np.concatenate([LEVELS * 3, -LEVELS * 3, [90.0, 180.0, 270.0]])),
+    "ShearX": (shear_x, np.concatenate([LEVELS * 0.03, -LEVELS * 0.03])),
+    "ShearY": (shear_y, np.concatenate([LEVELS * 0.03, -LEVELS * 0.03])),
+    "TranslateX": (translate_x, np.concatenate([LEVELS * 2.9, -LEVELS * 2.9])),
+    "TranslateY": (translate_y, np.concatenate([LEVELS * 2.9, -LEVELS * 2.9])),
 }
 
 
@@ -81,10 +106,10 @@ def test_ops_equal_pillow_at_every_size():
 @hypothesis.given(degrees=st.floats(-400, 400), shift=st.floats(-70, 70), size=st.integers(1, 64))
 def test_geometry_equals_pillow_for_any_argument(degrees, shift, size):
     images = some_images(size, seed=0, count=1)
-    rotated = geometry.rotate(images, np.array([degrees]))
+    rotated = rotate(images, np.array([degrees]))
     expected = pillow_ops.each(pillow_ops.OPS["Rotate"], images, [degrees])
     np.testing.assert_array_equal(rotated, expected)
-    for op, name in ((geometry.translate_x, "TranslateX"), (geometry.translate_y, "TranslateY")):
+    for op, name in ((translate_x, "TranslateX"), (translate_y, "TranslateY")):
         expected = pillow_ops.each(pillow_ops.OPS[name], images, [shift])
         np.testing.assert_array_equal(op(images, np.array([shift])), expected)
 
@@ -102,8 +127,9 @@ def test_flip_and_grayscale_equal_pillow():
 
     images = some_images(33, seed=0, count=10)
     chosen = np.arange(10) % 2 == 0
+    flipped = np.stack([crops.flip_if(*pair) for pair in zip(chosen, images, strict=True)])
     for ours, theirs in (
-        (color.flip(images, chosen), lambda image: ImageOps.mirror(image)),
+        (flipped, lambda image: ImageOps.mirror(image)),
         (color.grayscale(images, chosen), lambda image: image.convert("L").convert("RGB")),
     ):
         expected = np.where(chosen[:, None, None, None], pillow_ops.each(theirs, images), images)
@@ -113,7 +139,9 @@ def test_flip_and_grayscale_equal_pillow():
 def test_crop_and_resize_is_slice_and_resize_within_one_level():
     images = some_images(40, seed=1, count=8)
     boxes = np.random.default_rng(0).integers(1, 21, [8, 4]).astype(np.int32)
-    result = color.crop_and_resize(images, boxes, 24).numpy()
+    top, left, height, width = boxes.T
+    down, right = crops.bilinear_taps(top, height, 24), crops.bilinear_taps(left, width, 24)
+    result = crops.resample(images, down, right, compat="pillow").numpy()
     for image, (top, left, height, width), ours in zip(images, boxes, result, strict=True):
         crop = image[top : top + height, left : left + width]
         expected = tf.image.resize(crop, [24, 24]).numpy()
@@ -196,18 +224,18 @@ def test_reference_geometry_equals_its_library(size):
         x_offset = (far - (cos * far - sin * far)) / 2
         y_offset = (far - (sin * far + cos * far)) / 2
         for op, argument, matrix in (
-            (geometry.rotate, degrees, [cos, -sin, x_offset, sin, cos, y_offset, 0, 0]),
-            (geometry.shear_x, shear, [1, shear, 0, 0, 1, 0, 0, 0]),
-            (geometry.shear_y, shear, [1, 0, 0, shear, 1, 0, 0, 0]),
-            (geometry.translate_x, pixels, [1, 0, pixels, 0, 1, 0, 0, 0]),
-            (geometry.translate_y, pixels, [1, 0, 0, 0, 1, pixels, 0, 0]),
+            (rotate, degrees, [cos, -sin, x_offset, sin, cos, y_offset, 0, 0]),
+            (shear_x, shear, [1, shear, 0, 0, 1, 0, 0, 0]),
+            (shear_y, shear, [1, 0, 0, shear, 1, 0, 0, 0]),
+            (translate_x, pixels, [1, 0, pixels, 0, 1, 0, 0, 0]),
+            (translate_y, pixels, [1, 0, 0, 0, 1, pixels, 0, 0]),
         ):
             expected = projective(images, tf.stack([tf.cast(v, tf.float32) for v in matrix])[None])
             ours = op(images, np.array([argument]), compat="reference")
             np.testing.assert_array_equal(ours, expected, err_msg=f"{op.__name__} {level}")
 
 
-# Colour jitter, blur, warp
+# Color jitter, blur, warp
 
 
 def jitter_as_tensorflow(image, amounts, order):
@@ -239,13 +267,13 @@ def jitter_as_torchvision(image, amounts, order):
     return values.numpy() * 255
 
 
-@pytest.mark.parametrize("variant", color.JITTER_VARIANTS)
+@pytest.mark.parametrize("variant", jitter.JITTER_VARIANTS)
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_color_jitter_is_its_librarys_within_rounding(variant, strength):
     images = some_images(12, seed=6, count=24)
-    draws = np.random.default_rng(1).random([24, color.JITTER_DRAWS], np.float32)
-    ours = color.color_jitter(images, draws, strength=strength, variant=variant).numpy()
-    amounts, order = color.jitter_plan(draws, strength=strength, variant=variant)
+    draws = np.random.default_rng(1).random([24, jitter.JITTER_DRAWS], np.float32)
+    amounts, order = jitter.plan_jitter(draws, strength=strength, variant=variant)
+    ours = jitter.apply_jitter(images, amounts, order, variant=variant).numpy()
     oracle = {"tensorflow": jitter_as_tensorflow, "torchvision": jitter_as_torchvision}[variant]
     for k, image in enumerate(images):
         expected = oracle(image, amounts.numpy()[k], order.numpy()[k])
@@ -253,11 +281,11 @@ def test_color_jitter_is_its_librarys_within_rounding(variant, strength):
 
 
 def test_color_jitter_rejects_strengths_that_it_does_not_define():
-    draws = np.zeros([1, color.JITTER_DRAWS], np.float32)
+    draws = np.zeros([1, jitter.JITTER_DRAWS], np.float32)
     with pytest.raises(ValueError, match="strength from 0 to 1.25"):
-        color.jitter_plan(draws, strength=1.3, variant="tensorflow")
+        jitter.plan_jitter(draws, strength=1.3, variant="tensorflow")
     with pytest.raises(ValueError, match="Unknown jitter variant"):
-        color.jitter_plan(draws, strength=1.0, variant="other")
+        jitter.plan_jitter(draws, strength=1.0, variant="other")
 
 
 @pytest.mark.parametrize("size", [8, 20, 64])
@@ -276,11 +304,19 @@ def test_blur_equals_float64_convolution(size):
         np.testing.assert_allclose(result, image, atol=1e-3)
 
 
-def test_random_blur_leaves_the_others_alone():
-    images = tf.constant(some_images(40, seed=7, count=6), tf.float32)
-    draws = np.array([[0.49, 0.5], [0.5, 0.5]] * 3, np.float32)
-    changed = np.any(blur.random_blur(images, draws) != images, axis=(1, 2, 3))
+def test_a_draw_below_the_probability_blurs_and_leaves_the_others_alone():
+    images = some_images(40, seed=7, count=6)[:, None]
+    draws = np.array([[[0.49, 0.5]], [[0.5, 0.5]]] * 3, np.float32)
+    sigmas = blur.draw_sigmas(draws, 0.5)
+    np.testing.assert_allclose(sigmas[:, 0], [1.05, 0.0] * 3, rtol=1e-6)
+    blurred = blur.blurred_images({"image": images, "blur_sigma": sigmas})
+    changed = np.any(blurred != images.astype(np.float32), axis=(1, 2, 3, 4))
     np.testing.assert_array_equal(changed, [True, False] * 3)
+
+
+def spline_warp(images, source, destination):
+    coefficients = geometry.spline_coefficients(source, destination)
+    return geometry.warp_by_spline(images, destination, coefficients)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -290,7 +326,7 @@ def test_warp_equals_tensorflow_addons(size, compiled):
     images, source, destination, warped = (
         numbers[f"{name}_{size}"] for name in ("images", "source", "destination", "warped")
     )
-    op = tf.function(geometry.sparse_image_warp, jit_compile=compiled)
+    op = tf.function(spline_warp, jit_compile=compiled)
     np.testing.assert_allclose(op(images, source, destination), warped, atol=1e-4)
 
 
@@ -299,7 +335,7 @@ def test_warp_moves_its_control_points():
         np.full([1, geometry.WARP_DRAWS], 0.3, "f"), 32
     )
     rows = np.broadcast_to(np.arange(32.0)[:, None, None], [32, 32, 3])[None].astype(np.float32)
-    moved = geometry.sparse_image_warp(rows, source, tf.round(destination)).numpy()[0, ..., 0]
+    moved = spline_warp(rows, source, tf.round(destination)).numpy()[0, ..., 0]
     for (row, _), (to_row, to_column) in zip(
         source.numpy()[0], np.round(destination.numpy()[0]).astype(int), strict=True
     ):

@@ -26,7 +26,7 @@ from supcon_tf.cli import (
 )
 from supcon_tf.cli.flag_types import Text
 from supcon_tf.cli.parse import parse_command_line
-from supcon_tf.data import crops, pipeline, random_crops, sources
+from supcon_tf.data import crops, pipeline, sources, view_batches
 from supcon_tf.losses import momentum_queue, supcon
 from supcon_tf.losses import options as loss_options
 from supcon_tf.models import applications, contrastive, resnet
@@ -394,7 +394,9 @@ VIEW_FLAGS = (
 def test_views_of_arrays_have_the_defaults_of_the_command():
     defaults = {
         name: parameter.default
-        for name, parameter in inspect.signature(pipeline.create_view_batches).parameters.items()
+        for name, parameter in inspect.signature(
+            view_batches.create_view_batches
+        ).parameters.items()
     }
     values = {name: value for name, value in parse().items() if name in VIEW_FLAGS}
     assert defaults["policy"] == values.pop("augmentation_type")
@@ -426,7 +428,7 @@ def test_a_flag_has_the_default_of_its_function(name):
         ("denominator_mode", loss_options.DENOMINATOR_MODES),
         ("strategy", strategies.STRATEGIES),
         ("eval_crop_method", crops.EVAL_CROP_METHODS),
-        ("crop_compat", random_crops.CROP_COMPATS),
+        ("crop_compat", crops.CROP_COMPATS),
         ("augmentation_type", policies.AUGMENTATION_TYPES),
         ("linear_augmentation_type", policies.AUGMENTATION_TYPES),
         ("pretrain_optimizer", optimizers.OPTIMIZERS),
@@ -445,7 +447,7 @@ def test_the_rules_know_the_encoders_of_the_functions():
 
 
 def test_the_rules_know_the_smallest_crop_of_the_functions():
-    assert random_crops.REFERENCE_MIN_AREA == flag_rules.SMALLEST_REFERENCE_CROP
+    assert crops.REFERENCE_MIN_AREA == flag_rules.SMALLEST_REFERENCE_CROP
 
 
 def test_every_flag_belongs_to_a_stage_or_to_the_run():

@@ -1,20 +1,20 @@
 """What flags change about the input: balance, order, evaluation crops, whitening, blur."""
 
 import re
-import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import command
+from helpers.shared_policies import shared_policy
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from supcon_tf.augment import blur, policies
+from supcon_tf.augment import blur
 from supcon_tf.data import batch_plan, crops, decode, pipeline, sources, streams, whitening
-from supcon_tf.stages import inputs
 
-IDENTITY = policies.create_policy("identity")
+IDENTITY = shared_policy("identity")
+SIMCLR = shared_policy("simclr", magnitude=0.5)
 PHOTO = load_sample_images().images[0]
 
 
@@ -74,7 +74,7 @@ def test_a_stream_cannot_be_balanced():
 
 def create(source, num_steps, *, threads=None, **options):
     batches = pipeline.create_train_batches(
-        source, policy=IDENTITY, batch_size=8, image_size=16, seed=1, **options
+        source, policy=SIMCLR, batch_size=8, image_size=16, seed=1, **options
     )
     if threads:
         chosen = tf.data.Options()
@@ -272,7 +272,7 @@ def test_broken_images_stop_the_run_or_are_skipped_and_listed(tmp_path, capsys):
 def test_blur_is_drawn_for_each_view_with_its_probability():
     images = np.zeros([64, 4, 4, 3], np.uint8)
     source = sources.ArraySource(images, np.zeros(64, np.int32), ("only",))
-    options = {"policy": IDENTITY, "batch_size": 64, "image_size": 4, "seed": 0, "num_views": 8}
+    options = {"policy": SIMCLR, "batch_size": 64, "image_size": 4, "seed": 0, "num_views": 8}
     batches = pipeline.create_train_batches(source, blur_probability=0.3, **options)
     sigma = next(iter(batches))["blur_sigma"].numpy()
     assert sigma.shape == (64, 8) and sigma.dtype == np.float32
@@ -304,6 +304,13 @@ def test_only_views_with_a_sigma_are_blurred_and_a_plain_grey_stays():
     [("simclr", True), ("stacked_randaugment", True), ("autoaugment", False), ("identity", False)],
 )
 def test_only_simclr_and_stacked_randaugment_end_with_a_blur(augmentation, is_blurred):
-    policy = policies.create_policy(augmentation)
-    flags = types.SimpleNamespace(blur_probability=0.5)
-    assert inputs.blur_probability_from_flags(flags, policy) == (0.5 if is_blurred else 0.0)
+    source = sources.ArraySource(np.zeros([4, 8, 8, 3], np.uint8), np.zeros(4, np.int32), ("only",))
+    batches = pipeline.create_train_batches(
+        source,
+        policy=shared_policy(augmentation),
+        batch_size=4,
+        image_size=8,
+        seed=0,
+        blur_probability=0.5,
+    )
+    assert ("blur_sigma" in batches.element_spec) == is_blurred

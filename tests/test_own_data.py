@@ -9,9 +9,10 @@ import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 from helpers import command  # noqa: F401  (defines the flags)
+from helpers.shared_policies import shared_policy
 
-from supcon_tf.augment import blur, policies
-from supcon_tf.data import pipeline, sources
+from supcon_tf.augment import blur
+from supcon_tf.data import pipeline, sources, view_batches
 from supcon_tf.evaluation import predictions
 from supcon_tf.losses.supcon import SupConLoss
 from supcon_tf.models import contrastive
@@ -36,8 +37,8 @@ def examples(count=10, *, several=False):
 
 def create(dataset, **options):
     options = {"batch_size": 4, "image_size": SIZE, "seed": 0, **options}
-    options.setdefault("policy", policies.create_policy("identity"))
-    return pipeline.create_view_batches(dataset, **options)
+    options.setdefault("policy", shared_policy("identity"))
+    return view_batches.create_view_batches(dataset, **options)
 
 
 def test_views_belong_to_their_labels_and_the_examples_come_again_and_again():
@@ -58,7 +59,7 @@ def textured():
 
 def test_what_happens_to_a_row_is_a_function_of_seed_step_and_row():
     dataset = tf.data.Dataset.from_tensor_slices(textured())
-    options = {"policy": policies.create_policy("simclr", magnitude=0.5)}
+    options = {"policy": shared_policy("simclr", magnitude=0.5)}
 
     def steps(**more):
         return [views.numpy() for views, _ in create(dataset, **options, **more).take(4)]
@@ -77,7 +78,7 @@ def test_own_data_meets_what_an_array_source_meets():
     images, labels = textured()
     source = sources.ArraySource(images, labels, ("a", "b", "c", "d"))
     options = {
-        "policy": policies.create_policy("simclr", magnitude=0.5),
+        "policy": shared_policy("simclr", magnitude=0.5),
         "batch_size": 4,
         "image_size": SIZE,
         "seed": 3,
@@ -88,7 +89,7 @@ def test_own_data_meets_what_an_array_source_meets():
 
     order = BatchPlan(num_examples=8, batch_size=4, seed=3).index(0).numpy()
     dataset = tf.data.Dataset.from_tensor_slices((images[order], labels[order]))
-    views, own_labels = next(iter(pipeline.create_view_batches(dataset, **options)))
+    views, own_labels = next(iter(view_batches.create_view_batches(dataset, **options)))
     np.testing.assert_array_equal(own_labels, batch["label"])
     gap = np.abs(views.numpy().astype(int) - batch["image"].numpy())
     assert np.quantile(gap, 0.99) <= 2 and np.abs(gap).mean() < 0.5
@@ -130,7 +131,7 @@ def test_arrays_meet_what_the_command_gives_its_encoder_with_its_blur():
             flags.FLAGS, tf.distribute.get_strategy(), source,
             inputs.Views(20, policy, num_views=2, crop_area_range=(0.6, 0.9)), start_step=0,
         )))  # fmt: skip
-    batches = pipeline.create_view_batches(
+    batches = view_batches.create_view_batches(
         (source.images, source.labels), "simclr", horizontal_flip=False, **options
     )
     views, labels = next(iter(batches))
@@ -144,7 +145,7 @@ def test_arrays_meet_what_the_command_gives_its_encoder_with_its_blur():
 def test_grey_arrays_and_several_labels_are_taken():
     images, _ = textured()
     labels = np.eye(8)[:, :3]
-    batches = pipeline.create_view_batches((images[..., 0], labels), "identity", batch_size=4)
+    batches = view_batches.create_view_batches((images[..., 0], labels), "identity", batch_size=4)
     views, several = next(iter(batches))
     assert views.shape == (4, 2, 20, 20, 3) and views.dtype == tf.uint8
     assert several.shape == (4, 3) and np.ptp(views, axis=-1).max() == 0
@@ -161,12 +162,12 @@ IMAGES, LABELS = textured()
         ((IMAGES[..., :2], LABELS), r"\[M, H, W, 3\].*\(8, 20, 20, 2\)"),
         ((IMAGES, LABELS[:3]), "one label for each of the 8 images"),
         (IMAGES, "arrays \\(images, labels\\) or a tf.data.Dataset"),
-        (tf.data.Dataset.from_tensor_slices(textured()), "give image_size"),
+        (tf.data.Dataset.from_tensor_slices(textured()), "set image_size"),
     ],
 )
 def test_arrays_of_another_form_are_refused(arrays, message):
     with pytest.raises(ValueError, match=message):
-        pipeline.create_view_batches(arrays, "identity", batch_size=4)
+        view_batches.create_view_batches(arrays, "identity", batch_size=4)
 
 
 def small_model():

@@ -5,16 +5,16 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.shared_policies import shared_policy
 from PIL import Image
 from sklearn.datasets import load_digits
 from tensorflow.python.eager import context
 
-from supcon_tf.augment import color, policies
-from supcon_tf.data import decode, pipeline, random_crops, sources
+from supcon_tf.data import crops, decode, pipeline, sources, views
 
 SIDE = 8
-SIMCLR = policies.create_policy("simclr", magnitude=0.5)
-IDENTITY = policies.create_policy("identity")
+SIMCLR = shared_policy("simclr", magnitude=0.5)
+IDENTITY = shared_policy("identity")
 
 
 def noise_source(num_examples=24, side=12):
@@ -354,7 +354,7 @@ def test_evaluation_of_part_of_a_source_spreads_over_it():
     ],
 )
 def test_central_crop_leaves_an_eighth_of_larger_images(height, width, image_size, box):
-    result = pipeline.central_box(tf.constant(height), tf.constant(width), image_size)
+    result = crops.central_box(tf.constant(height), tf.constant(width), image_size)
     np.testing.assert_array_equal(result, box)
 
 
@@ -578,10 +578,13 @@ def test_flips_and_sizes_suit_the_dataset(folder):
 @pytest.mark.parametrize("size", [1, 5, 16, 40])
 def test_crop_and_resize_equals_slice_and_resize_within_a_level(size):
     images = np.random.default_rng(size).integers(0, 256, (20, 24, 31, 3)).astype(np.uint8)
-    draws = tf.random.stateless_uniform([20, random_crops.num_crop_draws("reference")], [size, 0])
-    boxes = random_crops.random_crop_boxes(draws, tf.fill([20], 24), tf.fill([20], 31)).numpy()
+    draws = tf.random.stateless_uniform([20, crops.num_crop_draws("reference")], [size, 0])
+    boxes = crops.random_crop_boxes(draws, tf.fill([20], 24), tf.fill([20], 31)).numpy()
     boxes[0], boxes[1] = (0, 0, 24, 31), (23, 30, 1, 1)
-    result = color.crop_and_resize(tf.constant(images), tf.constant(boxes), size)
+    result = views.make_views(
+        images, boxes[:, None], np.zeros([20, 1], bool), np.zeros([20, 1, 0], np.float32),
+        policy=IDENTITY, size=size,
+    )[:, 0]  # fmt: skip
     assert result.dtype == tf.uint8 and result.shape == (20, size, size, 3)
     for row, (top, left, height, width) in enumerate(boxes):
         crop = images[row, top : top + height, left : left + width]
@@ -591,6 +594,8 @@ def test_crop_and_resize_equals_slice_and_resize_within_a_level(size):
 
 def test_flip_mirrors_the_chosen_images():
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 3, 3)).astype(np.uint8)
-    result = color.flip(tf.constant(images), tf.constant([True, False, True, False])).numpy()
+    boxes = np.tile(np.array([0, 0, 3, 3], np.int32), (4, 1, 1))
+    flips, draws = np.array([[True], [False]] * 2), np.zeros([4, 1, 0], np.float32)
+    result = views.make_views(images, boxes, flips, draws, policy=IDENTITY, size=3)[:, 0].numpy()
     np.testing.assert_array_equal(result[[1, 3]], images[[1, 3]])
     np.testing.assert_array_equal(result[[0, 2]], images[[0, 2], :, ::-1])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supcon_tf.augment import color, policies
-from supcon_tf.data import crops, pipeline, random_crops, sources
+from supcon_tf.data import crops, pipeline, sources, view_batches
 
 TORCHVISION = np.load(Path(__file__).parent / "helpers/torchvision_crops.npz")
 NUM_BOXES = 20_000
@@ -17,11 +17,11 @@ NUM_BOXES = 20_000
 
 def draw_boxes(height, width, area_range=(0.08, 1.0), *, compat="reference", count=200, seed=0):
     draws = tf.random.stateless_uniform(
-        [count, random_crops.num_crop_draws(compat)], [seed, 0], alg="philox"
+        [count, crops.num_crop_draws(compat)], [seed, 0], alg="philox"
     )
     heights, widths = tf.fill([count], height), tf.fill([count], width)
     options = {"area_range": area_range, "compat": compat}
-    return random_crops.random_crop_boxes(draws, heights, widths, **options).numpy()
+    return crops.random_crop_boxes(draws, heights, widths, **options).numpy()
 
 
 def columns(boxes, height, width):
@@ -102,7 +102,7 @@ def test_torchvision_crops_are_distributed_as_torchvisions(case):
 def test_the_two_samplers_differ_in_mean_area_as_their_sources_do():
     means = {
         compat: columns(draw_boxes(500, 500, compat=compat, count=NUM_BOXES), 500, 500)["area"]
-        for compat in random_crops.CROP_COMPATS
+        for compat in crops.CROP_COMPATS
     }
     assert means["torchvision"].mean() - means["reference"].mean() > 0.03
     assert np.mean(means["torchvision"] < 0.1) > 0.01 > np.mean(means["reference"] < 0.1)
@@ -115,7 +115,7 @@ def test_the_two_samplers_differ_in_mean_area_as_their_sources_do():
     low=st.floats(0.01, 1.0),
     share=st.floats(0.0, 1.0),
     seed=st.integers(0, 1000),
-    compat=st.sampled_from(random_crops.CROP_COMPATS),
+    compat=st.sampled_from(crops.CROP_COMPATS),
 )
 def test_crop_boxes_are_inside_and_of_an_area_in_range(height, width, low, share, seed, compat):
     area_range = (low, low + share * (1.0 - low))
@@ -152,7 +152,7 @@ def test_samplers_and_areas_that_cannot_be_drawn_are_refused():
             pipeline.create_train_batches(source, seed=0, **options, **crop)
         with pytest.raises(ValueError, match=message):
             dataset = tf.data.Dataset.from_tensor_slices((source.images, source.labels))
-            pipeline.create_view_batches(dataset, **options, **crop)
+            view_batches.create_view_batches(dataset, **options, **crop)
 
 
 # Rounding.
@@ -168,7 +168,8 @@ def test_reference_resizing_drops_the_fraction_in_training_and_evaluation():
         expected = expected.astype(np.uint8)
         single = crops.crop_and_resize(image, box, 16, compat=compat).numpy()
         np.testing.assert_array_equal(single, expected)
-        (batch,) = color.crop_and_resize(image[None], box[None], 16, compat=compat).numpy()
+        taps = [crops.bilinear_taps(box[k : k + 1], box[k + 2 : k + 3], 16) for k in (0, 1)]
+        (batch,) = crops.resample(image[None], *taps, compat=compat).numpy()
         assert np.mean(batch != expected) < 0.01
     for method, start, side in (("crop_then_resize", 5, 20), ("auto", 2, 26)):
         resized = tf.image.resize(image[start:][:side, start:][:, :side], [16, 16]).numpy()
@@ -191,7 +192,7 @@ def test_the_compat_of_the_policy_decides_how_views_are_rounded(kind):
             batch = next(iter(pipeline.create_train_batches(source, **options)))["image"]
         else:
             dataset = tf.data.Dataset.from_tensor_slices((images, labels))
-            batch, _ = next(iter(pipeline.create_view_batches(dataset, **options)))
+            batch, _ = next(iter(view_batches.create_view_batches(dataset, **options)))
         means[compat] = batch.numpy().mean()
     assert 100.3 < means["pillow"] < 100.7
     assert means["reference"] < means["pillow"] - 0.2

@@ -1,6 +1,13 @@
-"""Gaussian blur of float images, one sigma per image: the training step runs it on the device."""
+"""The Gaussian blur at the end of SimCLR's augmentation: its draw, its kernel, its application.
+
+The input pipeline draws a sigma for each view (`draw_sigmas`) and the training step blurs on the
+device (`blurred_images`), as Chen et al. 2020 (https://arxiv.org/abs/2002.05709, appendix A) do.
+The released SupCon code draws one sigma for all images of a device, this code one for each view.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import tensorflow as tf
 
@@ -8,34 +15,33 @@ BLUR_DRAWS = 2
 SIGMA_RANGE = (0.1, 2.0)
 
 
-def random_blur(images: tf.Tensor, draws: tf.Tensor, *, probability: float = 0.5) -> tf.Tensor:
-    """Blurs each image with that probability, sigma uniform in SIGMA_RANGE pixels.
-
-    As SimCLR (Chen et al. 2020, https://arxiv.org/abs/2002.05709, appendix A); the released
-    SupCon code draws one sigma for all images of a device, this one for each.
+def draw_sigmas(draws: tf.Tensor, probability: float) -> tf.Tensor:
+    """Draws which views are blurred, and how much.
 
     Args:
-        images: float32 [n, S, S, 3].
-        draws: float32 [n, BLUR_DRAWS] in [0, 1): whether, and sigma.
-        probability: the recipes for ImageNet have 0.5, those for CIFAR-10 0.
+        draws: float32 [..., BLUR_DRAWS] in [0, 1).
+        probability: share of views to blur: 0.5 in the recipes for ImageNet, 0 for CIFAR-10.
 
     Returns:
-        float32 [n, S, S, 3].
+        float32 [...]: sigma in pixels, uniform in SIGMA_RANGE, or 0 for views without blur.
     """
     low, high = SIGMA_RANGE
-    blurred = gaussian_blur(images, low + draws[:, 1] * (high - low))
-    return tf.where((draws[:, 0] < probability)[:, None, None, None], blurred, images)
+    sigma = low + draws[..., 1] * (high - low)
+    return tf.where(draws[..., 0] < probability, sigma, 0.0)
 
 
 def gaussian_blur(images: tf.Tensor, sigmas: tf.Tensor) -> tf.Tensor:
-    """Separable Gaussian of 2 (S // 10 // 2) + 1 taps, zeros outside the image.
+    """Applies a separable Gaussian of 2 (S // 10 // 2) + 1 taps, with zeros outside the image.
 
-    Each direction is one product with a banded [S, S] matrix per image: the shape that
-    accelerators are fast at, where a convolution with one kernel per image is not.
+    Each direction is one product with a banded [S, S] matrix per image, which is fast on
+    accelerators. A convolution with another kernel for each image is not.
 
     Args:
         images: float32 [n, S, S, 3].
         sigmas: float32 [n], in pixels, above 0.
+
+    Returns:
+        float32 [n, S, S, 3].
     """
     size = images.shape[1]
     radius = size // 10 // 2
@@ -49,14 +55,17 @@ def gaussian_blur(images: tf.Tensor, sigmas: tf.Tensor) -> tf.Tensor:
     return tf.einsum("nij,nhjc->nhic", band, rows)
 
 
-def blurred_images(batch) -> tf.Tensor:
-    """The views of a batch as float32 [B, V, S, S, 3] in 0..255, with the blur that was drawn.
+def blurred_images(batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Blurs the views of a training batch with the sigmas that were drawn for them.
+
+    Outside the image lies gray (0 in [-1, 1]), as in the released code.
 
     Args:
-        batch: {"image": [B, V, S, S, 3]}, with "blur_sigma" [B, V] in pixels if some views are to
-            be blurred; 0 leaves a view as it is.
+        batch: contains "image" [B, V, S, S, 3] and, if some views are to be blurred,
+            "blur_sigma" [B, V] in pixels, where 0 leaves a view unchanged.
 
-    Outside the image lies grey, which is 0 in [-1, 1], where the reference blurs.
+    Returns:
+        float32 [B, V, S, S, 3] in 0..255.
     """
     images = tf.cast(batch["image"], tf.float32)
     if "blur_sigma" not in batch:

@@ -1,7 +1,7 @@
 """The named operations of AutoAugment and RandAugment, and what a level 0..10 means for each.
 
-A policy draws from a finite list of calls (operation, level, sign), so what a call needs is a
-table over that list, and an image only carries the row that it drew.
+A policy draws from a finite list of calls (operation, level, sign). The arguments of all calls are
+a constant table, and each image only carries the row that it drew.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from supcon_tf.augment import color, geometry
+from supcon_tf.augment import color, geometry, loops
 
 MAX_LEVEL = 10
 SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
@@ -20,11 +20,11 @@ _BLENDS = ("Color", "Contrast", "Brightness", "Sharpness")
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One operation of a policy, before it meets an image.
+    """One operation of a policy with its level.
 
     Attributes:
-        name: "Identity", or an operation of Cubuk et al. 2019 or "SolarizeAdd".
-        level: 0..10 from the policy's table.
+        name: an operation of Cubuk et al. 2019, "SolarizeAdd" or "Identity".
+        level: 0..10, from the table of the policy.
         sign: 1 or -1, the direction of the operations in SIGNED.
     """
 
@@ -35,10 +35,10 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """Pixel constants of a policy, which the level scales from 0 to its maximum.
+    """The largest translation and cutout of a policy, at level 10.
 
-    Pillow mode takes shares of the image's side, the reference absolute pixels, whatever the
-    side: at 32 px its AutoAugment can move the whole image out.
+    With `compat="pillow"` they are shares of the side of the image. With "reference" they are
+    absolute numbers of pixels: at 32 pixels, AutoAugment can then move the image out entirely.
     """
 
     translate_share: float = 150 / 331  # Cubuk et al. 2019: 150 pixels of 331
@@ -52,7 +52,10 @@ RANDAUGMENT_CONSTANTS = Constants(translate_px=100, cutout_px=40)
 
 
 def argument(call: Call, *, size: int, constants: Constants, compat: str) -> float:
-    """What the operation takes: degrees, pixels, a factor, bits, a threshold, ... 0 if nothing."""
+    """The argument of the operation: degrees, pixels, a factor, bits, or a threshold.
+
+    It is 0 for operations without an argument.
+    """
     share = call.level / MAX_LEVEL
     absolute = compat == "reference"
     if call.name == "Rotate":
@@ -65,8 +68,8 @@ def argument(call: Call, *, size: int, constants: Constants, compat: str) -> flo
     if call.name in _BLENDS:
         return share * 1.8 + 0.1
     if call.name == "Posterize":
-        # The paper keeps 4 to 8 bits. The reference's library keeps 0 to 4, and its shift by
-        # eight, for 0 bits, is one by seven on the CPU.
+        # The paper keeps 4 to 8 bits. The reference's library keeps 0 to 4. For 0 bits it shifts
+        # by eight, which on a CPU is a shift by seven and keeps 1 bit.
         return max(int(share * 4), 1) if absolute else 4 + int(share * 4)
     if call.name == "Solarize":
         return int(share * 256)
@@ -77,14 +80,14 @@ def argument(call: Call, *, size: int, constants: Constants, compat: str) -> flo
     return 0.0
 
 
-def describe(call: Call, *, size: int, constants: Constants, compat: str) -> str:
-    """The call with its argument, for captions: "Rotate -12", "Equalize"."""
+def describe_call(call: Call, *, size: int, constants: Constants, compat: str) -> str:
+    """A caption with the call and its argument, such as "Rotate -12" or "Equalize"."""
     value = argument(call, size=size, constants=constants, compat=compat)
     takes_none = call.name in ("Identity", "AutoContrast", "Equalize", "Invert")
     return call.name if takes_none else f"{call.name} {value:.3g}"
 
 
-def transform(
+def apply_call(
     image: tf.Tensor,
     row: tf.Tensor,
     center: tf.Tensor,
@@ -93,13 +96,17 @@ def transform(
     constants: Constants,
     compat: str,
 ) -> tf.Tensor:
-    """Applies one call of the list to one image.
+    """Applies one of the calls to one image.
 
     Args:
         image: uint8 [1, S, S, 3].
-        row: int32 [1], which of `calls`.
-        center: float32 [1, 2] in [0, 1), where a cutout goes.
-        calls, constants, compat: see `argument`.
+        row: int32 [1], the position in `calls`.
+        center: float32 [1, 2] in [0, 1), row and column of a cutout as shares of the side.
+        calls: all calls of the policy.
+        constants, compat: see `Constants`.
+
+    Returns:
+        uint8 [1, S, S, 3].
     """
     size = image.shape[1]
     arguments = np.array(
@@ -125,11 +132,11 @@ def transform(
     kinds = ["Affine" if call.name in SIGNED else call.name for call in calls]
     used = sorted(set(kinds))
     kind = tf.gather(tf.constant([used.index(kind) for kind in kinds]), row)
-    return color.select(kind, [branches[name] for name in used])
+    return loops.select(kind, [branches[name] for name in used])
 
 
 def _grid(calls, arguments, row, size, compat):
-    """The grid of an affine call: of the table of all, only this row is computed per image."""
+    """The grid of an affine call. The matrices of all calls are constants."""
     names = np.array([call.name for call in calls])
 
     def only(name):

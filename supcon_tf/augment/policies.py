@@ -1,8 +1,20 @@
-"""Augmentation policies: which operations an image meets, as tables with their source.
+"""Augmentation policies: random image operations as pure functions of uniform draws.
 
-A policy is a sequence of stages. For every stage the choices of all images are made at once
-from uniform draws (`plan`); then each image goes through the stages on its own (`transform`),
-in the compiled loop of views.py.
+A `Policy` is a sequence of steps (`PolicyStep`). One view goes through it in one direction:
+
+    Policy.apply(images, draws)             a batch; compiled by XLA once per shape
+      step.plan(draws, size)                random choices of all images at once (small tensors)
+      loops.each_image                      then, in a loop, for each image and each step:
+        step.transform(image, plan row)
+          levels.apply_call                 AutoAugment and RandAugment: the drawn operation
+            color.*, geometry.*
+          jitter.apply_jitter               SimCLR: color jitter,
+          color.grayscale                   grayscale,
+          geometry.warp_by_spline           warp
+
+The draws come from the input pipeline, which makes them from (seed, step, row, view). The tables
+of operations are in `tables.py`. The Gaussian blur at the end of some policies is not a step: it
+works on floats and runs on the training device, see `blur.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +26,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from supcon_tf.augment import color, compiled, geometry, levels
+from supcon_tf.augment import color, geometry, jitter, levels, loops, tables
+from supcon_tf.augment.rounding import to_uint8
 
 AUGMENTATION_TYPES = (
     "autoaugment",
@@ -26,133 +39,16 @@ AUGMENTATION_TYPES = (
     "identity",
 )
 
-# One sub-policy per line, chosen uniformly: (operation, probability, level 0..10) in order.
-
-# "v0" of https://github.com/tensorflow/models/blob/v2.5.0/official/vision/image_classification/augment.py,
-# what the SupCon recipes call AutoAugment. It is not the ImageNet table of Cubuk et al. 2019.
-AUTOAUGMENT_V0 = (
-    (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
-    (("Color", 0.4, 9), ("Equalize", 0.6, 3)),
-    (("Color", 0.4, 1), ("Rotate", 0.6, 8)),
-    (("Solarize", 0.8, 3), ("Equalize", 0.4, 7)),
-    (("Solarize", 0.4, 2), ("Solarize", 0.6, 2)),
-    (("Color", 0.2, 0), ("Equalize", 0.8, 8)),
-    (("Equalize", 0.4, 8), ("SolarizeAdd", 0.8, 3)),
-    (("ShearX", 0.2, 9), ("Rotate", 0.6, 8)),
-    (("Color", 0.6, 1), ("Equalize", 1.0, 2)),
-    (("Invert", 0.4, 9), ("Rotate", 0.6, 0)),
-    (("Equalize", 1.0, 9), ("ShearY", 0.6, 3)),
-    (("Color", 0.4, 7), ("Equalize", 0.6, 0)),
-    (("Posterize", 0.4, 6), ("AutoContrast", 0.4, 7)),
-    (("Solarize", 0.6, 8), ("Color", 0.6, 9)),
-    (("Solarize", 0.2, 4), ("Rotate", 0.8, 9)),
-    (("Rotate", 1.0, 7), ("TranslateY", 0.8, 9)),
-    (("ShearX", 0.0, 0), ("Solarize", 0.8, 4)),
-    (("ShearY", 0.8, 0), ("Color", 0.6, 4)),
-    (("Color", 1.0, 0), ("Rotate", 0.6, 2)),
-    (("Equalize", 0.8, 4), ("Equalize", 0.0, 8)),
-    (("Equalize", 1.0, 4), ("AutoContrast", 0.6, 2)),
-    (("ShearY", 0.4, 7), ("SolarizeAdd", 0.6, 7)),
-    (("Posterize", 0.8, 2), ("Solarize", 0.6, 10)),
-    (("Solarize", 0.6, 8), ("Equalize", 0.6, 1)),
-    (("Color", 0.8, 6), ("Rotate", 0.4, 5)),
-)
-
-# Cubuk et al. 2019, https://arxiv.org/abs/1805.09501, appendix. Both tables agree in
-# https://github.com/pytorch/vision/blob/main/torchvision/transforms/autoaugment.py and (CIFAR-10)
-# https://github.com/tensorflow/models/blob/master/official/vision/ops/augment.py, (SVHN)
-# https://github.com/google-research/sam/blob/main/autoaugment/policies.py.
-AUTOAUGMENT_CIFAR10 = (
-    (("Invert", 0.1, 7), ("Contrast", 0.2, 6)),
-    (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),
-    (("Sharpness", 0.8, 1), ("Sharpness", 0.9, 3)),
-    (("ShearY", 0.5, 8), ("TranslateY", 0.7, 9)),
-    (("AutoContrast", 0.5, 8), ("Equalize", 0.9, 2)),
-    (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
-    (("Color", 0.4, 3), ("Brightness", 0.6, 7)),
-    (("Sharpness", 0.3, 9), ("Brightness", 0.7, 9)),
-    (("Equalize", 0.6, 5), ("Equalize", 0.5, 1)),
-    (("Contrast", 0.6, 7), ("Sharpness", 0.6, 5)),
-    (("Color", 0.7, 7), ("TranslateX", 0.5, 8)),
-    (("Equalize", 0.3, 7), ("AutoContrast", 0.4, 8)),
-    (("TranslateY", 0.4, 3), ("Sharpness", 0.2, 6)),
-    (("Brightness", 0.9, 6), ("Color", 0.2, 8)),
-    (("Solarize", 0.5, 2), ("Invert", 0.0, 3)),
-    (("Equalize", 0.2, 0), ("AutoContrast", 0.6, 0)),
-    (("Equalize", 0.2, 8), ("Equalize", 0.6, 4)),
-    (("Color", 0.9, 9), ("Equalize", 0.6, 6)),
-    (("AutoContrast", 0.8, 4), ("Solarize", 0.2, 8)),
-    (("Brightness", 0.1, 3), ("Color", 0.7, 0)),
-    (("Solarize", 0.4, 5), ("AutoContrast", 0.9, 3)),
-    (("TranslateY", 0.9, 9), ("TranslateY", 0.7, 9)),
-    (("AutoContrast", 0.9, 2), ("Solarize", 0.8, 3)),
-    (("Equalize", 0.8, 8), ("Invert", 0.1, 3)),
-    (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, 1)),
-)
-AUTOAUGMENT_SVHN = (
-    (("ShearX", 0.9, 4), ("Invert", 0.2, 3)),
-    (("ShearY", 0.9, 8), ("Invert", 0.7, 5)),
-    (("Equalize", 0.6, 5), ("Solarize", 0.6, 6)),
-    (("Invert", 0.9, 3), ("Equalize", 0.6, 3)),
-    (("Equalize", 0.6, 1), ("Rotate", 0.9, 3)),
-    (("ShearX", 0.9, 4), ("AutoContrast", 0.8, 3)),
-    (("ShearY", 0.9, 8), ("Invert", 0.4, 5)),
-    (("ShearY", 0.9, 5), ("Solarize", 0.2, 6)),
-    (("Invert", 0.9, 6), ("AutoContrast", 0.8, 1)),
-    (("Equalize", 0.6, 3), ("Rotate", 0.9, 3)),
-    (("ShearX", 0.9, 4), ("Solarize", 0.3, 3)),
-    (("ShearY", 0.8, 8), ("Invert", 0.7, 4)),
-    (("Equalize", 0.9, 5), ("TranslateY", 0.6, 6)),
-    (("Invert", 0.9, 4), ("Equalize", 0.6, 7)),
-    (("Contrast", 0.3, 3), ("Rotate", 0.8, 4)),
-    (("Invert", 0.8, 5), ("TranslateY", 0.0, 2)),
-    (("ShearY", 0.7, 6), ("Solarize", 0.4, 8)),
-    (("Invert", 0.6, 4), ("Rotate", 0.8, 4)),
-    (("ShearY", 0.3, 7), ("TranslateX", 0.9, 3)),
-    (("ShearX", 0.1, 6), ("Invert", 0.6, 5)),
-    (("Solarize", 0.7, 2), ("TranslateY", 0.6, 7)),
-    (("ShearY", 0.8, 4), ("Invert", 0.8, 8)),
-    (("ShearX", 0.7, 9), ("TranslateY", 0.8, 3)),
-    (("ShearY", 0.8, 5), ("AutoContrast", 0.7, 3)),
-    (("ShearX", 0.7, 2), ("Invert", 0.1, 5)),
-)
-
-# Cubuk et al. 2020, https://arxiv.org/abs/1909.13719, with the operations of the reference's
-# library: cutout and solarize-add beside the paper's. One layer draws one of them uniformly.
-RANDAUGMENT = (
-    "Identity",
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Rotate",
-    "Posterize",
-    "Solarize",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-    "Cutout",
-    "SolarizeAdd",
-)
-
-# Chen et al. 2020, https://arxiv.org/abs/2002.05709, appendix A.
-JITTER_PROBABILITY = 0.8
-GRAYSCALE_PROBABILITY = 0.2
-
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """A part of a policy, as pure functions of uniform draws.
+class PolicyStep:
+    """A step of a policy, as pure functions of uniform draws.
 
     Attributes:
         num_draws: how many uniform numbers one image needs.
-        plan: (float32 [n, num_draws], size) -> what `transform` needs, tensors [n, ...].
-        transform: (uint8 [1, S, S, 3], plan of this image, [1, ...]) -> uint8 [1, S, S, 3].
-        describe: (float [num_draws], size) -> the operations that this draws, in order.
+        plan: (float32 [n, num_draws], size) -> random choices as tensors [n, ...].
+        transform: (uint8 [1, S, S, 3], choices of this image, [1, ...]) -> uint8 [1, S, S, 3].
+        describe: (float [num_draws], size) -> captions of the drawn operations, in order.
     """
 
     num_draws: int
@@ -166,52 +62,72 @@ class Policy:
 
     Attributes:
         name: one of AUGMENTATION_TYPES.
+        steps: applied in order.
         num_draws: how many uniform numbers one image needs.
-        compat: "pillow" or "reference", which also decides how the crop before is rounded.
+        compat: "pillow" or "reference". It also decides how crops before the policy are rounded.
     """
 
-    def __init__(self, name: str, stages: tuple[Stage, ...] = (), *, compat: str = "pillow"):
+    def __init__(self, name: str, steps: tuple[PolicyStep, ...] = (), *, compat: str = "pillow"):
         self.name = name
-        self.stages = stages
+        self.steps = steps
         self.compat = compat
-        self.num_draws = sum(stage.num_draws for stage in stages)
+        self.num_draws = sum(step.num_draws for step in steps)
 
     @property
     def ends_with_blur(self) -> bool:
-        """Whether the published policy blurs some views at the end; see `blur.py`."""
+        """Whether the published policy blurs some of the views at the end."""
         return self.name in ("simclr", "stacked_randaugment")
 
     def apply(self, images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-        """uint8 [n, S, S, 3], float32 [n, num_draws] in [0, 1) -> uint8 [n, S, S, 3].
+        """Augments a batch of images.
 
-        Compiled by XLA at the first call for every shape, in some seconds.
+        The function is compiled by XLA for every new shape, which takes a few seconds.
+
+        Args:
+            images: uint8 [n, S, S, 3].
+            draws: float32 [n, num_draws] in [0, 1).
+
+        Returns:
+            uint8 [n, S, S, 3].
         """
-        return compiled.apply_policy(images, draws, policy=self) if self.stages else images
+        return self._apply(images, draws) if self.steps else images
 
-    def describe(self, draws: np.ndarray, size: int) -> list[str]:
-        """The operations that one image's draws, [num_draws], choose at that side in pixels."""
-        parts = self._split(np.asarray(draws)[None])
-        texts = [
-            stage.describe(part[0], size) for stage, part in zip(self.stages, parts, strict=True)
-        ]
-        return [text for stage_texts in texts for text in stage_texts]
+    @tf.function(jit_compile=True, autograph=False)
+    def _apply(self, images, draws):
+        size = images.shape[1]
+        plans = self.plan(draws, size)
+
+        def view(index):
+            return self.transform(tf.gather(images, index)[None], loops.row_of(plans, index))
+
+        return loops.each_image(view, tf.shape(images)[0], size)
 
     def plan(self, draws: tf.Tensor, size: int) -> list:
-        """What `transform` needs: for every stage tensors [n, ...], from [n, num_draws]."""
+        """The random choices of every step, as tensors [n, ...], from draws [n, num_draws]."""
         parts = self._split(draws)
-        return [stage.plan(part, size) for stage, part in zip(self.stages, parts, strict=True)]
+        return [step.plan(part, size) for step, part in zip(self.steps, parts, strict=True)]
 
     def transform(self, image: tf.Tensor, plan: list) -> tf.Tensor:
-        """The policy on one image, uint8 [1, S, S, 3], with its rows of the plan, [1, ...]."""
-        for stage, stage_plan in zip(self.stages, plan, strict=True):
-            image = stage.transform(image, stage_plan)
+        """Applies the steps to one image, uint8 [1, S, S, 3], with its row of the plan."""
+        for step, step_plan in zip(self.steps, plan, strict=True):
+            image = step.transform(image, step_plan)
         return image
 
+    def describe(self, draws: np.ndarray, size: int) -> list[str]:
+        """Captions of the operations that the draws of one image, [num_draws], choose.
+
+        Args:
+            draws: float [num_draws].
+            size: the side of the image in pixels, which arguments depend on.
+        """
+        parts = self._split(np.asarray(draws)[None])
+        texts = [step.describe(part[0], size) for step, part in zip(self.steps, parts, strict=True)]
+        return [text for step_texts in texts for text in step_texts]
+
     def _split(self, draws):
-        ends = np.cumsum([stage.num_draws for stage in self.stages])
+        ends = np.cumsum([step.num_draws for step in self.steps])
         return [
-            draws[:, end - stage.num_draws : end]
-            for end, stage in zip(ends, self.stages, strict=True)
+            draws[:, end - step.num_draws : end] for end, step in zip(ends, self.steps, strict=True)
         ]
 
 
@@ -224,56 +140,59 @@ def create_policy(
     jitter_variant: str = "tensorflow",
     warp_probability: float = 0.0,
 ) -> Policy:
-    """The policy of that name; a magnitude of 0 or less turns every policy into the identity.
+    """Creates an augmentation policy by name.
 
-    Gaussian blur, which SimCLR and stacked RandAugment end with, is not part of it: it works on
-    floats, and training runs it on the device. `create_view_batches(blur_probability=0.5)` and
-    `--blur_probability=0.5` turn it on.
+    With a magnitude of 0 or less, every policy is the identity.
+
+    SimCLR and stacked RandAugment end with a Gaussian blur, which is not part of the policy: it
+    works on floats and runs on the training device. Turn it on with
+    `create_view_batches(blur_probability=0.5)` or `--blur_probability=0.5`.
 
     Args:
-        augmentation_type: "autoaugment" (v0, as the recipes), "autoaugment_cifar10" or
+        augmentation_type: "autoaugment" (v0, as in the recipes), "autoaugment_cifar10" or
             "autoaugment_svhn": one of 25 pairs of operations. "randaugment": `num_layers`
-            operations at level `magnitude`. "simclr": colour jitter of strength `magnitude`
-            with probability 0.8, grayscale with 0.2, warp. "stacked_randaugment" (Tian et al.
-            2020, https://arxiv.org/abs/2005.10243): jitter, then two layers of RandAugment at
-            level 10, as the released code has it, then grayscale and warp.
-        magnitude: see above; AutoAugment's tables carry their own levels.
-        compat: "pillow", where pixel constants scale with the image's side, or "reference",
-            which reproduces the library that the released recipes used, and drops fractions
-            when crops are resized, as they do.
-        num_layers: of "randaugment".
-        jitter_variant: one of augment.JITTER_VARIANTS.
-        warp_probability: of the spline warp at the end of "simclr" and
-            "stacked_randaugment"; the released recipes have 0.
+            operations at level `magnitude`. "simclr": color jitter of strength `magnitude` with
+            probability 0.8, then grayscale with probability 0.2, then warp.
+            "stacked_randaugment" (Tian et al. 2020, https://arxiv.org/abs/2005.10243): color
+            jitter, then two layers of RandAugment at level 10 as in the released code, then
+            grayscale and warp.
+        magnitude: see above. The tables of AutoAugment contain their own levels.
+        compat: "pillow" scales pixel constants with the side of the image. "reference" reproduces
+            the library that the released recipes used, and drops the fraction when crops are
+            resized, as the released code does.
+        num_layers: number of operations of "randaugment".
+        jitter_variant: one of `jitter.JITTER_VARIANTS`.
+        warp_probability: probability of the spline warp at the end of "simclr" and
+            "stacked_randaugment". The released recipes use 0.
 
     Raises:
-        ValueError: unknown name, or a value out of range.
+        ValueError: if a name is unknown or a value is out of range.
     """
     _check_choice("augmentation_type", augmentation_type, AUGMENTATION_TYPES)
     _check_choice("compat", compat, color.COMPATS)
-    _check_choice("jitter_variant", jitter_variant, color.JITTER_VARIANTS)
+    _check_choice("jitter_variant", jitter_variant, jitter.JITTER_VARIANTS)
     if not 0 <= warp_probability <= 1:
-        raise ValueError(f"warp_probability is a share from 0 to 1, got {warp_probability}.")
+        raise ValueError(f"warp_probability must be from 0 to 1, got {warp_probability}.")
     if augmentation_type == "identity" or magnitude <= 0:
         return Policy("identity", compat=compat)
 
-    tables = {
-        "autoaugment": AUTOAUGMENT_V0,
-        "autoaugment_cifar10": AUTOAUGMENT_CIFAR10,
-        "autoaugment_svhn": AUTOAUGMENT_SVHN,
+    autoaugment = {
+        "autoaugment": tables.AUTOAUGMENT_V0,
+        "autoaugment_cifar10": tables.AUTOAUGMENT_CIFAR10,
+        "autoaugment_svhn": tables.AUTOAUGMENT_SVHN,
     }
-    if augmentation_type in tables:
-        stages = [_autoaugment(tables[augmentation_type], compat)]
+    if augmentation_type in autoaugment:
+        steps = [_autoaugment(autoaugment[augmentation_type], compat)]
     elif augmentation_type == "randaugment":
-        stages = [_randaugment(num_layers, magnitude, compat)]
+        steps = [_randaugment(num_layers, magnitude, compat)]
     else:
-        stages = [_jitter(magnitude, jitter_variant)]
+        steps = [_jitter(magnitude, jitter_variant)]
         if augmentation_type == "stacked_randaugment":
-            stages.append(_randaugment(2, levels.MAX_LEVEL, compat))
-        stages.append(_grayscale(compat))
+            steps.append(_randaugment(2, levels.MAX_LEVEL, compat))
+        steps.append(_grayscale(compat))
         if warp_probability > 0:
-            stages.append(_warp(warp_probability))
-    return Policy(augmentation_type, tuple(stages), compat=compat)
+            steps.append(_warp(warp_probability))
+    return Policy(augmentation_type, tuple(steps), compat=compat)
 
 
 def _check_choice(what, value, choices):
@@ -282,7 +201,8 @@ def _check_choice(what, value, choices):
 
 
 def _autoaugment(table, compat):
-    """Draws: which sub-policy, then for each of its operations: whether, sign, position."""
+    """The draws choose a sub-policy, then for each of its operations whether it is applied, its
+    sign, and the position of a cutout."""
     num_slots = len(table[0])
     calls, rows = [levels.Call("Identity")], np.zeros([len(table), num_slots, 2], np.int32)
     for choice, sub_policy in enumerate(table):
@@ -298,18 +218,18 @@ def _autoaugment(table, compat):
         applied = slots[:, :, 0] < tf.gather(tf.constant(probabilities), choice)
         return tf.where(applied, signed, 0), slots[:, :, 2:]
 
-    return _calls_stage(calls, 1 + 4 * num_slots, choose, levels.AUTOAUGMENT_CONSTANTS, compat)
+    return _calls_step(calls, 1 + 4 * num_slots, choose, levels.AUTOAUGMENT_CONSTANTS, compat)
 
 
 def _randaugment(num_layers, level, compat):
-    """Draws, for every layer: which operation, sign, position."""
+    """The draws choose, for every layer, an operation, its sign, and the position of a cutout."""
     if num_layers < 1 or level > levels.MAX_LEVEL:
         raise ValueError(
-            f"RandAugment takes at least 1 layer and a level up to {levels.MAX_LEVEL}, got "
+            f"RandAugment expects at least 1 layer and a magnitude up to {levels.MAX_LEVEL}, got "
             f"{num_layers} layers and magnitude {level}."
         )
-    calls = []
-    rows = np.array([_rows_of(calls, name, level) for name in RANDAUGMENT], np.int32)
+    calls: list[levels.Call] = []
+    rows = np.array([_rows_of(calls, name, level) for name in tables.RANDAUGMENT], np.int32)
 
     def choose(draws):
         layers = tf.reshape(draws, [-1, num_layers, 4])
@@ -317,11 +237,11 @@ def _randaugment(num_layers, level, compat):
         signed = tf.gather(both_signs, _pick(layers[:, :, 1], 2), batch_dims=2)
         return signed, layers[:, :, 2:]
 
-    return _calls_stage(calls, 4 * num_layers, choose, levels.RANDAUGMENT_CONSTANTS, compat)
+    return _calls_step(calls, 4 * num_layers, choose, levels.RANDAUGMENT_CONSTANTS, compat)
 
 
 def _rows_of(calls, name, level):
-    """The positions in `calls` of this operation with sign 1 and -1; appends what is missing."""
+    """The positions in `calls` of an operation with sign 1 and -1; appends missing calls."""
     signs = (1, -1) if name in levels.SIGNED else (1, 1)
     wanted = [levels.Call(name, level, sign) for sign in signs]
     calls.extend(call for call in dict.fromkeys(wanted) if call not in calls)
@@ -329,12 +249,12 @@ def _rows_of(calls, name, level):
 
 
 def _pick(draw, count):
-    """Uniform draws in [0, 1) to whole numbers in [0, count)."""
+    """Converts uniform draws in [0, 1) to integers in [0, count)."""
     return tf.minimum(tf.cast(draw * count, tf.int32), count - 1)
 
 
-def _calls_stage(calls, num_draws, choose, constants, compat):
-    """Calls in slots. choose: draws -> rows int32 [n, slots], positions [n, slots, 2]."""
+def _calls_step(calls, num_draws, choose, constants, compat):
+    """A step of several calls. choose: draws -> rows int32 [n, slots], positions [n, slots, 2]."""
     calls = tuple(calls)
     settings = {"constants": constants, "compat": compat}
 
@@ -343,30 +263,32 @@ def _calls_stage(calls, num_draws, choose, constants, compat):
 
         def step(slot, image):
             row, position = tf.gather(rows, slot, axis=1), tf.gather(positions, slot, axis=1)
-            return levels.transform(image, row, position, calls=calls, **settings)
+            return levels.apply_call(image, row, position, calls=calls, **settings)
 
-        return color.in_turn(step, image, rows.shape[1])
+        return loops.in_turn(step, image, rows.shape[1])
 
     def describe(draws, size):
         rows, _ = choose(tf.constant(draws[None], tf.float32))
         drawn = [calls[row] for row in rows.numpy()[0]]
-        return [levels.describe(c, size=size, **settings) for c in drawn if c.name != "Identity"]
+        return [
+            levels.describe_call(c, size=size, **settings) for c in drawn if c.name != "Identity"
+        ]
 
-    return Stage(num_draws, lambda draws, size: choose(draws), transform, describe)
+    return PolicyStep(num_draws, lambda draws, size: choose(draws), transform, describe)
 
 
 def _jitter(strength, variant):
-    color.check_jitter(strength, variant)
+    jitter.check_jitter(strength, variant)
 
     def plan(draws, size):
-        chosen = draws[:, 0] < JITTER_PROBABILITY
-        return chosen, *color.jitter_plan(draws[:, 1:], strength=strength, variant=variant)
+        chosen = draws[:, 0] < tables.JITTER_PROBABILITY
+        return chosen, *jitter.plan_jitter(draws[:, 1:], strength=strength, variant=variant)
 
     def transform(image, plan):
         chosen, amounts, order = plan
         return tf.cond(
             chosen[0],
-            lambda: color.jitter(image, amounts, order, variant=variant),
+            lambda: jitter.apply_jitter(image, amounts, order, variant=variant),
             lambda: image,
         )
 
@@ -376,15 +298,15 @@ def _jitter(strength, variant):
         texts = [f"{names[k]} {amounts.numpy()[0, k]:.2f}" for k in order.numpy()[0]]
         return texts if chosen.numpy()[0] else []
 
-    return Stage(1 + color.JITTER_DRAWS, plan, transform, describe)
+    return PolicyStep(1 + jitter.JITTER_DRAWS, plan, transform, describe)
 
 
 def _grayscale(compat):
-    return Stage(
+    return PolicyStep(
         1,
-        lambda draws, size: draws[:, 0] < GRAYSCALE_PROBABILITY,
+        lambda draws, size: draws[:, 0] < tables.GRAYSCALE_PROBABILITY,
         lambda image, chosen: color.grayscale(image, chosen, compat=compat),
-        lambda draws, size: ["grayscale"] if draws[0] < GRAYSCALE_PROBABILITY else [],
+        lambda draws, size: ["grayscale"] if draws[0] < tables.GRAYSCALE_PROBABILITY else [],
     )
 
 
@@ -398,11 +320,11 @@ def _warp(probability):
         chosen, *spline = plan
         return tf.cond(
             chosen[0],
-            lambda: color.to_uint8(geometry.warp_by_spline(image, *spline)),
+            lambda: to_uint8(geometry.warp_by_spline(image, *spline)),
             lambda: image,
         )
 
     def describe(draws, size):
         return ["warp"] if draws[0] < probability else []
 
-    return Stage(1 + geometry.WARP_DRAWS, plan, transform, describe)
+    return PolicyStep(1 + geometry.WARP_DRAWS, plan, transform, describe)

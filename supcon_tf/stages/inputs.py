@@ -114,11 +114,6 @@ def policy_from_flags(flags: FlagValues, augmentation_type: str) -> policies.Pol
     )
 
 
-def blur_probability_from_flags(flags: FlagValues, policy: policies.Policy) -> float:
-    """Returns --blur_probability if the policy ends with a blur, else 0."""
-    return flags.blur_probability if policy.ends_with_blur else 0.0
-
-
 def horizontal_flip_from_flags(flags: FlagValues) -> bool:
     """Returns whether views are flipped horizontally at random."""
     if flags.horizontal_flip == "auto":
@@ -155,7 +150,7 @@ def train_batches_from_flags(
         crop_compat=flags.crop_compat,
         horizontal_flip=horizontal_flip_from_flags(flags),
         class_balanced=flags.class_balanced,
-        blur_probability=blur_probability_from_flags(flags, views.policy),
+        blur_probability=flags.blur_probability,
         num_replicas=strategy.num_replicas_in_sync,
         host=host,
         num_hosts=num_hosts,

@@ -63,7 +63,7 @@ def _first_batch(flags, source, views, batch_size):
         crop_compat=flags.crop_compat,
         horizontal_flip=inputs.horizontal_flip_from_flags(flags),
         class_balanced=flags.class_balanced,
-        blur_probability=inputs.blur_probability_from_flags(flags, views.policy),
+        blur_probability=flags.blur_probability,
         **options,
     )
     originals = pipeline.create_train_batches(
@@ -92,7 +92,7 @@ def _captions(flags, views, batch_size):
         num_views=views.num_views,
         crop_compat=flags.crop_compat,
         horizontal_flip=inputs.horizontal_flip_from_flags(flags),
-        blur_probability=inputs.blur_probability_from_flags(flags, views.policy),
+        blur_probability=flags.blur_probability,
     )
 
 
