@@ -392,12 +392,8 @@ VIEW_FLAGS = (
 
 
 def test_views_of_arrays_have_the_defaults_of_the_command():
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(
-            view_batches.create_view_batches
-        ).parameters.items()
-    }
+    signature = inspect.signature(view_batches.create_view_batches)
+    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
     values = {name: value for name, value in parse().items() if name in VIEW_FLAGS}
     assert defaults["policy"] == values.pop("augmentation_type")
     low, high = map(float, values.pop("crop_area_range"))

@@ -1,4 +1,4 @@
-"""What the training batches of a dataset are made of, and how two such descriptions differ."""
+"""The identity of a dataset: what its training batches are made of, and how two of them differ."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ NUM_SHOWN = 5
 
 @dataclasses.dataclass(frozen=True)
 class DataIdentity:
-    """A split of a dataset: equal descriptions give equal training examples.
+    """The identity of a split of a dataset. Equal descriptions mean equal training examples.
 
     Attributes:
-        description: JSON: class names in the order of their labels, and the version of the
-            data. For image files that is the number of files and a hash per class.
-        files: for image files, "class/name" and bytes of each, in order. A remote file system
-            is not asked for the sizes, which would take one request per file.
+        description: a JSON object with the class names in the order of their labels, and the
+            version of the data. For image files, the version is the number of files and a hash
+            per class.
+        files: for image files, "class/name" and the size in bytes of each, in order. The size of
+            remote files is -1, because asking for it takes one request per file.
     """
 
     description: dict
@@ -31,6 +32,7 @@ class DataIdentity:
 
     @property
     def digest(self) -> str:
+        """SHA-256 of the description."""
         return _hash(json.dumps(self.description, sort_keys=True))
 
 
@@ -81,12 +83,17 @@ def _size(path):
 
 
 def to_lines(files: tuple[tuple[str, int], ...]) -> str:
-    """The files of a `DataIdentity` as text, one per line."""
+    """Writes the files of a `DataIdentity` as text, one per line; `read` reads it."""
     return "".join(f"{size}\t{name}\n" for name, size in files)
 
 
 def read(description: dict, path: str) -> DataIdentity:
-    """The identity that a run recorded, with the list of files where it is still whole."""
+    """Reads the identity that a run recorded.
+
+    Args:
+        description: of the recorded `DataIdentity`.
+        path: its list of files. If it is missing or damaged, the identity has no files.
+    """
     try:
         with tf.io.gfile.GFile(path) as file:
             pairs = (line.rstrip("\n").split("\t", 1) for line in file)
@@ -98,7 +105,10 @@ def read(description: dict, path: str) -> DataIdentity:
 
 
 def differences(old: DataIdentity, new: DataIdentity) -> list[str]:
-    """What changed from one description to another, a line each, the first few of many."""
+    """Lists what changed from one identity to another, one line per change.
+
+    Of many changes of one kind, only the first few are listed.
+    """
     lines = _renamed_classes(old.description, new.description)
     names = [set(identity.description["class_names"]) for identity in (old, new)]
     if not lines:
@@ -115,7 +125,7 @@ def differences(old: DataIdentity, new: DataIdentity) -> list[str]:
 
 
 def _renamed_classes(old, new):
-    """A class whose files are all there under another class name."""
+    """Classes whose files are all present under another class name."""
     if "classes" not in old or "classes" not in new:
         return []
     removed = {value["sha256"]: name for name, value in old["classes"].items()
@@ -129,7 +139,7 @@ def _renamed_classes(old, new):
 
 
 def _changed_files(old, new, classes):
-    """Of the classes that both have."""
+    """Changed files of the classes that both identities have."""
     old, new = (
         {name: size for name, size in files.items() if name.rpartition("/")[0] in classes}
         for files in (old, new)
@@ -153,7 +163,7 @@ def _changed_files(old, new, classes):
 
 
 def _changed_values(old, new):
-    """Without lists of files: the number of files of each class, or versions."""
+    """What changed if a list of files is missing: the number of files per class, or versions."""
     if "classes" in old and "classes" in new:
         one, other = old["classes"], new["classes"]
         return _shown(

@@ -9,17 +9,17 @@ CONNECT_SECONDS = 20
 
 
 def check_reachable(address: str, *, timeout_seconds: float = CONNECT_SECONDS) -> None:
-    """Connects to a dispatcher and hangs up again.
+    """Checks that a dispatcher accepts connections.
 
-    tf.data itself tries for ever, and a process that waits for it does not hear signals.
+    tf.data itself retries forever, and a process that waits for it does not react to signals.
 
     Args:
         address: "grpc://host:port".
-        timeout_seconds: how long to wait for an answer.
+        timeout_seconds: how long to wait for a connection.
 
     Raises:
-        ValueError: no host or port in the address.
-        OSError: nothing answers there.
+        ValueError: if the address has no host or port.
+        OSError: if the connection fails.
     """
     try:
         parts = urllib.parse.urlsplit(address)
@@ -33,5 +33,5 @@ def check_reachable(address: str, *, timeout_seconds: float = CONNECT_SECONDS) -
     except OSError as error:
         raise OSError(
             f"No tf.data service dispatcher answers at --data_service={address} ({error}). Start "
-            "one there, correct the address, or leave the flag out to make the batches here."
+            "one there, correct the address, or omit the flag to make batches in this process."
         ) from error

@@ -1,4 +1,4 @@
-"""Defaults that depend on the data: how many epochs pretraining takes unless it is told."""
+"""Defaults that depend on the data: the number of pretraining epochs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ DIGITS = "digits"
 # 2,000 photographs of ten classes at batch size 64: k-NN reaches 40% of 2,000 test images after 937
 # steps, and 48% after 2,000.
 MIN_STEPS = 2_000
-# So that a folder of very few images does not repeat each of them thousands of times.
+# Prevents that each image of a very small folder is repeated thousands of times.
 MAX_EPOCHS = 240
 
 
 def pretrain_epochs(dataset: str, num_examples: int, batch_size: int) -> int:
-    """The epochs of pretraining when nobody chose them.
+    """The default number of pretraining epochs.
 
-    `EPOCHS`, except that a dataset other than the digits gets at least `MIN_STEPS` steps, in at
-    most `MAX_EPOCHS` epochs.
+    It is `EPOCHS` for the digits. Other datasets are trained for at least `MIN_STEPS` steps, but
+    for at most `MAX_EPOCHS` epochs.
 
     Args:
         dataset: the value of --dataset.
@@ -32,7 +32,7 @@ def pretrain_epochs(dataset: str, num_examples: int, batch_size: int) -> int:
 
 
 def describe_pretrain_epochs(batch_size: int = 64) -> str:
-    """The rule in words with a small table, for the help of --pretrain_epochs."""
+    """Describes the rule with a small table, for the help of --pretrain_epochs."""
     table = ", ".join(
         f"{count:,} images {pretrain_epochs('folder', count, batch_size)}"
         for count in (500, 1_000, 2_000, 4_000, 50_000)

@@ -1,7 +1,7 @@
-"""What the first bytes of a JPEG or PNG say: its size, and how a viewer turns it.
+"""Reads the size and the EXIF orientation from the header of a JPEG or PNG.
 
-Cameras store the pixels as the sensor saw them and note in the EXIF header how to turn them. All
-functions are TensorFlow operations on the encoded bytes, so that they run inside tf.data.
+Cameras store pixels as the sensor saw them, and note in the EXIF header how to turn the image. All
+functions are TensorFlow operations on the encoded bytes, so that they can run inside tf.data.
 EXIF 2.3: https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf, tag 0x0112.
 """
 
@@ -11,26 +11,27 @@ import tensorflow as tf
 
 JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 ORIENTATION_TAG = 0x0112
-# Where the EXIF header is searched: it comes before the pixels.
+# The part of a file that is searched for the EXIF header, which comes before the pixels.
 _HEADER_BYTES = 2**18
 _TIFF_BYTES = 2**12
-_PADDING = 32  # Zeros after the bytes, so that a truncated header reads as one without EXIF.
+_PADDING = 32  # Zeros after the bytes, so that a truncated header has no orientation.
 
 
 def is_jpeg(encoded: tf.Tensor) -> tf.Tensor:
-    """Whether the bytes start as a JPEG: bool []."""
+    """Whether the bytes start like a JPEG. Returns bool []."""
     return tf.strings.substr(encoded, 0, len(JPEG_START)) == JPEG_START
 
 
 def is_png(encoded: tf.Tensor) -> tf.Tensor:
-    """Whether the bytes start as a PNG: bool []."""
+    """Whether the bytes start like a PNG. Returns bool []."""
     return tf.strings.substr(encoded, 0, len(PNG_START)) == PNG_START
 
 
 def is_plain_jpeg(encoded: tf.Tensor) -> tf.Tensor:
-    """Whether a JPEG's quantization tables follow its start or the JFIF header: bool [].
+    """Whether the bytes are a JPEG without an EXIF header, as two markers show. Returns bool [].
 
-    Such an image has no EXIF header, which comes before the tables; two markers tell.
+    In such a JPEG, the quantization tables directly follow its start or its JFIF header. An EXIF
+    header would come before the tables.
     """
     start = _start(encoded)
     first, second = tf.strings.substr(start, 0, 4), tf.strings.substr(start, 20, 2)
@@ -39,32 +40,35 @@ def is_plain_jpeg(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def png_shape(encoded: tf.Tensor) -> tf.Tensor:
-    """Height and width of a PNG, as stored: int32 [2]."""
+    """The stored height and width of a PNG, int32 [2]."""
     width_height = tf.io.decode_raw(tf.strings.substr(_start(encoded), 16, 8), tf.int32, False)
     return width_height[::-1]
 
 
 def _start(encoded):
-    """The first bytes, filled up: an error about a position would hold bytes that are no text."""
+    """The first bytes, padded with zeros.
+
+    Without padding, `tf.strings.substr` of a short file raises an error whose message contains the
+    bytes of the file, which are not valid text.
+    """
     return tf.strings.join([tf.strings.substr(encoded, 0, _PADDING), bytes(_PADDING)])
 
 
 def orientation(encoded: tf.Tensor) -> tf.Tensor:
-    """The EXIF orientation of an image, 1 to 8: int32 []. 1 where there is none or a bad one.
+    """The EXIF orientation of an image, int32 [], from 1 to 8. 1 if it is missing or invalid.
 
-    Without conditions and loops: inside tf.data, each operation of a branch that is not taken
-    still costs a microsecond.
+    The function has no conditions or loops, because inside tf.data every operation of a branch
+    that is not taken still costs a microsecond.
     """
     header = tf.strings.substr(encoded, 0, _HEADER_BYTES)
     mark = tf.where(is_png(encoded), b"eXIf", b"Exif\x00\x00")
-    # Nothing follows the mark where there is none.
+    # Without the mark, the second part is empty.
     parts = tf.raw_ops.StringSplitV2(input=[header], sep=mark, maxsplit=1).values
     return _tiff_orientation(tf.concat([parts, [b"", b""]], axis=0)[1])
 
 
 def turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """The image [H, W, C] as a viewer shows it: [H, W, C] or [W, H, C]."""
-
+    """Turns an image [H, W, C] as its orientation says, into [H, W, C] or [W, H, C]."""
     flips_rows = tf.reduce_any(orientation == [3, 4, 7, 8])
     flips_columns = tf.reduce_any(orientation == [2, 3, 6, 7])
     image = tf.cond(orientation >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
@@ -72,7 +76,7 @@ def turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 
 def _tiff_orientation(tiff):
-    """The orientation among the entries of the first directory of a TIFF header: int32 []."""
+    """The orientation in the first directory of a TIFF header, int32 []."""
     data = tf.cast(tf.io.decode_raw(tf.strings.substr(tiff, 0, _TIFF_BYTES), tf.uint8), tf.int64)
     end = tf.size(data, tf.int64)
     data = tf.pad(data, [[0, _PADDING]])
@@ -92,7 +96,7 @@ def _number(data, place, size, is_little=False):
 
 
 def _numbers(digits, is_little):
-    """Unsigned numbers from their bytes int64 [..., size]."""
+    """Unsigned integers from their bytes, int64 [..., size]."""
     size = digits.shape[-1]
     weights = tf.constant([256**power for power in range(4)], tf.int64)[:size]
     return tf.reduce_sum(digits * tf.where(is_little, weights, weights[::-1]), axis=-1)
