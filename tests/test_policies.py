@@ -121,7 +121,7 @@ def test_randaugment_equals_pillow_at_more_sizes_and_levels(size, level):
 
 @pytest.mark.parametrize("name", ["simclr", "stacked_randaugment"])
 def test_steps_apply_in_order(name):
-    policy = policies.create_policy(name, magnitude=0.5, warp_probability=0.3)
+    policy = shared_policy(name, magnitude=0.5, warp_probability=0.3)
     images, draws = some_images(20, seed=2, count=BATCH), uniform(policy, seed=4)
     jitter_end = 1 + jitter.JITTER_DRAWS
     plan = jitter.plan_jitter(draws[:, 1:jitter_end], strength=0.5, variant="tensorflow")
@@ -173,10 +173,10 @@ def test_views_are_crop_flip_and_policy():
 
 
 def test_an_image_does_not_depend_on_its_batch():
-    policy = policies.create_policy("stacked_randaugment")
-    images, draws = some_images(16, seed=8, count=12), uniform(policy, seed=9, count=12)
+    policy = shared_policy("stacked_randaugment", magnitude=0.5, warp_probability=0.3)
+    images, draws = some_images(20, seed=8, count=BATCH), uniform(policy, seed=9)
     whole = policy.apply(images, draws).numpy()
-    parts = [policy.apply(images[k : k + 4], draws[k : k + 4]).numpy() for k in (0, 4, 8)]
+    parts = [policy.apply(images[k : k + 32], draws[k : k + 32]).numpy() for k in (0, 32, 64)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 

@@ -200,7 +200,7 @@ def _check_choice(what, value, choices):
         raise ValueError(f"Unknown {what} {value!r}: choose one of {', '.join(choices)}.")
 
 
-def _autoaugment(table, compat):
+def _autoaugment(table: tuple[tables.SubPolicy, ...], compat: str) -> PolicyStep:
     """The draws choose a sub-policy, then for each of its operations whether it is applied, its
     sign, and the position of a cutout."""
     num_slots = len(table[0])
@@ -221,7 +221,7 @@ def _autoaugment(table, compat):
     return _calls_step(calls, 1 + 4 * num_slots, choose, levels.AUTOAUGMENT_CONSTANTS, compat)
 
 
-def _randaugment(num_layers, level, compat):
+def _randaugment(num_layers: int, level: float, compat: str) -> PolicyStep:
     """The draws choose, for every layer, an operation, its sign, and the position of a cutout."""
     if num_layers < 1 or level > levels.MAX_LEVEL:
         raise ValueError(
@@ -277,7 +277,7 @@ def _calls_step(calls, num_draws, choose, constants, compat):
     return PolicyStep(num_draws, lambda draws, size: choose(draws), transform, describe)
 
 
-def _jitter(strength, variant):
+def _jitter(strength: float, variant: str) -> PolicyStep:
     jitter.check_jitter(strength, variant)
 
     def plan(draws, size):
@@ -301,7 +301,7 @@ def _jitter(strength, variant):
     return PolicyStep(1 + jitter.JITTER_DRAWS, plan, transform, describe)
 
 
-def _grayscale(compat):
+def _grayscale(compat: str) -> PolicyStep:
     return PolicyStep(
         1,
         lambda draws, size: draws[:, 0] < tables.GRAYSCALE_PROBABILITY,
@@ -310,7 +310,7 @@ def _grayscale(compat):
     )
 
 
-def _warp(probability):
+def _warp(probability: float) -> PolicyStep:
     def plan(draws, size):
         source, destination = geometry.random_warp_points(draws[:, 1:], size)
         coefficients = geometry.spline_coefficients(source, destination)

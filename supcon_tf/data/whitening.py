@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 # Three means or standard deviations, one per channel.
-Constants = tuple[float, ...]
+PerChannel = tuple[float, ...]
 
 # From preprocessing.py of the released code, as 2 m - 1 and 2 s of the usual constants in [0, 1].
 CIFAR10_MEAN, CIFAR10_STD = (-0.0172, -0.0356, -0.107), (0.4046, 0.3988, 0.402)
@@ -28,8 +28,8 @@ SMALLEST_STD = 0.01
 
 
 def choose_whitening(
-    dataset: str, measure: Callable[[], tuple[Constants, Constants]]
-) -> tuple[Constants, Constants] | tuple[None, None]:
+    dataset: str, measure: Callable[[], tuple[PerChannel, PerChannel]]
+) -> tuple[PerChannel, PerChannel] | tuple[None, None]:
     """The constants for a dataset: measured for image folders, else the known ones.
 
     Args:
@@ -45,7 +45,7 @@ def choose_whitening(
     return KNOWN.get(dataset.split(":")[0].split("/")[0], (None, None))
 
 
-def measure_whitening(batches: tf.data.Dataset) -> tuple[Constants, Constants]:
+def measure_whitening(batches: tf.data.Dataset) -> tuple[PerChannel, PerChannel]:
     """Measures mean and standard deviation over all pixels of some batches.
 
     Args:
