@@ -122,9 +122,8 @@ def _batch_specs(flags, batch, image_size):
         "image": tf.TensorSpec([batch, flags.num_views, *side], tf.uint8, name="image"),
         "label": tf.TensorSpec([batch], tf.int32, name="label"),
     }
-    if inputs.blur_probability_from_flags(
-        flags, inputs.policy_from_flags(flags, flags.augmentation_type)
-    ):
+    policy = inputs.policy_from_flags(flags, flags.augmentation_type)
+    if flags.blur_probability and policy.ends_with_blur:
         shape = [batch, flags.num_views]
         specs["blur_sigma"] = tf.TensorSpec(shape, tf.float32, name="blur_sigma")
     return specs
