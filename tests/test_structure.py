@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from supcon_tf import main
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "supcon_tf"
 TESTS = ROOT / "tests"
@@ -75,6 +77,27 @@ def test_the_rooms_have_an_order():
         return ALLOWED[name].union(*map(below, ALLOWED[name]))
 
     assert all(name not in below(name) for name in ALLOWED)
+
+
+def test_no_two_files_define_the_same_name():
+    """One name, one meaning. Only the stages and the command share one: `run`."""
+    places = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name != "run":
+                places.setdefault(node.name, []).append(module_of(path))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_only_stages_and_the_command_are_run():
+    stages = {f"stages.{name}" for name in main.STAGE_MODULES.values()}
+    found = {
+        module_of(path)
+        for path in FILES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == "run"
+    }
+    assert found == stages | {"main"}
 
 
 def test_no_file_imports_itself_through_others():
