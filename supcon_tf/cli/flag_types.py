@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -90,7 +91,7 @@ class Integer(Number):
 
     what = "a whole number"
 
-    def __init__(self, *, at_most: float = LARGEST_INTEGER, **bounds):
+    def __init__(self, *, at_most: float = LARGEST_INTEGER, **bounds: Any):
         super().__init__(at_most=at_most, **bounds)
 
     def convert(self, argument: str | float) -> int:
