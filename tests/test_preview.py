@@ -13,7 +13,7 @@ from supcon_tf.data import pipeline, sources
 def test_preview_draws_a_grid_with_what_was_drawn(tmp_path, capsys, augmentation):
     run_inside(
         "--mode=preview", f"--model_dir={tmp_path}", "--preview_examples=3", "--num_views=3",
-        f"--augmentation_type={augmentation}", "--blur_probability=0.5",
+        f"--augmentation_type={augmentation}", "--blur_probability=0.5", "--batch_size=4",
     )  # fmt: skip
     assert f"3 images and 3 views of each to {tmp_path}/preview/preview.png" in (
         capsys.readouterr().out
@@ -26,15 +26,28 @@ def test_preview_draws_a_grid_with_what_was_drawn(tmp_path, capsys, augmentation
     assert (tmp_path / "preview/stage.flags").exists()
 
 
+def tiles(path):
+    """The tiles of the last line of a picture of 8 pixel images: [columns, 160, 160, 3]."""
+    picture = np.asarray(Image.open(path))
+    bottom = picture[-(160 + 4 * 14 + 12) :][:160]  # Beneath the tiles, the captions.
+    return [bottom[:, left : left + 160] for left in range(12, picture.shape[1], 160 + 12)]
+
+
 def test_the_next_preview_may_have_other_flags(tmp_path):
-    pictures = []
-    for strength in (0.5, 1.0):
+    """The original stays and its view changes, whatever the title of the picture says."""
+    shown = []
+    for policy in ("identity", "randaugment"):
         run_inside(
-            "--mode=preview", f"--model_dir={tmp_path}", "--preview_examples=1",
-            f"--augmentation_magnitude={strength}",
+            "--mode=preview", f"--model_dir={tmp_path}", "--preview_examples=1", "--num_views=2",
+            f"--augmentation_type={policy}", "--crop_area_range=1,1", "--batch_size=2",
+            "--image_size=8",
         )  # fmt: skip
-        pictures.append((tmp_path / "preview/preview.png").read_bytes())
-    assert pictures[0] != pictures[1]
+        shown.append(tiles(tmp_path / "preview/preview.png"))
+    assert [len(each) for each in shown] == [3, 3]
+    (original, *plain), (same_original, *changed) = shown
+    np.testing.assert_array_equal(same_original, original)
+    assert np.ptp(original) > 100  # A digit, not the paper around it.
+    assert any(np.any(one != other) for one, other in zip(plain, changed, strict=True))
 
 
 def test_captions_are_those_of_the_views():

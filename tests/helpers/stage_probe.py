@@ -1,0 +1,152 @@
+"""What a stage makes of its flags: first batch, weights, loss, settings; without training."""
+
+import contextlib
+import hashlib
+import io
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+
+from helpers.command import run_inside
+from helpers.replicas import split
+from supcon_tf import strategies
+from supcon_tf.data import pipeline
+from supcon_tf.evaluation import predictions
+from supcon_tf.stages import embed
+from supcon_tf.training import loop
+
+# In the order in which a stage comes to them. `observe` stops after the last one that is wanted.
+START = ("split_cpu", "deterministic", "strategy", "tpu", "refused", "said")
+SETTINGS = (
+    "rates", "steps_per_loop", "summary_interval_steps", "save_interval_steps",
+    "evaluate_interval_steps", "jit_compile", "max_to_keep", "stopped",
+)  # fmt: skip
+STEP = ("batch", "initial", "loss", "weights")
+
+
+class Enough(BaseException):
+    """Ends a stage; no `except Exception` catches it."""
+
+
+def digest(value):
+    """A hash of nested arrays: what they are called, their shapes and their bytes."""
+    arrays = tf.nest.map_structure(np.asarray, value)
+    described = tf.nest.map_structure(lambda array: (str(array.dtype), array.shape), arrays)
+    result = hashlib.sha256(repr(described).encode())
+    for array in tf.nest.flatten(arrays):
+        result.update(array.tobytes())
+    return result.hexdigest()
+
+
+def observe(*arguments, until):
+    """Runs the command up to the observation `until`; returns all observations by name."""
+    seen, said = {}, io.StringIO()
+
+    def see(name, value):
+        seen[name] = value
+        if name == until:
+            raise Enough
+
+    create_strategy = strategies.create_strategy
+    create_batches = pipeline.create_train_batches
+
+    def creating_strategy(*args, **options):
+        strategy = create_strategy(*args, **options)
+        see("strategy", (type(strategy).__name__, strategy.num_replicas_in_sync))
+        return strategy
+
+    def training(*, strategy, step, create_batches, checkpoints, schedule, total_steps, **options):
+        rates = [float(schedule(number)) for number in range(total_steps)]
+        for name in SETTINGS[1:-2]:
+            see(name, options.get(name))
+        see("max_to_keep", checkpoints.max_to_keep)
+        see("rates", rates)
+        if until == "evaluated" and options.get("evaluate"):
+            options["evaluate"]()
+        if until == "refused":
+            create_batches(0, 0, 1)
+        if until in STEP:
+            if until == "batch":
+                see("batch", digest(next(iter(create_batches(0, 0, 1)))))
+            see("initial", digest(_weights(step)))
+            with mock.patch.object(pipeline, "create_train_batches", drawn_batch):
+                images, labels = create_batches(0, 0, 1)
+            metrics = take_step(strategy, step, *split(strategy, images, labels))
+            see("loss", float(metrics["loss"]))
+            see("weights", digest(_weights(step)))
+        return {}
+
+    def predicting(strategy, function, create_batches):
+        arrays = list(create_batches().as_numpy_iterator())
+        if until == "evaluated":
+            see("evaluated", digest(arrays))
+        raise Enough
+
+    def creating_predictor(strategy, function):
+        return lambda create_batches: predicting(strategy, function, create_batches)
+
+    def creating_batches(*args, **options):
+        see("batch", digest(next(iter(create_batches(*args, **options)))))
+        raise Enough
+
+    replaced = (
+        mock.patch.object(strategies, "split_cpu", lambda count: see("split_cpu", count)),
+        mock.patch.object(
+            tf.config.experimental, "enable_op_determinism", lambda: see("deterministic", True)
+        ),
+        mock.patch.object(strategies, "create_strategy", creating_strategy),
+        mock.patch.object(
+            tf.distribute.cluster_resolver,
+            "TPUClusterResolver",
+            lambda **options: see("tpu", options),
+        ),
+        mock.patch.object(loop, "train", training),
+    )
+    evaluating = (
+        mock.patch.object(predictions, "predict", predicting),
+        mock.patch.object(predictions, "create_predictor", creating_predictor),
+        mock.patch.object(embed, "create_predictor", creating_predictor),
+    )
+    if until == "evaluated":
+        replaced += evaluating
+    if until == "batch" and "--mode=preview" in arguments:
+        replaced += (mock.patch.object(pipeline, "create_train_batches", creating_batches),)
+    with contextlib.ExitStack() as stack:
+        for patch in replaced:
+            stack.enter_context(patch)
+        stack.enter_context(contextlib.redirect_stdout(said))
+        try:
+            run_inside(*arguments)
+        except Enough:
+            pass
+        except (ValueError, OSError) as error:
+            seen["refused"] = str(error)
+    seen["said"] = said.getvalue()
+    return seen
+
+
+def drawn_batch(_, *, batch_size, image_size, num_views, **_options):
+    """A batch without a pipeline, for what comes after it."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, [batch_size, num_views, image_size, image_size, 3], np.uint8)
+    labels = (
+        np.arange(batch_size, dtype=np.int32) % 2
+    )  # Several of a class, so that all losses differ.
+    return images, labels
+
+
+def take_step(strategy, step, images, labels):
+    """One step on all replicas; eager where there is one, because tracing takes longer."""
+
+    def run():
+        per_replica = strategy.run(step, ({"image": images, "label": labels},))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
+
+    return run() if strategy.num_replicas_in_sync == 1 else tf.function(run)()
+
+
+def _weights(step):
+    """All weights that the step trains or uses, in their order."""
+    models = [step.encoder, *step.models.values()]
+    return [[variable.numpy() for variable in model.variables] for model in models]
