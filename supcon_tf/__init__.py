@@ -5,6 +5,9 @@
     model.compile(optimizer="adam", loss=supcon_tf.SupConLoss())
     model.fit(views, steps_per_epoch=100)
 
+    classifier = supcon_tf.SupConClassifier(epochs=30).fit(images, labels)
+
+Estimator:   SupConClassifier
 Losses:      SupConLoss, supcon_loss, NPairsLoss, npairs_loss, TripletLoss, triplet_loss,
              MaxMarginLoss, max_margin_loss, MomentumQueue, momentum_queue_loss, collapse_loss
 Models:      ContrastiveModel, create_encoder, create_resnet, ProjectionHead,
@@ -26,6 +29,7 @@ if TYPE_CHECKING:  # For editors and type checkers; the same names as below.
     from supcon_tf.augment.policies import create_policy as create_policy
     from supcon_tf.collectives import gather as gather
     from supcon_tf.data.view_batches import create_view_batches as create_view_batches
+    from supcon_tf.estimator import SupConClassifier as SupConClassifier
     from supcon_tf.evaluation.predictions import evaluate_classifier as evaluate_classifier
     from supcon_tf.evaluation.predictions import evaluate_embeddings as evaluate_embeddings
     from supcon_tf.interop.torch_weights import load_supcontrast as load_supcontrast
@@ -55,6 +59,7 @@ if TYPE_CHECKING:  # For editors and type checkers; the same names as below.
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "SupConClassifier": "estimator",
     "supcon_loss": "losses.supcon",
     "SupConLoss": "losses.supcon",
     "collapse_loss": "losses.supcon",

@@ -20,6 +20,10 @@ ALLOWED = {
         "cli", "data", "training", "evaluation", "interop", "storage", "augment", "models",
         "losses", "strategies",
     },
+    "estimator": {
+        "fitting", "data", "training", "evaluation", "storage", "models", "losses", "strategies",
+    },
+    "fitting": {"data", "training", "evaluation", "storage", "augment", "models", "losses"},
     "cli": {"data", "storage"},
     "training": {"storage", "augment", "losses", "models", "collectives", "strategies"},
     "data": {"augment", "models"},

@@ -1,9 +1,17 @@
-"""Defaults that depend on the data: the number of pretraining epochs."""
+"""Defaults of training, and those that depend on the data: batch size, epochs, image size."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+BATCH_SIZE = 64
+# Share of an image that a random crop of pretraining covers.
+CROP_AREA_RANGE = (0.5, 1.0)
+# Whitening constants are measured on at most so many training images, spread evenly.
+WHITENING_EXAMPLES = 2_000
+# The largest side in pixels that is chosen for the user, by encoder; and the smallest.
+LARGEST_TINY_PX, LARGEST_PX, SMALLEST_PX = 32, 224, 8
 # Enough for the embedded digits: 673 steps at batch size 64.
 EPOCHS = 30
 DIGITS = "digits"
@@ -41,3 +49,18 @@ def describe_pretrain_epochs(batch_size: int = 64) -> str:
         f"{EPOCHS} for the digits; for other data {EPOCHS}, or as many as it takes to reach "
         f"{MIN_STEPS:,} steps, up to {MAX_EPOCHS}. At batch size {batch_size}: {table}."
     )
+
+
+def batch_size(num_examples: int, num_replicas: int = 1) -> int:
+    """Returns `BATCH_SIZE`, or for fewer examples the most that the replicas share evenly.
+
+    Where every replica could not get two examples it is `BATCH_SIZE`, which is then refused.
+    """
+    smaller = num_examples // num_replicas * num_replicas
+    return BATCH_SIZE if smaller < 2 * num_replicas else min(BATCH_SIZE, smaller)
+
+
+def image_size(shape: Sequence[int], encoder: str) -> int:
+    """Returns the side at which an encoder sees images of this height and width, in pixels."""
+    largest = LARGEST_TINY_PX if encoder == "tiny" else LARGEST_PX
+    return max(SMALLEST_PX, min(largest, *shape))

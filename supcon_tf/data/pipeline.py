@@ -308,9 +308,10 @@ def create_eval_batches(
     count = (num_examples + num_hosts - 1 - host) // num_hosts
     examples = examples.enumerate().shard(num_hosts, host)
     examples = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    label = examples.element_spec["label"]
     blank = {
         "image": np.zeros([image_size, image_size, 3], np.uint8),
-        "label": np.int32(0),
+        "label": np.zeros(label.shape, label.dtype.as_numpy_dtype),
         "index": np.int32(-1),
     }
     rows = batch_size // num_hosts

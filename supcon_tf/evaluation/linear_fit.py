@@ -29,8 +29,9 @@ class LinearFit:
         kernel: float32 [F, C].
         bias: float32 [C].
         iterations: of L-BFGS; `metrics.PROBE_MAX_ITERATIONS` means that it stopped there.
-        loss: mean cross-entropy of the training examples, in nats.
-        accuracy: of the training examples.
+        loss: mean cross-entropy of the training examples, in nats; of multi-hot labels the
+            mean over all decisions.
+        accuracy: of the training examples; of multi-hot labels the share of right decisions.
     """
 
     kernel: np.ndarray
@@ -57,7 +58,8 @@ def fit(
 
     Args:
         embeddings: float32 [M, F].
-        labels: int [M] in 0..C-1.
+        labels: int [M] in 0..C-1; or multi-hot [M, C], for one regression per class whose
+            sigmoid is the probability that an image has the class.
         num_classes: C. A class without a training example gets the logit `ABSENT_LOGIT`.
         normalize_embedding: L2-normalise the embeddings first, as the head then does.
         class_balanced: weigh every class alike instead of every example.
@@ -66,6 +68,8 @@ def fit(
     if normalize_embedding:
         norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
         features = embeddings / np.maximum(norms, np.finfo(np.float32).tiny)
+    if np.ndim(labels) == 2:
+        return _fit_each_class(features, labels, class_balanced)
     kernel = np.zeros([features.shape[1], num_classes], np.float32)
     bias = np.full([num_classes], ABSENT_LOGIT, np.float32)
     classes = np.unique(labels)
@@ -82,6 +86,25 @@ def fit(
         metrics.negative_log_likelihood(logits, labels),
         metrics.top_k_accuracy(logits, labels),
     )
+
+
+def _fit_each_class(features, labels, class_balanced):
+    """One regression per column of multi-hot labels, against all examples without the class."""
+    labels = np.asarray(labels) > 0
+    kernel = np.zeros([features.shape[1], labels.shape[1]], np.float32)
+    # A column without both values: the class is never there, or always.
+    bias = np.where(labels.all(axis=0), -ABSENT_LOGIT, ABSENT_LOGIT).astype(np.float32)
+    most_iterations = 0
+    for column in np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0)):
+        targets = labels[:, column].astype(int)
+        coefficients, intercepts, iterations = _regress(features, targets, class_balanced)
+        kernel[:, column] = coefficients[1] - coefficients[0]
+        bias[column] = intercepts[1] - intercepts[0]
+        most_iterations = max(most_iterations, iterations)
+    logits = (features @ kernel + bias).astype(np.float64)
+    loss = np.mean(np.logaddexp(0.0, np.where(labels, -logits, logits)))
+    accuracy = np.mean((logits > 0) == labels)
+    return LinearFit(kernel, bias, most_iterations, float(loss), float(accuracy))
 
 
 def _regress(features, labels, class_balanced):

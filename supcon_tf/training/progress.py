@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import sys
 import threading
 import time
@@ -14,7 +15,25 @@ from tqdm import tqdm
 WAIT_SECONDS = 1.0
 # Time between two progress lines in a log file.
 LINE_SECONDS = 20.0
+# Whether progress is shown; False inside `shown(False)`.
+_IS_SHOWN = contextvars.ContextVar("is_shown", default=True)
 _BAR = "{desc}: {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}{postfix}"
+
+
+@contextlib.contextmanager
+def shown(is_shown: bool) -> Iterator[None]:
+    """Within the block, progress is shown or not; warnings and errors always are."""
+    token = _IS_SHOWN.set(is_shown)
+    try:
+        yield
+    finally:
+        _IS_SHOWN.reset(token)
+
+
+def inform(line: str) -> None:
+    """Prints a line about the progress, above the progress bar if there is one."""
+    if _IS_SHOWN.get():
+        say(line)
 
 
 @contextlib.contextmanager
@@ -23,6 +42,9 @@ def waiting(what: str) -> Iterator[None]:
 
     A thread prints it, so that it also appears while TensorFlow or NumPy computes.
     """
+    if not _IS_SHOWN.get():
+        yield
+        return
     timer = threading.Timer(WAIT_SECONDS, say, [f"{what}..."])
     timer.daemon = True
     timer.start()
@@ -50,7 +72,8 @@ class Progress:
     """
 
     def __init__(self, name: str, total_steps: int, *, is_shown: bool = True):
-        self._name, self._total_steps, self._is_shown = name, total_steps, is_shown
+        self._name, self._total_steps = name, total_steps
+        self._is_shown = is_shown and _IS_SHOWN.get()
         self._is_terminal = sys.stderr.isatty()
         self._bar: tqdm | None = None
         self._next_line = 0.0
