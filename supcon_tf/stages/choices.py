@@ -8,8 +8,6 @@ from absl.flags import FlagValues
 from supcon_tf.cli import flag_rules, training_flags
 from supcon_tf.data import defaults, sources
 
-# The largest image size that is chosen for the user, by encoder.
-LARGEST_TINY_PX, LARGEST_PX = 32, 224
 _UNLIMITED_PX = 1_000_000
 
 
@@ -29,8 +27,8 @@ def choose_batch_size(
     count, replicas = count_training_examples(flags, source), strategy.num_replicas_in_sync
     if flag_rules.is_given(flags, "batch_size") or flags.batch_size <= count:
         return
-    smaller = count // replicas * replicas
-    if smaller < 2 * replicas:
+    smaller = defaults.batch_size(count, replicas)
+    if smaller == flags.batch_size:
         return
     print(
         f"{stage}: there are only {count:,} training images, fewer than the default batch size of "
@@ -96,11 +94,11 @@ def image_size_from_flags(flags: FlagValues, source: sources.Source) -> int:
     if flags.image_size:
         return flags.image_size
     if flags.encoder != "tiny":
-        return sources.default_image_size(source, largest=LARGEST_PX)
-    size = sources.default_image_size(source, largest=LARGEST_TINY_PX)
+        return sources.default_image_size(source, largest=defaults.LARGEST_PX)
+    size = sources.default_image_size(source, largest=defaults.LARGEST_TINY_PX)
     original = sources.default_image_size(source, largest=_UNLIMITED_PX)
     if 2 * size < original < _UNLIMITED_PX:
-        larger = min(original, LARGEST_PX)
+        larger = min(original, defaults.LARGEST_PX)
         print(
             f"Images of about {original} px are resized to {size} px for the tiny encoder. To keep "
             f"more detail, use --image_size={min(larger, 4 * size)}, or a larger encoder: "

@@ -12,14 +12,10 @@ from absl.flags import FlagValues
 
 from supcon_tf.augment import policies
 from supcon_tf.cli import flag_rules
-from supcon_tf.data import decode, pipeline, sources, streams, whitening
+from supcon_tf.data import decode, defaults, pipeline, sources, streams, whitening
 from supcon_tf.data.folder_layout import printable
 from supcon_tf.stages.stage_folder import StageFolder
 from supcon_tf.training import progress
-
-# Number of training images, spread evenly, on which whitening is measured.
-WHITENING_EXAMPLES = 2_000
-
 
 # Sources.
 
@@ -224,14 +220,14 @@ def _measured_whitening(flags, source, folder, image_size):
     measured = folder.measured.get("whitening")
     if measured is None:
         create_batches = eval_batches_from_flags(
-            flags, source, image_size=image_size, limit=WHITENING_EXAMPLES
+            flags, source, image_size=image_size, limit=defaults.WHITENING_EXAMPLES
         )
         with naming_broken_images(source), progress.waiting("Measuring the whitening constants"):
             mean, std = whitening.measure_whitening(create_batches())
         measured = folder.measured["whitening"] = {"mean": mean, "std": std}
     texts = {name: ",".join(map(str, values)) for name, values in measured.items()}
     print(
-        f"Whitening constants, measured on up to {WHITENING_EXAMPLES:,} training images: "
+        f"Whitening constants, measured on up to {defaults.WHITENING_EXAMPLES:,} training images: "
         f"--whitening=given --whitening_mean={texts['mean']} --whitening_std={texts['std']}"
     )
     return tuple(measured["mean"]), tuple(measured["std"])

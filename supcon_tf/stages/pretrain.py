@@ -11,7 +11,7 @@ from absl.flags import FlagValues
 
 from supcon_tf.cli import flag_rules
 from supcon_tf.data import data_identity, sources
-from supcon_tf.losses import baselines, supcon
+from supcon_tf.losses.create import create_loss
 from supcon_tf.losses.momentum_queue import MomentumQueue
 from supcon_tf.models import batch_norm, contrastive
 from supcon_tf.stages import choices, inputs, memory_check, process, trainer
@@ -19,12 +19,6 @@ from supcon_tf.stages.knn import KnnEvaluation
 from supcon_tf.training import progress, steps
 from supcon_tf.training.optimizers import WarmUpThenDecay
 
-# The values of --loss besides supcon and cross_entropy.
-OTHER_LOSSES = {
-    "npairs": baselines.NPairsLoss,
-    "triplet": baselines.TripletLoss,
-    "max_margin": baselines.MaxMarginLoss,
-}
 # Metrics of the last log line that go into the result of the stage.
 REPORTED = ("loss", "collapse_ratio", "accuracy", "knn_accuracy")
 
@@ -121,9 +115,10 @@ def encoder_from_flags(
 
 def loss_from_flags(flags: FlagValues) -> keras.losses.Loss:
     """Creates the contrastive loss, which returns one value per example."""
-    if flags.loss in OTHER_LOSSES:
-        return OTHER_LOSSES[flags.loss](reduction=None)
-    return supcon.SupConLoss(
+    if flags.loss != "supcon":
+        return create_loss(flags.loss)
+    return create_loss(
+        "supcon",
         temperature=flags.temperature,
         contrast_mode=flags.contrast_mode,
         summation_location=flags.summation_location,
@@ -131,7 +126,6 @@ def loss_from_flags(flags: FlagValues) -> keras.losses.Loss:
         positives_cap=flags.positives_cap,
         scale_by_temperature=flags.scale_by_temperature,
         use_labels=flags.use_labels,
-        reduction=None,
     )
 
 

@@ -12,11 +12,10 @@ from absl.flags import FlagValues
 from supcon_tf.cli import training_flags
 from supcon_tf.data import sources
 from supcon_tf.interop import warm_start
-from supcon_tf.models import contrastive
 from supcon_tf.stages import inputs
 from supcon_tf.stages.run_directory import find_part
 from supcon_tf.stages.stage_folder import StageFolder
-from supcon_tf.training import checkpoint, loop, optimizers
+from supcon_tf.training import checkpoint, loop, optimizers, stage_optimizer
 from supcon_tf.training.steps import TrainStep
 
 
@@ -24,14 +23,15 @@ def schedule_from_flags(
     flags: FlagValues, stage: str, num_examples: int
 ) -> optimizers.WarmUpThenDecay:
     """Creates the learning rate schedule of a stage; its `total_steps` is the stage's length."""
-    own, steps_per_epoch = training_flags.of_stage(flags, stage), num_examples / flags.batch_size
-    return optimizers.WarmUpThenDecay(
-        optimizers.scaled_learning_rate(own.base_learning_rate, flags.batch_size),
-        decay=own.learning_rate_decay,
-        total_steps=int(own.epochs * steps_per_epoch),
-        warmup_steps=int(own.warmup_epochs * steps_per_epoch),
+    own = training_flags.of_stage(flags, stage)
+    return stage_optimizer.schedule_of_epochs(
+        own.base_learning_rate,
+        batch_size=flags.batch_size,
+        num_examples=num_examples,
+        epochs=own.epochs,
+        warmup_epochs=own.warmup_epochs,
         warmup_start=own.warmup_start,
-        steps_per_epoch=steps_per_epoch,
+        decay=own.learning_rate_decay,
         decay_rate=own.decay_rate,
         epochs_per_decay=own.epochs_per_decay,
         boundary_epochs=own.decay_boundary_epochs,
@@ -53,25 +53,15 @@ def optimizer_from_flags(
         schedule: The learning rate.
         parts: Every built model that the stage trains, and whether its weights decay.
     """
-    own, parts = training_flags.of_stage(flags, stage), list(parts)
-    undecayed: list[keras.Variable] = []
-    for model, is_decayed in parts:
-        undecayed += (
-            optimizers.undecayed_variables(model, decay_biases=flags.use_bias_weight_decay)
-            if is_decayed
-            else model.trainable_variables
-        )
-    optimizer = optimizers.create_optimizer(
+    own = training_flags.of_stage(flags, stage)
+    return stage_optimizer.optimizer_of_parts(
         own.optimizer,
         schedule,
+        parts=parts,
+        decay_biases=flags.use_bias_weight_decay,
         weight_decay=own.weight_decay,
-        undecayed=undecayed,
         rmsprop_epsilon=own.rmsprop_epsilon,
     )
-    # Not decided by --precision: a loaded encoder computes in the precision it was saved with.
-    if any(contrastive.computes_in_float16(model) for model, _ in parts):
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    return optimizer
 
 
 def warm_start_part(flags: FlagValues, part: str, model: keras.Model) -> None:

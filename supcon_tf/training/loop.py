@@ -139,7 +139,7 @@ def train(
             "another --model_dir."
         )
     if at:
-        print(f"{name}: resuming at step {at:,} of {total_steps:,}.", flush=True)
+        progress.inform(f"{name}: resuming at step {at:,} of {total_steps:,}.")
     log = MetricsLog(log_folder, start_step=at, is_chief=checkpoints.is_chief)
     stop = create_stop_flag()
     batches = strategy.distribute_datasets_from_function(
