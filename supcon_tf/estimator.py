@@ -359,7 +359,7 @@ class SupConClassifier(
         # A few sizes of batches, because each is compiled once.
         size = min(fitting.EVAL_BATCH_SIZE, 1 << (len(images) - 1).bit_length())
         source = ArraySource(images, np.zeros(len(images), np.int32), ())
-        batches = fitting.eval_batches(
+        batches = fitting.examples_in_order(
             source, self.image_size_, batch_size=-(-size // replicas) * replicas
         )
         return predictions.predict(strategy, self._compute, batches)[0]

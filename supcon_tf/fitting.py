@@ -204,7 +204,7 @@ def train_encoder(
             strategy=strategy,
             step=step,
             create_batches=create_batches,
-            checkpoints=_checkpoints(folder, step, source, settings, is_kept),
+            checkpoints=_open_checkpoints(folder, step, source, settings, is_kept),
             log_folder=folder,
             total_steps=schedule.total_steps,
             steps_per_epoch=schedule.steps_per_epoch,
@@ -280,7 +280,7 @@ def _create_encoder(settings, source):
         return clone_encoder(settings.encoder)
     options = {}
     if not settings.encoder.startswith(applications.PREFIX):
-        batches = eval_batches(source, settings.image_size, limit=defaults.WHITENING_EXAMPLES)
+        batches = examples_in_order(source, settings.image_size, limit=defaults.WHITENING_EXAMPLES)
         options["mean"], options["std"] = whitening.measure_whitening(batches)
     return contrastive.create_encoder(settings.encoder, image_size=settings.image_size, **options)
 
@@ -311,7 +311,7 @@ def initial_weights_from(seed: int) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-def _checkpoints(folder, step, source, settings, is_kept):
+def _open_checkpoints(folder, step, source, settings, is_kept):
     record = {}
     if is_kept:
         data = data_identity.identity_of(source).digest
@@ -349,7 +349,7 @@ def _knn_of(strategy, encoder, source, validation) -> Callable[[], dict[str, flo
         return None
     embed = predictions.create_predictor(strategy, lambda images: encoder(images, training=False))
     size = encoder.input_shape[1]
-    parts = [eval_batches(each, size, limit=KNN_EXAMPLES) for each in (source, validation)]
+    parts = [examples_in_order(each, size, limit=KNN_EXAMPLES) for each in (source, validation)]
 
     def measure():
         arrays = [array for part in parts for array in predictions.in_order(embed(part))]
@@ -358,7 +358,7 @@ def _knn_of(strategy, encoder, source, validation) -> Callable[[], dict[str, flo
     return measure
 
 
-def eval_batches(
+def examples_in_order(
     source: ArraySource,
     image_size: int,
     *,
@@ -387,7 +387,7 @@ def fit_linear_head(
     embeddings, labels = predictions.predict(
         strategy,
         lambda images: encoder(images, training=False),
-        eval_batches(source, encoder.input_shape[1]),
+        examples_in_order(source, encoder.input_shape[1]),
     )
     num_classes = len(source.class_names)
     fitted = linear_fit.fit(embeddings, labels, num_classes)

@@ -98,7 +98,7 @@ def test_the_docstring_is_true():
 def test_the_weights_are_those_of_the_command(digits, tmp_path):
     """Digits with whitening measured as for a folder: fit does what pretrain,linear do."""
     source = sources.first_examples(sources.load_source("digits", "train"), NUM_DIGITS)
-    measured = whitening.measure_whitening(fitting.eval_batches(source, digits.image_size_))
+    measured = whitening.measure_whitening(fitting.examples_in_order(source, digits.image_size_))
     mean, std = (",".join(map(str, values)) for values in measured)
     run_inside(
         "--mode=pretrain,linear", f"--model_dir={tmp_path}", f"--num_images={NUM_DIGITS}",
