@@ -16,6 +16,7 @@ STAGE_MODULES = {
     "linear": "linear",
     "finetune": "finetune",
     "eval": "evaluate",
+    "predict": "predict",
     "embed": "embed",
     "export": "export",
     "preview": "preview",

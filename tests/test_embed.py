@@ -11,7 +11,7 @@ from PIL import Image
 
 from supcon_tf.data import pipeline, sources, streams
 from supcon_tf.stages import embed
-from supcon_tf.storage import files
+from supcon_tf.storage import files, npz
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_an_archive_is_written_in_pieces_and_read_by_numpy(folder, tmp_path):
     folder = str(tmp_path) if folder == "local" else folder
     tf.io.gfile.makedirs(folder)
     path, rows = f"{folder}/embeddings.npz", np.arange(6, dtype=np.float32).reshape(2, 3)
-    with files.writing(path) as temporary, embed.NpzWriter(temporary) as archive:
+    with files.writing(path) as temporary, npz.NpzWriter(temporary) as archive:
         with archive.rows("embeddings", [2, 3], np.float32) as write_rows:
             write_rows(rows[:1])
             write_rows(rows[1:])

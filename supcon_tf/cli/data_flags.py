@@ -98,8 +98,8 @@ define(
     group="Data",
     decides_fitted_linear=True,
     help="Skip image files that cannot be decoded, instead of stopping with an error. Decodes "
-    "every file once before the run starts and lists those that it skips. For --dataset=folder and "
-    "--embed_dir.",
+    "every file once before the run starts and lists those that it skips. For "
+    "--dataset=folder, --embed_dir and --predict_dir.",
 )
 define(
     "max_image_megapixels",

@@ -38,13 +38,14 @@ STAGES = {
     "linear": "Train a linear classifier on the frozen encoder's embeddings.",
     "finetune": "Train the encoder and a classifier with cross-entropy.",
     "eval": "Measure accuracy on the test split and write eval/eval.json.",
+    "predict": "Predict the classes of a folder of images and list similar training images.",
     "embed": "Write the embeddings of a test split or of a folder of images.",
     "export": "Write a SavedModel that maps images to embeddings and logits.",
     "preview": "Draw augmented training images, to check the augmentation.",
 }
 TRAINING_STAGES = ("pretrain", "linear", "finetune")
 # Every stage that reads images.
-IMAGE_STAGES = ("pretrain", "linear", "finetune", "eval", "embed", "preview")
+IMAGE_STAGES = ("pretrain", "linear", "finetune", "eval", "predict", "embed", "preview")
 # The stages that make augmented training batches.
 BATCH_STAGES = ("pretrain", "linear", "finetune", "preview")
 # The subjects of the help, in its order.

@@ -78,3 +78,32 @@ define(
     help="Folder of unlabeled JPEG and PNG images to embed with --mode=embed, instead of "
     "--dataset. Includes all subfolders.",
 )
+define(
+    "predict_dir",
+    Text(),
+    default=None,
+    stages=("predict",),
+    group=GROUP,
+    common=True,
+    help="Folder of images without labels whose classes to predict with --mode=predict. Includes "
+    "all subfolders. The answers are written to predict/predictions.csv and predictions.jsonl.",
+)
+define(
+    "predict_top_k",
+    Integer(at_least=1),
+    default=5,
+    stages=("predict",),
+    group=GROUP,
+    unit="classes",
+    help="Number of most probable classes that --mode=predict lists for each image; at most all.",
+)
+define(
+    "predict_neighbors",
+    Integer(at_least=0),
+    default=5,
+    stages=("predict",),
+    group=GROUP,
+    unit="images",
+    help="Number of most similar training images that --mode=predict lists for each image. 0 lists "
+    "none; with a classifier, the training images are then not needed.",
+)

@@ -17,15 +17,17 @@ from supcon_tf.data import folder_layout
 
 
 def check_paths(flag_values: flags.FlagValues) -> None:
-    """Checks --data_dir, --embed_dir, --reference_ckpt and --model_dir.
+    """Checks --data_dir, --embed_dir, --predict_dir, --reference_ckpt and --model_dir.
 
     Raises:
         ValueError: the stages of --mode cannot use a path.
     """
-    if implied_flags.reads_dataset(flag_values):
+    if implied_flags.reads_dataset(flag_values) and not _predicts_by_classifier(flag_values):
         _check_training_data(flag_values.dataset, flag_values.data_dir)
     if flag_values.embed_dir and "embed" in flag_values.mode:
-        _check_embed_dir(flag_values.embed_dir)
+        _check_image_folder("embed_dir", flag_values.embed_dir)
+    if flag_values.predict_dir and "predict" in flag_values.mode:
+        _check_image_folder("predict_dir", flag_values.predict_dir)
     if flag_values.reference_ckpt:
         _check_reference(flag_values.reference_ckpt)
     model_dir = command_line.model_dir(flag_values)
@@ -51,14 +53,19 @@ def _check_training_data(dataset, data_dir):
         )
 
 
-def _check_embed_dir(path):
+def _predicts_by_classifier(flag_values):
+    """Returns whether predict alone runs and may not need the training images."""
+    return flag_values.mode == ["predict"] and not flag_values.predict_neighbors
+
+
+def _check_image_folder(name, path):
     if _is_remote(path):
         return
     if not os.path.isdir(path):
-        raise ValueError(f"--embed_dir={path} is not a folder. Expected a folder of images.")
+        raise ValueError(f"--{name}={path} is not a folder. Expected a folder of images.")
     if not any(names for _, _, names in os.walk(path)):
         raise ValueError(
-            f"--embed_dir={path} contains no images, and neither do its subfolders. Expected JPEG "
+            f"--{name}={path} contains no images, and neither do its subfolders. Expected JPEG "
             "or PNG files."
         )
 

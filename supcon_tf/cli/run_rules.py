@@ -12,7 +12,8 @@ from supcon_tf.cli.rules import register_rule
 def define_run_rules() -> None:
     """Registers the rules in absl; `flag_rules.define_rules` calls it."""
     register_rule(["dataset", "data_dir"], _check_digits_data_dir)
-    register_rule(["skip_broken_images", "dataset", "embed_dir"], _check_skipping)
+    register_rule(["skip_broken_images", "dataset", "embed_dir", "predict_dir"], _check_skipping)
+    register_rule(["mode", "predict_dir"], _check_predict)
     register_rule(
         ["embed_split", "embed_dir", "eval_dataset", "eval_data_dir", "eval_split"], _check_embed
     )
@@ -43,11 +44,11 @@ def _check_digits_data_dir(values):
 
 
 def _check_skipping(values):
-    is_of_files = values["dataset"] == "folder" or values["embed_dir"]
+    is_of_files = values["dataset"] == "folder" or values["embed_dir"] or values["predict_dir"]
     if values["skip_broken_images"] and not is_of_files:
         raise flags.ValidationError(
             f"skip_broken_images has no effect with --dataset={values['dataset']}: it checks the "
-            "image files of --dataset=folder and of --embed_dir. Leave it out."
+            "image files of --dataset=folder, --embed_dir and --predict_dir. Leave it out."
         )
     return True
 
@@ -66,6 +67,14 @@ def _check_embed(values):
     if values["embed_split"] and values["eval_split"]:
         raise flags.ValidationError(
             "embed_split and eval_split both name the split to embed. Give only one of them."
+        )
+    return True
+
+
+def _check_predict(values):
+    if "predict" in values["mode"] and not values["predict_dir"]:
+        raise flags.ValidationError(
+            "mode=predict needs a folder of images to predict, such as --predict_dir=new_images."
         )
     return True
 

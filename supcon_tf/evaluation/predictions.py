@@ -129,6 +129,21 @@ def predict(
     return in_order(create_predictor(strategy, function)(batches))
 
 
+def ordered(parts: Iterable[tuple]) -> Iterator[tuple]:
+    """The parts that a predictor yields, each sorted by example.
+
+    Yields:
+        (index, results, labels), where the indices of all parts together are 0, 1, 2, ...
+    """
+    done = 0
+    for part in parts:
+        order = np.argsort(part[0])
+        part = tf.nest.map_structure(lambda x: x[order], part)  # noqa: B023
+        assert np.array_equal(part[0], np.arange(done, done + len(order)))
+        done += len(order)
+        yield part
+
+
 def in_order(parts: Iterable[tuple]) -> tuple:
     """Results and labels in the order of the examples, from what a predictor yields."""
     parts = list(parts)

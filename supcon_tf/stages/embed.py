@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
-
 import numpy as np
 import tensorflow as tf
 from absl.flags import FlagValues
 from tqdm import tqdm
 
 from supcon_tf.data import sources
-from supcon_tf.evaluation.predictions import create_predictor
+from supcon_tf.evaluation import predictions
 from supcon_tf.stages import eval_data, inputs, process, trained
-from supcon_tf.storage import files
+from supcon_tf.storage import files, npz
 from supcon_tf.training import progress
 
 
@@ -53,19 +49,19 @@ def _write(flags, strategy, model, source, path):
     neither in memory nor in a temporary folder.
     """
     count, num_features = source.num_examples, model.encoder.output_shape[-1]
-    labels, predictions = np.zeros([2, count], np.int32)
+    labels, predicted = np.zeros([2, count], np.int32)
     arrays = {}
-    with files.writing(path) as temporary, NpzWriter(temporary) as archive:
+    with files.writing(path) as temporary, npz.NpzWriter(temporary) as archive:
         with archive.rows("embeddings", [count, num_features], np.float32) as write_rows:
             for index, outputs, batch_labels in _outputs(flags, strategy, model, source):
                 write_rows(outputs["unnormalized_embeddings"])
                 labels[index] = batch_labels
                 if "logits" in outputs:
-                    predictions[index] = np.argmax(outputs["logits"], axis=1)
+                    predicted[index] = np.argmax(outputs["logits"], axis=1)
         if source.class_names:
             arrays["labels"] = labels
         if model.linear_head is not None:
-            arrays["predictions"] = predictions
+            arrays["predictions"] = predicted
         arrays["names"] = np.array(sources.example_names(source))
         if source.class_names:
             arrays["label_names"] = np.array(source.class_names)
@@ -82,54 +78,8 @@ def _outputs(flags, strategy, model, source):
     """Yields (index, outputs, labels) of parts of the source, in order."""
     batches = inputs.eval_batches_from_flags(flags, source, image_size=model.image_size)
     bar = tqdm(total=source.num_examples, desc="embed", unit="image", dynamic_ncols=True)
-    done = 0
     with bar, inputs.naming_broken_images(source):
-        for part in create_predictor(strategy, model.outputs)(batches):
-            order = np.argsort(part[0])
-            index, outputs, labels = tf.nest.map_structure(lambda x: x[order], part)  # noqa: B023
-            assert np.array_equal(index, np.arange(done, done + len(index)))
-            done += len(index)
+        parts = predictions.create_predictor(strategy, model.outputs)(batches)
+        for index, outputs, labels in predictions.ordered(parts):
             yield index, outputs, labels
             bar.update(len(index))
-
-
-class NpzWriter:
-    """An `.npz` archive that is written from front to back, also to a remote path."""
-
-    def __init__(self, path: str):
-        self._file = tf.io.gfile.GFile(path, "wb")
-        self._archive = zipfile.ZipFile(_FrontToBack(self._file), "w")  # type: ignore[call-overload]  # Has no tell.
-
-    def __enter__(self) -> NpzWriter:
-        return self
-
-    def __exit__(self, *_) -> None:
-        try:
-            self._archive.close()
-        finally:
-            self._file.close()
-
-    @contextlib.contextmanager
-    def rows(
-        self, name: str, shape: Sequence[int], dtype: type | np.dtype
-    ) -> Iterator[Callable[[np.ndarray], int]]:
-        """Yields a function that appends rows to the array `name` of this shape."""
-        header = {
-            "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-            "fortran_order": False,
-            "shape": tuple(shape),
-        }
-        with self._archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-            np.lib.format.write_array_header_2_0(entry, header)
-            yield lambda rows: entry.write(np.ascontiguousarray(rows, dtype).tobytes())
-
-
-class _FrontToBack:
-    """A file without tell and seek, so that `zipfile` never goes back to fill in a size."""
-
-    def __init__(self, file):
-        self._file, self.flush = file, file.flush
-
-    def write(self, data: bytes) -> int:
-        self._file.write(data)
-        return len(data)

@@ -72,6 +72,7 @@ class Trained:
         projector: [B, F] -> unit vectors [B, D]; None if the encoder has no projection head.
         linear_head: [B, F] -> logits [B, C]; None without a classifier.
         class_names: The classes of the classifier; None without a classifier.
+        encoder_identity: A hash of the encoder's layers and weights.
     """
 
     encoder: keras.Model
@@ -80,11 +81,16 @@ class Trained:
     projector: keras.Model | None
     linear_head: keras.Model | None
     class_names: tuple[str, ...] | None
+    encoder_identity: str
 
     @property
     def image_size(self) -> int:
         """Side of the images in pixels."""
         return self.encoder.input_shape[1]
+
+    def embeddings(self, images: tf.Tensor) -> tf.Tensor:
+        """Returns the unnormalized embeddings [B, F]."""
+        return self.encoder(images, training=False)
 
     def outputs(self, images: tf.Tensor, *, training: bool = False) -> dict[str, tf.Tensor]:
         """Returns unnormalized_embeddings [B, F] and, with a classifier, logits [B, C].
@@ -129,12 +135,13 @@ def load_trained(flags: FlagValues, *, needs_classifier: bool = False) -> Traine
             "--mode=pretrain,linear with this --model_dir first."
         )
     encoder, projector = pretrained.load_model("encoder.keras"), _load_projector(pretrained)
+    identity = pretrained.identity("encoder.keras")
     if not has_classifier:
-        return Trained(encoder, run.encoder, "pretrain", projector, None, None)
+        return Trained(encoder, run.encoder, "pretrain", projector, None, None, identity)
     print(f"Using the classifier that pretraining trained, {run.linear_head}.")
     head = pretrained.load_model("linear_head.keras")
     names = tuple(pretrained.read_json("class_names.json", list))
-    return Trained(encoder, run.linear_head, "pretrain", projector, head, names)
+    return Trained(encoder, run.linear_head, "pretrain", projector, head, names, identity)
 
 
 def _load_classifier(run, stage):
@@ -152,7 +159,9 @@ def _load_classifier(run, stage):
     projector = _load_projector(pretrained) if has_encoder and stage != "finetune" else None
     encoder, head = contrastive.split_classifier(artifacts.load_model("classifier.keras"))
     names = tuple(artifacts.read_json("class_names.json", list))
-    return Trained(encoder, path, stage, projector, head, names)
+    # The linear stage leaves the encoder as it is, so its embeddings stay those of pretraining.
+    identity = old if old and stage == "linear" else artifacts.identity("classifier.keras")
+    return Trained(encoder, path, stage, projector, head, names, identity)
 
 
 def _load_projector(pretrained):

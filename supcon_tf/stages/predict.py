@@ -1,0 +1,134 @@
+"""Predictions for a folder of images: classes, probabilities and the nearest training images."""
+
+from __future__ import annotations
+
+import contextlib
+
+import tensorflow as tf
+from absl.flags import FlagValues
+from tqdm import tqdm
+
+from supcon_tf import strategies
+from supcon_tf.data import data_identity, sources
+from supcon_tf.data.folder_layout import printable
+from supcon_tf.evaluation import prediction_files, predictions
+from supcon_tf.evaluation.predict_images import NUM_VOTERS, predict_images
+from supcon_tf.stages import inputs, process, trained, training_embeddings
+from supcon_tf.stages.run_directory import RunDirectory
+from supcon_tf.storage import files
+from supcon_tf.training import progress
+
+NUM_SHOWN = 3  # Images whose predictions are printed.
+
+
+def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
+    """Writes predictions.csv and predictions.jsonl; runs again even if it is finished."""
+    with strategy.scope(), progress.waiting("predict: loading the model"):
+        model = trained.load_trained(flags)
+    with process.open_folder(flags, strategy, "predict", always_restarts=True) as folder:
+        inputs.check_eval_batches(flags, strategy)
+        source = inputs.unlabeled_from_flags(flags, flags.predict_dir)
+        train_source = _training_source(flags, model)
+        folder.begin()
+        gallery = None
+        if train_source is not None:
+            gallery = training_embeddings.create_gallery(
+                flags, strategy, folder, model, train_source
+            )
+        class_names = model.class_names or train_source.class_names
+        rows = _predict(flags, strategy, model, source, class_names, gallery)
+        if strategies.is_chief(strategy):
+            paths = _write(flags, folder, rows, len(class_names))
+            folder.seal()
+            print(_describe(flags, model, rows, paths))
+        return {
+            "path": folder.file("predictions.csv"),
+            "num_examples": source.num_examples,
+            "method": "knn" if model.linear_head is None else model.stage,
+        }
+
+
+def _training_source(flags, model):
+    """Returns the training images, or None if nothing needs them.
+
+    Raises:
+        ValueError: If they cannot be read, or if they are not what the run was trained on.
+    """
+    if model.linear_head is not None and not flags.predict_neighbors:
+        return None
+    advice = (
+        "Restore them, or train a classifier with --mode=linear and use --predict_neighbors=0."
+        if model.linear_head is None
+        else "Restore them, or use --predict_neighbors=0 to predict without them."
+    )
+    try:
+        source = inputs.sources_from_flags(flags)[0]
+    except ValueError as error:
+        raise ValueError(f"predict needs the training images. {error} {advice}") from error
+    RunDirectory.of(flags).check_data(model.stage, data_identity.identity_of(source), advice)
+    return source
+
+
+def _predict(flags, strategy, model, source, class_names, gallery):
+    """Returns one row per image; on workers other than the chief, which only compute, none."""
+    batches = inputs.eval_batches_from_flags(flags, source, image_size=model.image_size)
+    if not strategies.is_chief(strategy):
+        with inputs.naming_broken_images(source):
+            for _ in predictions.create_predictor(strategy, model.outputs)(batches):
+                pass
+        return []
+    bar = tqdm(total=source.num_examples, desc="predict", unit="image", dynamic_ncols=True)
+    rows = []
+    with bar, inputs.naming_broken_images(source):
+        for row in predict_images(
+            model.outputs,
+            batches,
+            sources.example_names(source),
+            class_names=class_names,
+            gallery=gallery,
+            top_k=flags.predict_top_k,
+            num_neighbors=flags.predict_neighbors,
+            strategy=strategy,
+        ):
+            rows.append(row)
+            bar.update()
+    return rows
+
+
+def _write(flags, folder, rows, num_classes):
+    """Writes both tables and returns their paths."""
+    paths = []
+    for name in ("predictions.csv", "predictions.jsonl"):
+        paths.append(folder.artifacts.path_to_write(name))
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(files.writing(paths[-1]))
+            file = stack.enter_context(tf.io.gfile.GFile(temporary, "wb"))
+            if name.endswith(".csv"):
+                prediction_files.write_csv(
+                    file,
+                    rows,
+                    k=min(flags.predict_top_k, num_classes),
+                    num_neighbors=len(rows[0].neighbors),
+                )
+            else:
+                prediction_files.write_jsonl(file, rows)
+    return paths
+
+
+def _describe(flags, model, rows, paths):
+    """Says what predicted, and shows the first few rows."""
+    how = f"the classifier {model.path}"
+    if model.linear_head is None:
+        how = f"the vote of the {NUM_VOTERS} nearest training images (the run has no classifier)"
+    lines = [
+        f"predict: classes of {len(rows):,} images of {flags.predict_dir}, predicted by {how}",
+        f"         written to {paths[0]} and {paths[1]}",
+    ]
+    for row in rows[:NUM_SHOWN]:
+        top = zip(row.classes[:2], row.probabilities, strict=False)
+        text = ", ".join(f"{printable(name)} {probability:.3f}" for name, probability in top)
+        near = f"; nearest {printable(row.neighbors[0])}" if row.neighbors else ""
+        lines.append(f"         {printable(row.file)}: {text}{near}")
+    if len(rows) > NUM_SHOWN:
+        lines.append("         ...")
+    return "\n".join(lines)
