@@ -13,6 +13,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from helpers.command import run_inside
+from PIL import Image
 
 from supcon_tf import strategies
 from supcon_tf.augment import policies
@@ -481,7 +482,10 @@ def test_every_flag_is_read_by_a_stage(tmp_path, monkeypatch):
         "--eval_train_examples=50", "--steps_per_loop=2", "--linear_optimizer=momentum",
     )  # fmt: skip
     first, second, third = (f"--model_dir={tmp_path / name}" for name in ("a", "b", "c"))
-    run_inside(*short, f"--mode={','.join(command_line.STAGES)}", first)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "images/black.png")
+    modes = f"--mode={','.join(command_line.STAGES)}"
+    run_inside(*short, modes, first, f"--predict_dir={tmp_path / 'images'}")
     run_inside(
         *short, "--mode=pretrain,linear,finetune", second, f"--reference_ckpt={tmp_path / 'a'}",
         "--warm_start_projection_head", "--warm_start_classifier", "--queue_size=32",

@@ -4,6 +4,7 @@ import importlib
 import re
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from supcon_tf.evaluation import intervals, prediction_files
@@ -28,8 +29,20 @@ def test_every_example_runs(tmp_path, monkeypatch, capsys):
     (tmp_path / "runs/mine/embed").mkdir()
     embeddings = rng.normal(size=(60, 4)).astype(np.float32)
     np.savez(tmp_path / "runs/mine/embed/embeddings.npz", embeddings=embeddings, labels=labels)
+    (tmp_path / "runs/mine/pretrain").mkdir()
+    pixels = keras.Input([8, 8, 3])
+    encoder = keras.Model(pixels, keras.layers.Dense(4)(keras.layers.Flatten()(pixels)))
+    encoder.save(tmp_path / "runs/mine/pretrain/encoder.keras")
+    (tmp_path / "runs/mine/predict").mkdir()
+    np.savez(
+        tmp_path / "runs/mine/predict/training_embeddings.npz",
+        embeddings=embeddings,
+        labels=labels,
+        names=np.arange(60).astype(str),
+        class_names=np.array(list("abcdefghij")),
+    )
     examples = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         exec(compile(example, "docs/evaluation.md", "exec"), {})
     assert re.search(r"precision_at_1.*Interval\(.*Difference\(", capsys.readouterr().out, re.S)
@@ -37,7 +50,7 @@ def test_every_example_runs(tmp_path, monkeypatch, capsys):
 
 def test_every_function_in_the_table_exists():
     rows = re.findall(r"^\| [^|]+ \| `(\w+)` \| (`[^|]+`) \|$", PAGE, re.M)
-    assert len(rows) == 8
+    assert len(rows) == 9
     for module, functions in rows:
         loaded = importlib.import_module(f"supcon_tf.evaluation.{module}")
         for name in re.findall(r"`(\w+)`", functions):

@@ -30,6 +30,7 @@ STAGE = {
     ),
     "finetune": (*COMMON, "--finetune_epochs=4", "--finetune_warmup_epochs=0"),
     "eval": ("--strategy=one_device",),
+    "predict": ("--strategy=one_device", "--predict_dir={folder}/test"),
     "embed": ("--strategy=one_device",),
     "export": ("--strategy=one_device",),
     "preview": (*COMMON, "--image_size=8"),
@@ -239,6 +240,14 @@ ROWS = {
         "eval_split": Row("evaluated", "--eval_split=train"),
         "eval_train_examples": Row("written", "--eval_train_examples=0", FOLDER),
     },
+    "predict": {
+        **PLACE, **EVALUATED, **READ,
+        "dataset": Row("evaluated", FOLDER),
+        "data_dir": Row("evaluated", "--data_dir={other_folder}", FOLDER),
+        "predict_dir": Row("evaluated", "--predict_dir={other_folder}", "--predict_neighbors=0"),
+        "predict_top_k": Row("written", "--predict_top_k=1", FOLDER),
+        "predict_neighbors": Row("written", "--predict_neighbors=1", FOLDER),
+    },
     "embed": {
         **PLACE, **EVALUATED, **READ,
         "dataset": Row("evaluated", FOLDER),
@@ -303,7 +312,7 @@ def see(places, tmp_path_factory):
         model_dir = tmp_path_factory.mktemp(stage)
         if stage in ("linear", "finetune"):
             shutil.copytree(places / "pretrained", model_dir, dirs_exist_ok=True)
-        elif stage in ("eval", "embed", "export"):
+        elif stage in ("eval", "predict", "embed", "export"):
             shutil.copytree(places / "trained", model_dir, dirs_exist_ok=True)
         empty = tmp_path_factory.mktemp("empty")
         names = {name: places / name for name in (
@@ -311,7 +320,7 @@ def see(places, tmp_path_factory):
         )}  # fmt: skip
         given = [argument.format(empty=empty, **names) for argument in arguments.split()]
         common = [
-            argument
+            argument.format(**names)
             for argument in STAGE[stage]
             if not (argument == "--strategy=one_device" and "--strategy=" in arguments)
         ]
@@ -327,7 +336,8 @@ def see(places, tmp_path_factory):
 def written(folder):
     if folder.name == "preview":
         return np.asarray(Image.open(folder / "preview.png")).shape
-    return (folder / "eval.json").read_text()
+    name = "predictions.csv" if folder.name == "predict" else "eval.json"
+    return (folder / name).read_text()
 
 
 # What a stage lists, because all stages that read images list the same, and has no use for.
@@ -336,22 +346,26 @@ IDLE = {
     "linear": {"image_size"},  # That of the encoder.
     "finetune": {"image_size"},
     "eval": {"image_size", "seed"},
+    "predict": {"image_size", "seed"},
     "embed": {"image_size", "seed"},
     "export": {"seed"},
     "preview": {"data_service", "eval_batch_size", "eval_crop_method", "crop_padding"},
 }
-for stage in ("eval", "embed", "preview"):
+for stage in ("eval", "predict", "embed", "preview"):
     IDLE[stage] |= {
         "steps_per_loop", "summary_interval_steps", "save_interval_steps",
         "max_checkpoints_to_keep",
     }  # fmt: skip
 
 
+OWN = ("linear_", "finetune_", "eval_", "predict_", "embed_", "preview_")
+
+
 def cases():
     """Every row; those of a flag that another stage shows too, and that take long, are slow."""
     for stage, rows in ROWS.items():
         for flag, row in rows.items():
-            is_own = flag.startswith(("linear_", "finetune_", "eval_", "embed_", "preview_"))
+            is_own = flag.startswith(OWN)
             is_quick = row.shows in (*START, *SETTINGS) and row.shows != "refused"
             only_here = flag in ("zero_initialize_classifier", "label_smoothing")
             is_plain = is_quick or is_own or (only_here and stage == "linear")

@@ -74,7 +74,6 @@ define(
     default=None,
     stages=("embed",),
     group=GROUP,
-    common=True,
     help="Folder of unlabeled JPEG and PNG images to embed with --mode=embed, instead of "
     "--dataset. Includes all subfolders.",
 )

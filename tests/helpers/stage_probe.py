@@ -13,7 +13,6 @@ from helpers.replicas import split
 from supcon_tf import strategies
 from supcon_tf.data import pipeline
 from supcon_tf.evaluation import predictions
-from supcon_tf.stages import embed
 from supcon_tf.training import loop
 
 # In the order in which a stage comes to them. `observe` stops after the last one that is wanted.
@@ -106,7 +105,6 @@ def observe(*arguments, until):
     evaluating = (
         mock.patch.object(predictions, "predict", predicting),
         mock.patch.object(predictions, "create_predictor", creating_predictor),
-        mock.patch.object(embed, "create_predictor", creating_predictor),
     )
     if until == "evaluated":
         replaced += evaluating
