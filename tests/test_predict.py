@@ -195,7 +195,7 @@ def test_in_python_without_a_run():
         return {"unnormalized_embeddings": encoder(batch)}
 
     gallery = predict_images.Gallery(
-        pixels.reshape(6, -1).astype(np.float32), np.arange(6) % 2, np.arange(6).astype(str),
+        pixels.reshape(6, -1).astype(np.float32), np.arange(6) % 2, list("012345"),
         ("even", "odd"),
     )  # fmt: skip
     dataset = tf.data.Dataset.from_tensor_slices((pixels, np.zeros(6, np.int32)))

@@ -22,13 +22,13 @@ class Gallery:
     Attributes:
         embeddings: Float32 [M, F], of any norm.
         labels: Int [M], or multi-hot [M, C].
-        names: Str [M], such as the paths of the image files.
+        names: Of the M images, such as the paths of their files.
         class_names: The C classes.
     """
 
     embeddings: np.ndarray
     labels: np.ndarray
-    names: np.ndarray
+    names: Sequence[str]
     class_names: tuple[str, ...]
 
     def nearest(self, embeddings: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

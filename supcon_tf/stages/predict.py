@@ -36,11 +36,11 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
                 flags, strategy, folder, model, train_source
             )
         class_names = model.class_names or train_source.class_names
-        rows = _predict(flags, strategy, model, source, class_names, gallery)
+        rows = _answer_images(flags, strategy, model, source, class_names, gallery)
         if strategies.is_chief(strategy):
-            paths = _write(flags, folder, rows, len(class_names))
+            paths = _write_tables(flags, folder, rows, len(class_names))
             folder.seal()
-            print(_describe(flags, model, rows, paths))
+            print(_describe_answers(flags, model, rows, paths))
         return {
             "path": folder.file("predictions.csv"),
             "num_examples": source.num_examples,
@@ -69,7 +69,7 @@ def _training_source(flags, model):
     return source
 
 
-def _predict(flags, strategy, model, source, class_names, gallery):
+def _answer_images(flags, strategy, model, source, class_names, gallery):
     """Returns one row per image; on workers other than the chief, which only compute, none."""
     batches = inputs.eval_batches_from_flags(flags, source, image_size=model.image_size)
     if not strategies.is_chief(strategy):
@@ -95,7 +95,7 @@ def _predict(flags, strategy, model, source, class_names, gallery):
     return rows
 
 
-def _write(flags, folder, rows, num_classes):
+def _write_tables(flags, folder, rows, num_classes):
     """Writes both tables and returns their paths."""
     paths = []
     for name in ("predictions.csv", "predictions.jsonl"):
@@ -115,7 +115,7 @@ def _write(flags, folder, rows, num_classes):
     return paths
 
 
-def _describe(flags, model, rows, paths):
+def _describe_answers(flags, model, rows, paths):
     """Says what predicted, and shows the first few rows."""
     how = f"the classifier {model.path}"
     if model.linear_head is None:

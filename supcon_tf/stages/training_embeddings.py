@@ -46,16 +46,16 @@ def create_gallery(
     is_chief = strategies.is_chief(strategy)
     is_cached = is_chief and is_valid(folder.path, identity)
     # The workers compute together or not at all.
-    (is_cached,) = strategies.broadcast_from_chief(strategy, [np.asarray(is_cached, np.float32)])
+    (cached,) = strategies.broadcast_from_chief(strategy, [np.asarray(is_cached, np.float32)])
     path = folder.artifacts.path_to_write(ARRAYS)
     folder.artifacts.path_to_write(RECORD)
-    if not is_cached:
-        _compute(flags, strategy, model, source, path)
+    if not cached:
+        _compute_gallery(flags, strategy, model, source, path)
         record = {**identity, "sha256": files.sha256(path)}
         files.write_sealed(folder.artifacts.path_to_write(RECORD), record)
     elif is_chief:
         print(f"{folder.stage}: using the embeddings of the training images in {path}.")
-    return _read(path) if is_chief else None
+    return _read_gallery(path) if is_chief else None
 
 
 def is_valid(folder: str, identity: dict[str, str]) -> bool:
@@ -76,7 +76,7 @@ def is_valid(folder: str, identity: dict[str, str]) -> bool:
     return True
 
 
-def _compute(flags, strategy, model, source, path):
+def _compute_gallery(flags, strategy, model, source, path):
     """Writes the embeddings as they are computed, then labels and names."""
     count, num_features = source.num_examples, model.encoder.output_shape[-1]
     batches = inputs.eval_batches_from_flags(flags, source, image_size=model.image_size)
@@ -102,12 +102,12 @@ def _compute(flags, strategy, model, source, path):
                 write_rows(array)
 
 
-def _read(path):
+def _read_gallery(path):
     with tf.io.gfile.GFile(path, "rb") as file:
         arrays = dict(np.load(io.BytesIO(file.read())))
     return Gallery(
         arrays["embeddings"],
         arrays["labels"],
-        arrays["names"],
+        arrays["names"].tolist(),
         tuple(arrays["class_names"].tolist()),
     )
