@@ -2,6 +2,8 @@
 
 import doctest
 import pickle
+import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -22,6 +24,7 @@ from supcon_tf import SupConClassifier, SupConLoss, estimator, fitting
 from supcon_tf.data import defaults, in_memory, sources, whitening
 from supcon_tf.training import checkpoint
 
+PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 NAMES = np.array(["lion", "cat", "tiger"])  # Not in sorted order.
 NUM_DIGITS = 192
 # check_estimator fits rows of numbers, float [N, F], which are no images.
@@ -88,6 +91,14 @@ def fitted(examples):
     model = create_model()
     before = model.get_weights()
     return small(encoder=model).fit(*examples, validation_data=examples), model, before
+
+
+def test_the_page_lists_every_parameter_and_its_code_is_python():
+    page = PAGE.read_text()
+    rows = re.findall(r"^\| (`.*?) \|", page, re.M)
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == set(SupConClassifier().get_params())
+    for code in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S):
+        compile(code, str(PAGE), "exec")
 
 
 def test_the_docstring_is_true():

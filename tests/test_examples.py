@@ -23,8 +23,16 @@ def run_example(name, *arguments):
 
 def test_every_example_is_tested():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == {
-        "own_encoder.py", "own_data.py",
+        "estimator.py", "own_encoder.py", "own_data.py",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_estimator_learns_the_digits():
+    output = run_example("estimator.py", "--epochs=10", "--search_epochs=1", "--images=500")
+    training, validation, top_1, *search, loaded = output
+    assert training > validation == top_1 == loaded > 0.5
+    assert len(search) == 2 and min(search) > 0.15  # Ten classes at random: 0.1.
 
 
 def test_own_encoder_learns_the_digits():
