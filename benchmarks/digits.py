@@ -38,7 +38,7 @@ def run_seed(seed, folder):
 
 
 def raw_pixel_accuracies():
-    """5 nearest neighbours and logistic regression on the same split."""
+    """5 nearest neighbors and logistic regression on the same split."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -70,9 +70,7 @@ def main():
     top_1, knn, seconds = np.mean(results, axis=0)
     print(f"| mean | {top_1:.4f} | {knn:.4f} | {seconds:.0f} |\n")
     neighbors, regression = raw_pixel_accuracies()
-    print(
-        f"Raw pixels: 5 nearest neighbours {neighbors:.3f}, logistic regression {regression:.3f}."
-    )
+    print(f"Raw pixels: 5 nearest neighbors {neighbors:.3f}, logistic regression {regression:.3f}.")
 
 
 if __name__ == "__main__":

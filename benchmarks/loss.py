@@ -184,14 +184,14 @@ def compare(batches, torch_python, repeats):
             for name, runs in results.items():
                 python = torch_python if name == "PML" else sys.executable
                 runs.append(in_own_process(python, name, batch))
-        print_row([f"{batch:,}", *summarise(results, names, batch, rates)])
+        print_row([f"{batch:,}", *summarize(results, names, batch, rates)])
 
 
 def is_too_large(name, batch):
     return name in ("dense", "PML") and batch > LARGEST_DENSE
 
 
-def summarise(results, names, batch, rates):
+def summarize(results, names, batch, rates):
     def median(name, key):
         return statistics.median(run[key] for run in results[name])
 

@@ -228,7 +228,9 @@ def _read_log(path):
 
 
 def create_step(
-    settings: Settings, source: ArraySource, schedule
+    settings: Settings,
+    source: ArraySource,
+    schedule: keras.optimizers.schedules.LearningRateSchedule,
 ) -> steps.ContrastiveStep | steps.ClassifierStep:
     """Creates the encoder, what is trained with it, the loss and the optimizer.
 

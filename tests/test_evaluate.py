@@ -79,7 +79,7 @@ def test_datasets_of_another_form_are_refused():
 
 @pytest.fixture(scope="module")
 def data():
-    """21 images of 3 classes that differ in colour, and their labels."""
+    """21 images of 3 classes that differ in color, and their labels."""
     rng = np.random.default_rng(0)
     labels = np.arange(21) % 3
     images = rng.integers(0, 120, [21, SIDE, SIDE, 3]) + 130 * np.eye(3)[labels][:, None, None]

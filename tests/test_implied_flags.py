@@ -117,7 +117,7 @@ def test_a_default_of_the_run_does_not_count_as_given(tmp_path):
         assert flags.FLAGS.batch_size == 64  # Not the recipe's 256, which the run overrode.
 
 
-def test_unlabelled_images_need_no_dataset_of_the_run(tmp_path):
+def test_unlabeled_images_need_no_dataset_of_the_run(tmp_path):
     write_stage(tmp_path, "pretrain", "--dataset=folder", "--data_dir=gone", "--image_size=8")
     arguments = ("--mode=embed,export", "--embed_dir=new", f"--model_dir={tmp_path}")
     values = parse(*arguments)

@@ -171,8 +171,8 @@ def test_the_crop_method_reaches_the_evaluation(photos):
         assert all(np.any(images != other) for other in made[:index])
     with pytest.raises(tf.errors.InvalidArgumentError, match="identity needs images of 16x16"):
         evaluate(crop_method="identity")
-    with pytest.raises(ValueError, match="Unknown eval_crop_method 'centre'"):
-        evaluate(crop_method="centre")
+    with pytest.raises(ValueError, match="Unknown eval_crop_method 'middle'"):
+        evaluate(crop_method="middle")
 
 
 # Whitening.
@@ -294,9 +294,9 @@ def test_only_views_with_a_sigma_are_blurred_and_a_plain_grey_stays():
         np.testing.assert_array_equal(blurred[row, view], images[row, view].astype(np.float32))
     deviation = [blurred[0, 1].std(), blurred[1, 0].std(), images[0, 1].std()]
     assert deviation == sorted(deviation) and deviation[0] < 0.5 * deviation[2]
-    grey = np.full([1, 1, 30, 30, 3], 127, np.uint8)
-    blurred = blur.blurred_images({"image": grey, "blur_sigma": np.ones([1, 1], np.float32)})
-    np.testing.assert_allclose(blurred, grey, atol=0.51)  # Also at the border.
+    gray = np.full([1, 1, 30, 30, 3], 127, np.uint8)
+    blurred = blur.blurred_images({"image": gray, "blur_sigma": np.ones([1, 1], np.float32)})
+    np.testing.assert_allclose(blurred, gray, atol=0.51)  # Also at the border.
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ def draw(num_classes, num_examples=120, num_features=7, seed=0):
     """Overlapping clusters, far from the origin and with features of very different size."""
     random = np.random.default_rng(seed)
     labels = np.arange(num_examples) % num_classes
-    centres = random.normal(size=[num_classes, num_features])
-    embeddings = centres[labels] + random.normal(size=[num_examples, num_features])
+    centers = random.normal(size=[num_classes, num_features])
+    embeddings = centers[labels] + random.normal(size=[num_examples, num_features])
     sizes = 10.0 ** np.arange(-2, num_features - 2)
     return ((embeddings + 3) * sizes).astype(np.float32), labels
 

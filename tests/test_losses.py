@@ -24,7 +24,7 @@ F = [
     [[0.32, 0.64, 0.28], [0.45, 0.74, 0.73]],
 ]
 # The values that the reference implementation's own tests assert (google-research/supcon,
-# losses_test.py), at temperature 1 and without normalisation.
+# losses_test.py), at temperature 1 and without normalization.
 REFERENCE_VALUES = [
     ("outside", "all", -1, (0, 0, 1), [1.6755852, 1.7973773, 1.58471]),
     ("outside", "one_positive", -1, (0, 0, 1), [1.1782627, 1.3435497, 1.58471]),
@@ -467,7 +467,7 @@ def test_higher_ranks_are_flattened():
         (None, np.ones(3), {}, "Invalid features rank"),
         (None, np.ones((3, 4)), {}, "two or more views.*use_labels=True"),
         (None, np.ones((3, 1, 4)), {}, "two or more views.*use_labels=True"),
-        ([0, 1], np.ones((3, 2, 4)), {}, "hold 3 examples, the labels 2"),
+        ([0, 1], np.ones((3, 2, 4)), {}, "expected 3 labels.*got 2"),
         (np.ones((3, 2, 2)), np.ones((3, 2, 4)), {}, "Invalid labels shape"),
         (None, np.ones((3, 2, 4)), {"contrast_mode": "two"}, "Invalid contrast_mode"),
         (None, np.ones((3, 2, 4)), {"summation_location": "on"}, "Invalid summation_location"),

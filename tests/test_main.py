@@ -174,7 +174,7 @@ def test_pieces_and_views_train_through_the_command(tmp_path, capsys):
 
 
 def write_folder(root, *, splits=("train", "test"), classes=("cat", "dog"), count=8):
-    """Noise around a colour per class: JPEG, greyscale JPEG, PNG and PNG with alpha."""
+    """Noise around a color per class: JPEG, grayscale JPEG, PNG and PNG with alpha."""
     rng = np.random.default_rng(0)
     for split in splits:
         for label, name in enumerate(classes):

@@ -69,10 +69,10 @@ def test_top_k_of_at_most_k_classes_is_one(k):
 @pytest.mark.parametrize("num_neighbors,temperature", [(1, 0.07), (5, 0.07), (20, 0.5)])
 def test_knn_equals_the_loop(num_neighbors, temperature):
     rng = np.random.default_rng(num_neighbors)
-    centres = rng.normal(size=(4, 6))
+    centers = rng.normal(size=(4, 6))
     train_labels, test_labels = rng.integers(4, size=60), rng.integers(4, size=40)
-    train = centres[train_labels] + 0.8 * rng.normal(size=(60, 6))
-    test = centres[test_labels] + 0.8 * rng.normal(size=(40, 6))
+    train = centers[train_labels] + 0.8 * rng.normal(size=(60, 6))
+    test = centers[test_labels] + 0.8 * rng.normal(size=(40, 6))
     options = {"num_neighbors": num_neighbors, "temperature": temperature}
     expected = knn_loop(train, train_labels, test, test_labels, **options)
     result = metrics.knn_accuracy(train, train_labels, test, test_labels, **options)
@@ -80,7 +80,7 @@ def test_knn_equals_the_loop(num_neighbors, temperature):
     assert 0.4 < expected < 1.0
 
 
-def test_a_near_neighbour_outvotes_two_far_ones():
+def test_a_near_neighbor_outvotes_two_far_ones():
     train = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     test, labels = np.array([[1.0, 0.1]]), np.array([0, 1, 1])
     assert metrics.knn_accuracy(train, labels, test, [0], num_neighbors=3) == 1.0
@@ -95,7 +95,7 @@ def test_knn_does_not_depend_on_the_length_of_an_embedding():
     assert metrics.knn_accuracy(scaled, labels, test, labels[:20], num_neighbors=5) == expected
 
 
-def test_knn_takes_all_neighbours_of_a_small_training_set():
+def test_knn_takes_all_neighbors_of_a_small_training_set():
     train, labels = np.eye(3), [0, 1, 2]
     assert metrics.knn_accuracy(train, labels, train, labels, num_neighbors=20) == 1.0
 
@@ -117,7 +117,7 @@ def ece_loop(logits, labels, num_bins):
 
 
 def random_predictions(num_classes=7, count=300, seed=0):
-    """Logits [M, C] that favour the label now and then."""
+    """Logits [M, C] that favor the label now and then."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(num_classes, size=count)
     return 2 * rng.normal(size=(count, num_classes)) + 2 * np.eye(num_classes)[labels], labels
@@ -204,9 +204,9 @@ def test_all_figures_come_together():
 @pytest.mark.parametrize(
     "logits,labels,message",
     [
-        (np.zeros([2, 3]), [0, 3], "from 0 to 3, but the classifier knows 3"),
+        (np.zeros([2, 3]), [0, 3], "from 0 to 3: .*3 classes.*from 0 to 2"),
         (np.zeros([2, 3]), [-1, 0], "from -1 to 0"),
-        (np.zeros([2, 3]), np.zeros([2, 4]), "do not fit"),
+        (np.zeros([2, 3]), np.zeros([2, 4]), r"shape \(2, 4\): .*\(2, 3\)"),
         (np.array([[np.nan, 0], [0, 1]]), [0, 1], "1 of 2 examples are not finite"),
     ],
 )
@@ -218,8 +218,8 @@ def test_predictions_that_mean_nothing_are_refused(logits, labels, message):
 def class_clusters(noise, count=120, num_classes=4, seed=0):
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % num_classes
-    centres = np.random.default_rng(99).normal(size=(num_classes, 6))
-    return centres[labels] + noise * rng.normal(size=(count, 6)), labels
+    centers = np.random.default_rng(99).normal(size=(num_classes, 6))
+    return centers[labels] + noise * rng.normal(size=(count, 6)), labels
 
 
 def test_linear_probe_separates_what_is_separable_and_guesses_noise():
@@ -229,8 +229,8 @@ def test_linear_probe_separates_what_is_separable_and_guesses_noise():
     assert metrics.linear_probe_accuracy(*train, *test) < 0.5
 
 
-def test_linear_probe_is_no_nearest_neighbour():
-    """A class between two halves of the other: neighbours find it, no line does."""
+def test_linear_probe_is_no_nearest_neighbor():
+    """A class between two halves of the other: neighbors find it, no line does."""
     values = np.linspace(-1, 1, 90)[:, None]
     embeddings, labels = np.hstack([values, np.ones_like(values)]), (np.abs(values[:, 0]) < 0.4) * 1
     sets = (embeddings, labels, embeddings, labels)

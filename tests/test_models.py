@@ -249,7 +249,7 @@ def test_a_saved_contrastive_model_is_the_same_model(tmp_path):
 
 
 def test_the_loss_trains_it_under_fit():
-    """Four grey levels as four classes: the loss nears that of classes on one point each.
+    """Four gray levels as four classes: the loss nears that of classes on one point each.
 
     There, each of the 7 positives of an anchor has probability 1/7: t log 7.
     """

@@ -214,7 +214,7 @@ def test_lars_survives_serialisation_with_every_argument():
     )
 
 
-def test_schedule_inside_an_optimizer_is_followed_and_survives_serialisation():
+def test_schedule_inside_an_optimizer_is_followed_and_survives_serialization():
     changed = {
         "peak_learning_rate": 0.5,
         "decay": "piecewise",

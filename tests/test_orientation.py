@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from supcon_tf.data import decode, image_header
 
-# Smooth, so that the JPEG's colours survive; no symmetry, so that no turn is like another.
+# Smooth, so that the JPEG's colors survive; no symmetry, so that no turn is like another.
 ROWS, COLUMNS = np.mgrid[0:40, 0:56]
 PICTURE = Image.fromarray(np.stack([5 * ROWS, 4 * COLUMNS, 2 * (ROWS + COLUMNS)], -1).astype("u1"))
 ORIENTATIONS = range(1, 9)

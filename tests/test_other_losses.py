@@ -224,7 +224,7 @@ def test_descent_brings_classes_together(loss_class):
 def test_missing_labels_and_a_margin_of_0_are_refused():
     with pytest.raises(ValueError, match="needs labels"):
         baselines.triplet_loss(None, draw_features())
-    with pytest.raises(ValueError, match="margin=0 must be above 0"):
+    with pytest.raises(ValueError, match="margin=0: "):
         baselines.MaxMarginLoss(margin=0)
-    with pytest.raises(ValueError, match="margin=-1 must be above 0"):
+    with pytest.raises(ValueError, match="margin=-1: "):
         baselines.triplet_loss(LABELS, draw_features(), margin=-1)

@@ -116,7 +116,7 @@ def test_examples_of_another_form_are_refused(kind):
         "batches": (images[None], labels[None]),
         "no label": images,
     }[kind]
-    with pytest.raises(ValueError, match=r"images uint8 \[H, W, 3\] in 0..255, not yet batched"):
+    with pytest.raises(ValueError, match=r"unbatched dataset.*images uint8 \[H, W, 3\]"):
         create(tf.data.Dataset.from_tensor_slices(dataset))
 
 

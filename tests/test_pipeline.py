@@ -24,7 +24,7 @@ def noise_source(num_examples=24, side=12):
 
 
 def plain_image(index, height=12, width=12):
-    """An image of one colour that names its example, whatever is cropped from it."""
+    """An image of one color that names its example, whatever is cropped from it."""
     return np.full((height, width, 3), 10 * index, np.uint8)
 
 
@@ -280,7 +280,7 @@ def _labels_and_examples(source):
 def test_epochs_are_shuffled_evenly(num_examples):
     """Over 300 epochs each example comes first equally often (chi-squared, 5 deviations).
 
-    Random permutations leave one example in place on average, and two beside their neighbour.
+    Random permutations leave one example in place on average, and two beside their neighbor.
     """
     source = sources.ArraySource(
         np.zeros([num_examples, 1, 1, 3], np.uint8),
@@ -402,7 +402,7 @@ def test_validation_stands_for_test_and_hidden_files_are_passed_over(tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "RGB", "CMYK"])
 def test_every_kind_of_image_file_gives_three_channels(mode):
-    """Grey is repeated and alpha dropped, as Pillow's conversion of an opaque image."""
+    """Gray is repeated and alpha dropped, as Pillow's conversion of an opaque image."""
     image = Image.fromarray(np.kron(np.arange(16).reshape(4, 4, 1) * 15, np.ones((4, 4, 3), int))
                             .astype(np.uint8)).convert(mode)  # fmt: skip
     for kind in ("PNG", "JPEG"):

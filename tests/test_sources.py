@@ -62,7 +62,7 @@ def test_cmyk_and_16_bits_become_what_a_viewer_shows():
         encode(PHOTO, "PNG"),
         encode(PHOTO, "PNG", mode="LA"),
     ],
-    ids=["jpeg", "subsampled", "progressive", "grey", "cmyk", "png", "alpha"],
+    ids=["jpeg", "subsampled", "progressive", "gray", "cmyk", "png", "alpha"],
 )
 def test_decoding_the_crops_gives_the_pixels_of_the_whole_image(encoded):
     whole = decode.decode_image(encoded).numpy()
@@ -264,7 +264,7 @@ def test_label_noise_is_uniform_and_fixed_by_seed_and_example(kind):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A real TFDS dataset of 24 images in four files, each of a grey of its own."""
+    """A real TFDS dataset of 24 images in four files, each of a gray of its own."""
     import tensorflow_datasets as tfds
 
     class PlainGreys(tfds.core.GeneratorBasedBuilder):

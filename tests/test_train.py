@@ -93,7 +93,7 @@ def test_the_probe_loss_has_no_gradient_but_for_the_probe(monkeypatch):
 
 
 def test_replicas_do_not_change_the_weights(mirrored, tmp_path):
-    """Gathered embeddings, summed gradients, synchronised batch norm: as on one device."""
+    """Gathered embeddings, summed gradients, synchronized batch norm: as on one device."""
     results = []
     for name, strategy in (("one", one_device()), ("four", mirrored)):
         step = create_step(strategy, learning_rate=0.2, probe=True)

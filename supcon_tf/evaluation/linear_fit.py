@@ -1,4 +1,4 @@
-"""A linear classifier on frozen embeddings, fitted to its optimum instead of trained in steps."""
+"""A linear classifier on frozen embeddings, fitted to the optimum by L-BFGS."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ import numpy as np
 
 from supcon_tf.evaluation import metrics
 
-# Of embeddings and logits together, both float32; scikit-learn works on copies of them. 1 GiB is
-# 130,000 examples of 2,048 features and 10 classes, or 3.6 million of 64 features.
+# Limit for embeddings and logits together, both float32; scikit-learn makes copies of them. 1 GiB
+# is 130,000 examples with 2,048 features and 10 classes, or 3.6 million with 64 features.
 MAX_BYTES = 2**30
-# The logit of a class that no training example has: a probability of practically zero.
+# The logit of a class without training examples: its probability is practically zero.
 ABSENT_LOGIT = -100.0
 
 
 def fit_bytes(num_examples: int, num_features: int, num_classes: int) -> int:
-    """The size of embeddings [M, F] and logits [M, C], to compare with `MAX_BYTES`."""
+    """Bytes of embeddings [M, F] and logits [M, C] together, to compare with `MAX_BYTES`."""
     return 4 * num_examples * (num_features + num_classes)
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearFit:
-    """A fitted classifier: `features @ kernel + bias` are its logits.
+    """A fitted classifier with the logits `features @ kernel + bias`.
 
     Attributes:
         kernel: float32 [F, C].
         bias: float32 [C].
-        iterations: of L-BFGS; `metrics.PROBE_MAX_ITERATIONS` means that it stopped there.
-        loss: mean cross-entropy of the training examples, in nats; of multi-hot labels the
-            mean over all decisions.
-        accuracy: of the training examples; of multi-hot labels the share of right decisions.
+        iterations: Number of L-BFGS iterations. `metrics.PROBE_MAX_ITERATIONS` means that the
+            solver stopped at this limit.
+        loss: Mean cross-entropy on the training examples, in nats. For multi-hot labels, the
+            mean over all examples and classes.
+        accuracy: Accuracy on the training examples. For multi-hot labels, the fraction of
+            correct decisions over all examples and classes.
     """
 
     kernel: np.ndarray
@@ -51,18 +53,18 @@ def fit(
 ) -> LinearFit:
     """Fits a logistic regression by L-BFGS for the head of `contrastive.create_linear_head`.
 
-    It is the regression of `metrics.linear_probe_accuracy`: features standardised by the
-    training embeddings, an L2 penalty on the kernel, and the optimum of a convex objective, so
-    there is no learning rate, schedule or initial value to choose. The standardisation is folded
-    into kernel and bias.
+    This is the regression of `metrics.linear_probe_accuracy`: features are standardized with the
+    statistics of the training embeddings, and the kernel has an L2 penalty. The objective is
+    convex, so there is no learning rate, schedule or initialization to choose. The
+    standardization is folded into kernel and bias.
 
     Args:
         embeddings: float32 [M, F].
-        labels: int [M] in 0..C-1; or multi-hot [M, C], for one regression per class whose
+        labels: int [M] in 0..C-1, or multi-hot [M, C] for one regression per class whose
             sigmoid is the probability that an image has the class.
-        num_classes: C. A class without a training example gets the logit `ABSENT_LOGIT`.
-        normalize_embedding: L2-normalise the embeddings first, as the head then does.
-        class_balanced: weigh every class alike instead of every example.
+        num_classes: C. A class without training examples gets the logit `ABSENT_LOGIT`.
+        normalize_embedding: L2-normalize the embeddings first, as the head does in this case.
+        class_balanced: Give every class the same total weight, instead of every example.
     """
     features = embeddings
     if normalize_embedding:
@@ -73,7 +75,7 @@ def fit(
     kernel = np.zeros([features.shape[1], num_classes], np.float32)
     bias = np.full([num_classes], ABSENT_LOGIT, np.float32)
     classes = np.unique(labels)
-    if len(classes) == 1:  # There is nothing to tell apart.
+    if len(classes) == 1:  # A single class needs no regression.
         bias[classes], iterations = 0.0, 0
     else:
         coefficients, intercepts, iterations = _regress(features, labels, class_balanced)
@@ -89,10 +91,10 @@ def fit(
 
 
 def _fit_each_class(features, labels, class_balanced):
-    """One regression per column of multi-hot labels, against all examples without the class."""
+    """Fits one regression per class of multi-hot labels: examples with it against those without."""
     labels = np.asarray(labels) > 0
     kernel = np.zeros([features.shape[1], labels.shape[1]], np.float32)
-    # A column without both values: the class is never there, or always.
+    # Initial values for the classes that none or all of the examples have.
     bias = np.where(labels.all(axis=0), -ABSENT_LOGIT, ABSENT_LOGIT).astype(np.float32)
     most_iterations = 0
     for column in np.flatnonzero(labels.any(axis=0) & ~labels.all(axis=0)):
@@ -108,18 +110,18 @@ def _fit_each_class(features, labels, class_balanced):
 
 
 def _regress(features, labels, class_balanced):
-    """A row per class that occurs, float64 [C, F], intercepts [C], and the number of iterations."""
+    """Returns coefficients float64 [K, F], intercepts [K] (K classes occur), and iterations."""
     from sklearn.exceptions import ConvergenceWarning
 
     probe = metrics.create_linear_probe(class_weight="balanced" if class_balanced else None)
     with warnings.catch_warnings():
-        # The caller sees the number of iterations.
+        # The number of iterations tells the caller whether the solver converged.
         warnings.simplefilter("ignore", ConvergenceWarning)
         probe.fit(features, labels)
     scaler, regression = (step for _, step in probe.steps)
     coefficients = np.asarray(regression.coef_, np.float64)
     intercepts = np.asarray(regression.intercept_, np.float64)
-    if len(coefficients) == 1:  # Of two classes: the second logit minus the first.
+    if len(coefficients) == 1:  # Two classes: second logit minus first.
         coefficients = np.concatenate([-coefficients / 2, coefficients / 2])
         intercepts = np.concatenate([-intercepts / 2, intercepts / 2])
     # c (x - mean) / scale + b = (c / scale) x + (b - (c / scale) mean)

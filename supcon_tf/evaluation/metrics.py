@@ -1,30 +1,34 @@
-"""Numbers from predictions and embeddings."""
+"""Metrics of predictions and embeddings."""
 
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
 ECE_BINS = 15
-# Of L-BFGS; the regressions of this project's tables took fewer than 400.
+# Limit for L-BFGS. The regressions behind the published tables took fewer than 400 iterations.
 PROBE_MAX_ITERATIONS = 1_000
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict:
-    """Every figure of a classifier's predictions.
+    """Computes all metrics of a classifier's predictions.
 
     Args:
         logits: [M, C].
-        labels: int [M], or multi-hot [M, C] of images with several labels.
+        labels: int [M], or multi-hot [M, C] for images with several labels.
 
     Returns:
-        top_1, from six classes on top_5, mean_per_class_accuracy, expected_calibration_error,
-        negative_log_likelihood and confusion_matrix [C, C], for multi-hot labels
-        mean_average_precision; num_examples.
+        For class numbers: top_1, top_5 (with six or more classes), mean_per_class_accuracy,
+        expected_calibration_error, negative_log_likelihood and confusion_matrix [C, C]. For
+        multi-hot labels: mean_average_precision. In both cases num_examples.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown class, or logits that are not finite.
+        ValueError: If the shapes do not match, a label is out of range, or logits are not finite.
     """
     labels = np.asarray(labels)
     _check_predictions(logits, labels)
@@ -48,9 +52,11 @@ def embedding_metrics(
     test_embeddings: np.ndarray,
     test_labels: np.ndarray,
 ) -> dict[str, float]:
-    """What frozen embeddings [M, F] hold: knn_top_1 and linear_probe_top_1.
+    """Evaluates frozen embeddings [M, F] with k-NN and a linear probe.
 
-    For multi-hot labels [M, C] linear_probe_mean_average_precision.
+    Returns:
+        knn_top_1 and linear_probe_top_1 for class numbers [M], or
+        linear_probe_mean_average_precision for multi-hot labels [M, C].
     """
     sets = (train_embeddings, train_labels, test_embeddings, test_labels)
     if np.ndim(train_labels) == 2:
@@ -65,33 +71,34 @@ def _check_predictions(logits, labels):
     num_classes = logits.shape[1]
     if labels.ndim == 2 and labels.shape != logits.shape:
         raise ValueError(
-            f"Multi-hot labels of shape {labels.shape} do not fit logits of shape {logits.shape}."
+            f"Invalid multi-hot labels of shape {labels.shape}: expected the shape of the logits, "
+            f"{logits.shape}."
         )
     if labels.ndim == 1 and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ValueError(
-            f"The labels go from {labels.min()} to {labels.max()}, but the classifier knows "
-            f"{num_classes} classes, numbered from 0."
+            f"Invalid labels from {labels.min()} to {labels.max()}: the classifier has "
+            f"{num_classes} classes, so expected labels from 0 to {num_classes - 1}."
         )
     broken = np.count_nonzero(~np.isfinite(logits).all(axis=1))
     if broken:
         raise ValueError(
-            f"The logits of {broken:,} of {len(labels):,} examples are not finite: the classifier "
-            "is broken; train it again with a lower learning rate."
+            f"The logits of {broken:,} of {len(labels):,} examples are not finite, so the "
+            "classifier is unusable. Train it again with a lower learning rate."
         )
 
 
 def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
-    """Share of the examples whose class is among the k largest logits; all if C <= k.
+    """Fraction of examples whose class is among the k largest logits; 1 if C <= k.
 
-    A class counts as ranked below every class of an equal or larger logit, so that constant
-    logits earn nothing by chance.
+    In a tie, the true class ranks below the other classes with the same logit, so that constant
+    logits do not count as correct.
 
     Args:
         logits: [M, C].
         labels: int [M].
     """
     own = np.take_along_axis(logits, np.asarray(labels)[:, None], axis=1)  # [M, 1]
-    rank = np.sum(~(logits < own), axis=1)  # 1 for a clear winner; NaN ranks below everything
+    rank = np.sum(~(logits < own), axis=1)  # 1 for the largest logit without a tie; NaN ranks last.
     return float(np.mean(rank <= k)) if logits.shape[1] > k else 1.0
 
 
@@ -104,13 +111,13 @@ def knn_accuracy(
     num_neighbors: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Accuracy of the weighted k-nearest-neighbour vote by cosine similarity.
+    """Accuracy of a weighted k-nearest-neighbor vote by cosine similarity.
 
-    A neighbour's vote weighs exp(cosine / temperature) (Wu et al. 2018,
+    The weight of a neighbor is exp(cosine / temperature) (Wu et al. 2018,
     https://arxiv.org/abs/1805.01978, section 3.4).
 
     Args:
-        train_embeddings, test_embeddings: [M, F], of any length.
+        train_embeddings, test_embeddings: [M, F]; they need not have unit norm.
         train_labels, test_labels: int [M].
     """
     from sklearn.neighbors import KNeighborsClassifier
@@ -126,7 +133,7 @@ def knn_accuracy(
 
 
 def mean_per_class_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over the classes that occur of the share of their examples that are right.
+    """Mean of the per-class accuracies, over the classes that occur in the labels.
 
     Args:
         logits: [M, C].
@@ -140,7 +147,7 @@ def mean_per_class_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def confusion_matrix(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many examples of class i (row) were taken for class j (column): int [C, C].
+    """Number of examples of class i (row) that were predicted as class j (column): int [C, C].
 
     Args:
         logits: [M, C].
@@ -153,10 +160,10 @@ def confusion_matrix(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The mean of -ln softmax(logits)[label], in nats.
+    """Mean of -ln softmax(logits)[label], in nats.
 
-    From logits, because `sklearn.metrics.log_loss` takes probabilities and cuts them off at the
-    smallest float: a sure mistake would count as a mild one.
+    `sklearn.metrics.log_loss` takes probabilities and clips them at the smallest float, which
+    understates the loss of confident mistakes. This function uses the logits instead.
 
     Args:
         logits: [M, C].
@@ -171,10 +178,10 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
 def expected_calibration_error(
     logits: np.ndarray, labels: np.ndarray, *, num_bins: int = ECE_BINS
 ) -> float:
-    """How far confidence is from accuracy, over bins of equal width: sum_b |b|/M |acc_b - conf_b|.
+    """Gap between confidence and accuracy, over bins of equal width: sum_b |b|/M |acc_b - conf_b|.
 
-    An example belongs to the bin ((b - 1) / num_bins, b / num_bins] that holds its confidence,
-    the probability of its most probable class (Guo et al. 2017,
+    The confidence of an example is the probability of its most probable class. Bin b contains
+    the examples with a confidence in ((b - 1) / num_bins, b / num_bins] (Guo et al. 2017,
     https://arxiv.org/abs/1706.04599, Eq. 3).
 
     Args:
@@ -192,11 +199,14 @@ def expected_calibration_error(
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over the classes that occur of the average precision of their ranking.
+    """Mean of the average precision of each class, over the classes that occur in the labels.
 
     Args:
-        scores: [M, C], larger for a surer class; only their order within a class matters.
-        labels: multi-hot [M, C].
+        scores: [M, C], larger for a more likely class. Only their order within a class matters.
+        labels: Multi-hot [M, C].
+
+    Raises:
+        ValueError: If no label is set.
     """
     from sklearn.metrics import average_precision_score
 
@@ -217,16 +227,16 @@ def linear_probe_accuracy(
 ) -> float:
     """Accuracy of a logistic regression on frozen embeddings.
 
-    Features are standardised by the training embeddings; scikit-learn's L-BFGS solver finds the
-    optimum, so that there is no learning rate to choose.
+    Features are standardized with the statistics of the training embeddings. scikit-learn's
+    L-BFGS solver finds the optimum, so no learning rate is needed.
 
     Args:
         train_embeddings, test_embeddings: [M, F].
         train_labels, test_labels: int [M].
-        inverse_regularization: C of `sklearn.linear_model.LogisticRegression`.
+        inverse_regularization: `C` of `sklearn.linear_model.LogisticRegression`.
 
     Raises:
-        ValueError: the training labels hold fewer than two classes.
+        ValueError: If the training labels contain fewer than two classes.
     """
     probe = create_linear_probe(inverse_regularization)
     probe.fit(train_embeddings, train_labels)
@@ -243,8 +253,8 @@ def linear_probe_average_precision(
 ) -> float:
     """Mean average precision of one logistic regression per class, for multi-hot labels [M, C].
 
-    Otherwise as `linear_probe_accuracy`. A class without a training example, or without one
-    that lacks it, scores every test image alike.
+    Otherwise like `linear_probe_accuracy`. If all or none of the training examples have a class,
+    every test image gets the same score for it.
     """
     from sklearn.multiclass import OneVsRestClassifier
 
@@ -255,12 +265,15 @@ def linear_probe_average_precision(
     return mean_average_precision(probe.decision_function(test_embeddings), test_labels)
 
 
-def create_linear_probe(inverse_regularization: float = 1.0, *, class_weight: str | None = None):
-    """An unfitted scikit-learn pipeline: `StandardScaler`, then `LogisticRegression` by L-BFGS.
+def create_linear_probe(
+    inverse_regularization: float = 1.0, *, class_weight: str | None = None
+) -> Pipeline:
+    """Creates an unfitted scikit-learn pipeline: `StandardScaler`, then `LogisticRegression`.
 
     Args:
-        inverse_regularization: C of `sklearn.linear_model.LogisticRegression`.
-        class_weight: "balanced" weighs every class alike instead of every example.
+        inverse_regularization: `C` of `sklearn.linear_model.LogisticRegression`.
+        class_weight: "balanced" gives every class the same total weight; None gives every
+            example the same weight.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

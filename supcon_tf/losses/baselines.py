@@ -1,8 +1,9 @@
 """Losses that the paper measures supervised contrastive learning against.
 
-Each takes what `supcon.supcon_loss` takes: features [B, V, D] and labels, normalises the features
-and gives one value per local example, against the examples of all replicas. Rows are visited in
-blocks, so that memory is linear in the batch.
+Each function takes labels and features [B, V, D] like `supcon.supcon_loss`, L2-normalizes the
+features, compares the local examples with the examples of all replicas, and returns one value per
+local example. The similarity matrix is computed in blocks of rows, so memory is linear in the
+batch size.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ from supcon_tf.losses.supcon import log_denominator, losses_with_masks
 def npairs_loss(
     labels: tf.Tensor, features: tf.Tensor, *, block_size: int | None = None
 ) -> tf.Tensor:
-    """The N-pairs loss: one positive, another image of the class, and temperature 1.
+    """The N-pairs loss: one positive per anchor, from the same class, at temperature 1.
 
         L_i = -log( exp(z_i . z_k(i)) / sum_{a in A(i)} exp(z_i . z_a) )
 
-    (Khosla et al. 2020, Eq. 27, after Sohn 2016.) k(i) is the same view of the next example of
-    the class in the global batch; after the last comes the first. So every example is the
-    positive of exactly one other. An example that is alone in its class contributes 0.
-    Costs what `supcon_loss` costs.
+    (Khosla et al. 2020, Eq. 27, after Sohn 2016.) The positive k(i) is the same view of the next
+    example of the class in the global batch; the first example follows the last. Every example
+    is therefore the positive of exactly one other example. An example that is alone in its class
+    contributes 0. Time and memory are those of `supcon_loss`.
 
     Args:
-        labels: class numbers [B] or [B, 1], or one-hot [B, C].
+        labels: Class numbers [B] or [B, 1], or one-hot labels [B, C].
         features: [B, V, D] or [B, D].
-        block_size: rows and columns per block; None chooses.
+        block_size: Rows and columns per block. None selects the size automatically.
 
     Returns:
-        float32 [B]: per example, the mean over its views.
+        float32 [B]: the loss of each example, averaged over its views.
 
     Raises:
-        ValueError: no labels, or a shape that does not fit.
+        ValueError: If there are no labels or a shape is invalid.
     """
     features, all_features, all_labels, first = _gather(labels, features)
     if all_labels.shape.rank == 2:
@@ -64,22 +65,22 @@ def triplet_loss(
 
         L_i = 1/|P(i)| sum_{p in P(i)} max(0, d_ip - d_in(p) + margin),  d_ij = |z_i - z_j|^2
 
-    where n(i, p) is the nearest of the negatives that are farther from i than p, or, if none is
-    farther, the farthest of all. An anchor without positives or negatives contributes 0. Each
-    row sorts its distances: O(N log N) for each of the V B rows.
-    https://arxiv.org/abs/1503.03832, whose margin is the default.
+    where n(i, p) is the nearest negative that is farther from i than p is. If no negative is
+    farther than p, it is the farthest negative. An anchor without positives or negatives
+    contributes 0. The distances of each of the V B rows are sorted, which takes O(N log N) time
+    per row. The default margin is that of https://arxiv.org/abs/1503.03832.
 
     Args:
-        labels: as for `supcon_loss`, multi-hot included.
+        labels: The labels that `supcon_loss` accepts, including multi-hot labels.
         features: [B, V, D] or [B, D].
-        margin: in squared distance; unit vectors are at most 4 apart.
-        block_size: rows per block; None chooses.
+        margin: A squared distance. The squared distance of unit vectors is at most 4.
+        block_size: Rows per block. None selects the size automatically.
 
     Returns:
-        float32 [B]: per example, the mean over its views.
+        float32 [B]: the loss of each example, averaged over its views.
 
     Raises:
-        ValueError: no labels, or a shape that does not fit.
+        ValueError: If there are no labels, a shape is invalid, or the margin is not positive.
     """
     return _compare(labels, features, _semi_hard, margin, block_size)
 
@@ -91,25 +92,25 @@ def max_margin_loss(
     margin: float = 1.0,
     block_size: int | None = None,
 ) -> tf.Tensor:
-    """The max-margin contrastive loss of pairs (Hadsell et al. 2006, Eq. 4).
+    """The max-margin contrastive loss over pairs (Hadsell et al. 2006, Eq. 4).
 
         L_i = 1/|A(i)| ( sum_{p in P(i)} d_ip^2 / 2 + sum_{n in N(i)} max(0, margin - d_in)^2 / 2 )
 
-    with d_ij = |z_i - z_j|. The max-margin column of Khosla et al. 2020, Table 2, is quoted from
-    another publication and was not made by this function.
+    with d_ij = |z_i - z_j|. The max-margin results in Khosla et al. 2020, Table 2, are quoted from
+    another publication, so they were not computed with this exact loss.
     http://yann.lecun.com/exdb/publis/pdf/hadsell-chopra-lecun-06.pdf
 
     Args:
-        labels: as for `supcon_loss`, multi-hot included.
+        labels: The labels that `supcon_loss` accepts, including multi-hot labels.
         features: [B, V, D] or [B, D].
-        margin: a distance; unit vectors are at most 2 apart.
-        block_size: rows per block; None chooses.
+        margin: A distance. The distance of unit vectors is at most 2.
+        block_size: Rows per block. None selects the size automatically.
 
     Returns:
-        float32 [B]: per example, the mean over its views.
+        float32 [B]: the loss of each example, averaged over its views.
 
     Raises:
-        ValueError: no labels, or a shape that does not fit.
+        ValueError: If there are no labels, a shape is invalid, or the margin is not positive.
     """
     return _compare(labels, features, _max_margin, margin, block_size)
 
@@ -124,14 +125,14 @@ class NPairsLoss(keras.losses.Loss):
         block_size: int | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str = "npairs_loss",
-    ):
+    ) -> None:
         super().__init__(name=name, reduction=reduction)
         self.block_size = block_size
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         return npairs_loss(y_true, y_pred, block_size=self.block_size)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "block_size": self.block_size}
 
 
@@ -146,14 +147,14 @@ class TripletLoss(keras.losses.Loss):
         block_size: int | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str = "triplet_loss",
-    ):
+    ) -> None:
         super().__init__(name=name, reduction=reduction)
         self.margin, self.block_size = _checked(margin), block_size
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         return triplet_loss(y_true, y_pred, margin=self.margin, block_size=self.block_size)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "margin": self.margin, "block_size": self.block_size}
 
 
@@ -168,27 +169,34 @@ class MaxMarginLoss(keras.losses.Loss):
         block_size: int | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str = "max_margin_loss",
-    ):
+    ) -> None:
         super().__init__(name=name, reduction=reduction)
         self.margin, self.block_size = _checked(margin), block_size
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         return max_margin_loss(y_true, y_pred, margin=self.margin, block_size=self.block_size)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "margin": self.margin, "block_size": self.block_size}
 
 
 def _checked(margin):
     if not margin > 0:
-        raise ValueError(f"margin={margin} must be above 0.")
+        raise ValueError(f"Invalid margin={margin}: expected a value above 0.")
     return margin
 
 
 def _gather(labels, features):
-    """Unit vectors [B, V, D], those of all replicas [N, V, D], their labels, the first's number."""
+    """Normalizes the features and gathers features and labels from all replicas.
+
+    Returns:
+        Local unit vectors [B, V, D], global unit vectors [N, V, D], global labels [N] or [N, C],
+        and the global index of the first local example.
+    """
     if labels is None:
-        raise ValueError("This loss needs labels; without them take supcon_loss, which is SimCLR.")
+        raise ValueError(
+            "This loss needs labels. Without labels, use supcon_loss, the SimCLR loss."
+        )
     features = as_views(features)
     labels = as_class_labels(labels, features)
     features = l2_normalize(features)
@@ -197,7 +205,7 @@ def _gather(labels, features):
 
 
 def _compare(labels, features, anchor_losses, margin, block_size):
-    """The mean over views of anchor_losses(similarities, positive, negative, margin). -> [B]."""
+    """Averages anchor_losses(similarities, positive, negative, margin) over the views. -> [B]."""
     margin = _checked(margin)
     features, all_features, all_labels, first = _gather(labels, features)
     losses = losses_with_masks(
@@ -214,11 +222,11 @@ def _compare(labels, features, anchor_losses, margin, block_size):
 
 
 def _next_of_class(labels):
-    """The next example of the same class, the first after the last. [N] -> int32 [N]."""
+    """The index of the next example of the same class, cyclically. [N] -> int32 [N]."""
     num_examples = length(labels)
     index = class_index(labels)
     order = tf.argsort(index, stable=True)
-    index = tf.gather(index, order)  # Class numbers from 0, rising.
+    index = tf.gather(index, order)  # Class numbers from 0, in ascending order.
     position = tf.range(num_examples)
     start = tf.math.unsorted_segment_min(position, index, num_examples)
     end = tf.math.unsorted_segment_max(position, index, num_examples)
@@ -230,7 +238,7 @@ def _semi_hard(similarity, positive, negative, *, margin):
     """The triplet loss of each anchor. [b, A, K] -> [b, A]."""
     distance = 2.0 - 2.0 * similarity  # |a - b|^2 of unit vectors
     of_negatives = tf.where(negative, distance, float("inf"))
-    order = tf.argsort(of_negatives, axis=-1)  # Negatives first, the nearest first.
+    order = tf.argsort(of_negatives, axis=-1)  # Negatives come first, by increasing distance.
     ordered = tf.gather(of_negatives, order, batch_dims=2)
     num_negatives = tf.reduce_sum(tf.cast(negative, tf.int32), axis=-1, keepdims=True)
     num_contrasts = tf.shape(distance)[-1]
@@ -251,7 +259,7 @@ def _semi_hard(similarity, positive, negative, *, margin):
 def _max_margin(similarity, positive, negative, *, margin):
     """The max-margin loss of each anchor. [b, A, K] -> [b, A]."""
     square = tf.maximum(2.0 - 2.0 * similarity, 0.0)  # |a - b|^2 of unit vectors
-    is_zero = square == 0.0  # where the root has no gradient
+    is_zero = square == 0.0  # The square root has no gradient at 0.
     distance = tf.where(is_zero, 0.0, tf.sqrt(tf.where(is_zero, 1.0, square)))
     pull, push = square / 2.0, tf.square(tf.maximum(margin - distance, 0.0)) / 2.0
     values = tf.where(positive, pull, 0.0) + tf.where(negative, push, 0.0)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import layers
 
 from supcon_tf.models import applications, batch_norm, pixel_values, resnet
 
 
-def create_encoder(architecture: str = "tiny", **options) -> keras.Model:
+def create_encoder(architecture: str = "tiny", **options: Any) -> keras.Model:
     """Creates an encoder by name: float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
 
     Args:
@@ -84,8 +86,8 @@ class ProjectionHead(layers.Layer):
         use_batch_norm: bool = False,
         use_batch_norm_beta: bool = True,
         use_global_batch_norm: bool = True,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.layer_sizes = tuple(int(size) for size in layer_sizes)
         if not self.layer_sizes or min(self.layer_sizes) < 1:
@@ -124,24 +126,24 @@ class ProjectionHead(layers.Layer):
         steps.append(layers.UnitNormalization(dtype="float32"))
         self.steps = tuple(steps)  # tf.train.Checkpoint does not look into a list of Keras.
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         if len(input_shape) != 2:
             raise ValueError(f"ProjectionHead takes [batch, features], not {tuple(input_shape)}.")
         for step in self.steps:
             step.build(input_shape)
             input_shape = step.compute_output_shape(input_shape)
 
-    def call(self, embeddings, training=None):
+    def call(self, embeddings: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         x = embeddings
         for step in self.steps:
             is_batch_norm = isinstance(step, layers.BatchNormalization)
             x = step(x, training=training) if is_batch_norm else step(x)
         return x
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return (*input_shape[:-1], self.layer_sizes[-1])
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             **super().get_config(),
             "layer_sizes": list(self.layer_sizes),
@@ -175,7 +177,7 @@ class ContrastiveModel(keras.Model):
         *,
         normalize_embedding: bool = True,
         use_fused_batch_norm: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         # Not cast to the precision of the policy: 0..255 would lose its fractions.
         super().__init__(autocast=False, **kwargs)
@@ -193,21 +195,26 @@ class ContrastiveModel(keras.Model):
             self.projection_head.build((None, encoder.output_shape[-1]))
         self.built = True  # Every variable is there: nothing waits for the first batch.
 
-    def fit(self, x=None, *args, **kwargs):
+    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         return super().fit(pixel_values.check_input(x), *args, **kwargs)
 
-    def evaluate(self, x=None, *args, **kwargs):
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         return super().evaluate(pixel_values.check_input(x), *args, **kwargs)
 
-    def predict(self, x, *args, **kwargs):
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> np.ndarray:
         return super().predict(pixel_values.check_input(x), *args, **kwargs)
 
-    def call(self, images, training=None, return_embeddings=False):
+    def call(
+        self,
+        images: tf.Tensor,
+        training: bool | None = None,
+        return_embeddings: bool = False,
+    ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
         embeddings = self.embed(images, training=training)
         projections = self.project(embeddings, training=training)
         return (embeddings, projections) if return_embeddings else projections
 
-    def embed(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def embed(self, images: tf.Tensor, training: bool | None = False) -> tf.Tensor:
         """The encoder's output, not normalized. [B, V, S, S, 3] -> float32 [B, V, F]."""
         if tf.executing_eagerly():
             pixel_values.warn_if_scaled(images)
@@ -220,7 +227,7 @@ class ContrastiveModel(keras.Model):
         features = self.encoder(flat, training=training)
         return tf.reshape(features, [batch, num_views, features.shape[-1]])
 
-    def project(self, embeddings: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def project(self, embeddings: tf.Tensor, training: bool | None = False) -> tf.Tensor:
         """[B, V, F] -> unit vectors float32 [B, V, D]."""
         batch, num_views = tf.shape(embeddings)[0], embeddings.shape[1]
         flat = tf.reshape(embeddings, [batch * num_views, embeddings.shape[-1]])
@@ -229,14 +236,14 @@ class ContrastiveModel(keras.Model):
         projections = self.projection_head(flat, training=training)
         return tf.reshape(projections, [batch, num_views, projections.shape[-1]])
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         num_views = input_shape[1] if len(input_shape) == 5 else 1
         head_shape = self.projection_head.compute_output_shape(
             (None, self.encoder.output_shape[-1])
         )
         return (input_shape[0], num_views, head_shape[-1])
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {
             **super().get_config(),
             "encoder": keras.saving.serialize_keras_object(self.encoder),
@@ -246,7 +253,7 @@ class ContrastiveModel(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict) -> ContrastiveModel:
         config = dict(config)
         for part in ("encoder", "projection_head"):
             config[part] = keras.saving.deserialize_keras_object(config[part])

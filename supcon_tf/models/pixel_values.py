@@ -1,22 +1,23 @@
-"""Checks of image values: every model here takes 0..255, and 0..1 trains or predicts badly."""
+"""Checks of image values: the models expect 0..255, and values in 0..1 give poor results."""
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 REMEDY = "The models scale images themselves and expect values from 0 to 255: multiply by 255."
-# Looking at some hundred images is enough, and quick for any array.
+# A few hundred images are enough for the check, and quick to read from an array of any size.
 _CHECKED_IMAGES = 256
 
 
-def warn_if_scaled(images) -> None:
-    """Warns if no value of a whole batch exceeds 1 and not all are zero.
+def warn_if_scaled(images: np.ndarray | tf.Tensor) -> None:
+    """Warns if all values of a batch are between -1 and 1 and not all of them are zero.
 
     Args:
-        images: an array or an eager tensor [B, ...] of any type.
+        images: An array or an eager tensor [B, ...] of any type.
     """
     some = np.asarray(images[:_CHECKED_IMAGES])
     if _looks_scaled(some):
@@ -26,10 +27,10 @@ def warn_if_scaled(images) -> None:
         )
 
 
-def check_input(x):
-    """What `fit`, `evaluate` and `predict` take, with a warning for images in 0..1.
+def check_input(x: Any) -> Any:
+    """Returns the input of `fit`, `evaluate` or `predict`, and warns about images in 0..1.
 
-    An array is looked at now; batches of floats in a dataset are looked at as they come.
+    An array is checked immediately. Float batches of a dataset are checked as they are read.
     """
     if isinstance(x, tf.data.Dataset):
         return _check_batches(x)
@@ -38,14 +39,14 @@ def check_input(x):
     return x
 
 
-def as_uint8_images(images) -> np.ndarray:
-    """Images in memory as uint8 [M, H, W, 3]; grey ones get three equal channels.
+def as_uint8_images(images: np.ndarray) -> np.ndarray:
+    """Converts images in memory to uint8 [M, H, W, 3]; grayscale becomes three equal channels.
 
     Args:
         images: uint8 [M, H, W, 3], [M, H, W, 1] or [M, H, W], in 0..255.
 
     Raises:
-        ValueError: another type or shape.
+        ValueError: If the images have another type or shape.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8:
@@ -54,13 +55,14 @@ def as_uint8_images(images) -> np.ndarray:
             convert = "(255 * images).round().astype('uint8')"
         values = f" with values from {images.min()} to {images.max()}" if images.size else ""
         raise ValueError(
-            f"Expected images uint8 in 0..255, got {images.dtype}{values}: pass {convert}."
+            f"Expected images of type uint8 in 0..255, got {images.dtype}{values}: pass {convert}."
         )
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(
-            f"Expected images [M, H, W, 3], or grey ones [M, H, W], got the shape {images.shape}."
+            "Expected images of shape [M, H, W, 3], or grayscale images of shape [M, H, W], got "
+            f"{images.shape}."
         )
     warn_if_scaled(images)
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
@@ -72,8 +74,8 @@ def check_examples(dataset: tf.data.Dataset) -> None:
     is_pair = isinstance(spec, tuple) and len(spec) == 2
     if not is_pair or spec[0].dtype != tf.uint8 or spec[0].shape.rank not in (3, None):
         raise ValueError(
-            "Expected a dataset of examples (image, label) with images uint8 [H, W, 3] in 0..255, "
-            f"not yet batched; got {spec}."
+            "Expected an unbatched dataset of (image, label) with images uint8 [H, W, 3] in "
+            f"0..255, got {spec}."
         )
 
 
@@ -84,7 +86,7 @@ def _looks_scaled(images):
 
 
 def _check_batches(dataset):
-    """The same dataset; the check runs on the host, so that compiled models are not affected."""
+    """Adds the check to the dataset. It runs on the host, so it does not affect the model."""
     spec = dataset.element_spec
     images = spec[0] if isinstance(spec, tuple) else spec
     if isinstance(images, dict):

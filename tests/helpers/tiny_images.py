@@ -1,4 +1,4 @@
-"""A folder dataset of a few images of one colour each."""
+"""A folder dataset of a few images of one color each."""
 
 from PIL import Image
 

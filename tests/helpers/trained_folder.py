@@ -27,7 +27,7 @@ def write_trained(model_dir, *, with_classifier=True) -> TrainedFolder:
     projector = contrastive.create_projector(contrastive.ContrastiveModel(encoder))
     head = contrastive.create_linear_head(64, NUM_CLASSES)
     classifier = contrastive.create_classifier(encoder, head)
-    # Centred and spread out, so that the classes that it predicts differ from image to image.
+    # Centered and spread out, so that the classes that it predicts differ from image to image.
     images = sources.load_source("digits", "test").images.astype("float32")
     kernel, _ = head.get_weights()
     head.set_weights([30 * kernel, -30 * classifier.predict(images, verbose=0).mean(axis=0)])
