@@ -7,7 +7,7 @@
 
     classifier = supcon_tf.SupConClassifier(epochs=30).fit(images, labels)
 
-Estimator:   SupConClassifier
+Estimator:   SupConClassifier, load_run
 Losses:      SupConLoss, supcon_loss, NPairsLoss, npairs_loss, TripletLoss, triplet_loss,
              MaxMarginLoss, max_margin_loss, MomentumQueue, momentum_queue_loss, collapse_loss
 Models:      ContrastiveModel, create_encoder, create_resnet, ProjectionHead,
@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # For editors and type checkers; the same names as below.
     from supcon_tf.models.contrastive import create_encoder as create_encoder
     from supcon_tf.models.contrastive import create_linear_head as create_linear_head
     from supcon_tf.models.resnet import create_resnet as create_resnet
+    from supcon_tf.stages.loaded_run import load_run as load_run
     from supcon_tf.strategies import create_strategy as create_strategy
     from supcon_tf.training.optimizers import LARS as LARS
     from supcon_tf.training.optimizers import Momentum as Momentum
@@ -60,6 +61,7 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "SupConClassifier": "estimator",
+    "load_run": "stages.loaded_run",
     "supcon_loss": "losses.supcon",
     "SupConLoss": "losses.supcon",
     "collapse_loss": "losses.supcon",

@@ -37,12 +37,7 @@ def create_gallery(
     Returns:
         The gallery on the chief, which writes the answers; None on the other workers.
     """
-    identity = {
-        "encoder": model.encoder_identity,
-        "data": data_identity.identity_of(source).digest,
-        "eval_crop_method": flags.eval_crop_method,
-        "crop_padding": flags.crop_padding,
-    }
+    identity = gallery_identity(flags, model, source)
     is_chief = strategies.is_chief(strategy)
     is_cached = is_chief and is_valid(folder.path, identity)
     # The workers compute together or not at all.
@@ -56,6 +51,21 @@ def create_gallery(
     elif is_chief:
         print(f"{folder.stage}: using the embeddings of the training images in {path}.")
     return _read_gallery(path) if is_chief else None
+
+
+def gallery_identity(flags: FlagValues, model: Trained, source: sources.Source) -> dict:
+    """Returns what the embeddings of the training images depend on."""
+    return {
+        "encoder": model.encoder_identity,
+        "data": data_identity.identity_of(source).digest,
+        "eval_crop_method": flags.eval_crop_method,
+        "crop_padding": flags.crop_padding,
+    }
+
+
+def load_gallery(folder: str, identity: dict) -> Gallery | None:
+    """Returns the embeddings in a folder, or None if they are missing or of another identity."""
+    return _read_gallery(os.path.join(folder, ARRAYS)) if is_valid(folder, identity) else None
 
 
 def is_valid(folder: str, identity: dict[str, str]) -> bool:
