@@ -1,4 +1,4 @@
-"""A Keras model over every example of a dataset, each once, on any number of replicas."""
+"""Applies a Keras model to every example of a dataset exactly once, on any number of replicas."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ def evaluate_classifier(
     batch_size: int = 256,
     strategy: tf.distribute.Strategy | None = None,
 ) -> dict:
-    """The figures of `metrics.classification_metrics` over all examples of a dataset.
+    """Computes `metrics.classification_metrics` over all examples of a dataset.
 
     Args:
-        classifier: float32 [B, S, S, 3] in 0..255 -> logits [B, C].
-        dataset: what `eval_batches` takes.
-        batch_size: over all replicas, which divide it.
-        strategy: under whose scope the classifier was made; None for the current one.
+        classifier: A model float32 [B, S, S, 3] in 0..255 -> logits [B, C].
+        dataset: A dataset that `eval_batches` accepts.
+        batch_size: The global batch size, divisible by the number of replicas.
+        strategy: The strategy in whose scope the classifier was created. None means the current
+            strategy.
 
     Raises:
-        ValueError: an empty dataset, or labels or logits that cannot be evaluated.
+        ValueError: If the dataset is empty, or the labels or logits are invalid.
     """
     logits, labels = predict(
         strategy or tf.distribute.get_strategy(),
@@ -48,12 +49,13 @@ def evaluate_embeddings(
     batch_size: int = 256,
     strategy: tf.distribute.Strategy | None = None,
 ) -> dict[str, float]:
-    """k-NN and linear probe on the frozen encoder: `metrics.embedding_metrics`.
+    """Evaluates a frozen encoder with k-NN and a linear probe (`metrics.embedding_metrics`).
 
     Args:
-        encoder: float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
-        train_dataset, test_dataset: what `eval_batches` takes; all embeddings are in memory.
-        batch_size, strategy: see `evaluate_classifier`.
+        encoder: A model float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
+        train_dataset, test_dataset: Datasets that `eval_batches` accepts. All embeddings must fit
+            in memory.
+        batch_size, strategy: See `evaluate_classifier`.
     """
     sets: list[np.ndarray] = []
     for dataset in (train_dataset, test_dataset):
@@ -66,20 +68,20 @@ def evaluate_embeddings(
 
 
 def eval_batches(dataset: tf.data.Dataset, *, batch_size: int) -> tf.data.Dataset:
-    """Numbered batches of one shape from any finite dataset of (image, label).
+    """Creates batches of equal size, with example indices, from a finite dataset.
 
     Args:
-        dataset: examples ([S, S, 3], label) or batches ([B, S, S, 3], labels [B, ...]) of
-            images in 0..255 and class numbers or multi-hot labels; or what this function or
-            `pipeline.create_eval_batches` returns, which comes back as it is.
+        dataset: Examples ([S, S, 3], label) or batches ([B, S, S, 3], labels [B, ...]) with
+            images in 0..255 and class numbers or multi-hot labels. The result of this function
+            or of `pipeline.create_eval_batches` is returned unchanged.
         batch_size: B.
 
     Returns:
-        {"image": [B, S, S, 3], "label": [B, ...], "index": int32 [B]}. The last batch is filled
-        up with zeros of index -1.
+        A dataset of {"image": [B, S, S, 3], "label": [B, ...], "index": int32 [B]}. The last batch
+        is padded with zeros, whose index is -1.
 
     Raises:
-        ValueError: elements of another form.
+        ValueError: If the elements have another structure or shape.
     """
     spec = dataset.element_spec
     if isinstance(spec, dict) and {"image", "label", "index"} <= set(spec):
@@ -88,8 +90,8 @@ def eval_batches(dataset: tf.data.Dataset, *, batch_size: int) -> tf.data.Datase
     shape = spec[0].shape if is_pair else None
     if shape is None or shape.rank not in (3, 4) or None in shape[-3:]:
         raise ValueError(
-            "Expected a dataset of (image, label) or of batches of them, the images "
-            f"[S, S, 3] of one static size; got {spec}."
+            "Expected a dataset of (image, label) or of batches of such pairs, with images "
+            f"[S, S, 3] of one static size, got {spec}."
         )
     examples = dataset if shape.rank == 3 else dataset.unbatch()
 
@@ -115,16 +117,18 @@ def predict(
     """Applies a function to every example of `eval_batches`, in order.
 
     Args:
-        strategy: splits each batch over its replicas.
-        function: images float32 [B, S, S, 3] in 0..255 -> [B, K], or a dict of such.
-        batches: of global batches that the replicas divide; or a function (host=, num_hosts=)
-            -> that host's share of each, so that no host reads what it does not need.
+        strategy: The strategy whose replicas share each batch.
+        function: Maps images float32 [B, S, S, 3] in 0..255 to [B, K], or to a dict of such
+            tensors.
+        batches: A dataset of global batches, whose size the number of replicas divides. Or a
+            function of `host` and `num_hosts` that returns one host's share of each batch, so
+            that no host reads data that it does not need.
 
     Returns:
-        The results [M, K], or a dict of such, and the labels [M, ...].
+        The results [M, K], or a dict of such arrays, and the labels [M, ...].
 
     Raises:
-        ValueError: there is no example.
+        ValueError: If there are no examples.
     """
     return in_order(create_predictor(strategy, function)(batches))
 
@@ -145,29 +149,29 @@ def ordered(parts: Iterable[tuple]) -> Iterator[tuple]:
 
 
 def in_order(parts: Iterable[tuple]) -> tuple:
-    """Results and labels in the order of the examples, from what a predictor yields."""
+    """Concatenates the parts of a predictor: results and labels in the order of the examples."""
     parts = list(parts)
     if not parts:
-        raise ValueError("There is no example to evaluate: the dataset is empty.")
+        raise ValueError("There are no examples to evaluate: the dataset is empty.")
     index, outputs, labels = tf.nest.map_structure(lambda *x: np.concatenate(x), *parts)
     order = np.argsort(index)
     return tf.nest.map_structure(lambda x: x[order], (outputs, labels))
 
 
 def create_predictor(strategy: tf.distribute.Strategy, function: Callable) -> Callable:
-    """A function from the batches of `eval_batches` to parts (index [B], results, labels [B]).
+    """Returns a function from batches to parts (index [B], results, labels [B]).
 
-    It is traced once for all calls on batches of one form, so it can be called on and on while
-    a model trains; with the same `batches` each time, because a dataset is distributed once and
-    every further one leaves some memory behind. What fills the last batch up is left out.
-    Indices within a part come in any order. For the arguments see `predict`.
+    The function is traced once for batches of the same shapes and types, so it can be called
+    repeatedly while a model trains. Pass the same `batches` object each time: every new object is
+    distributed again, which leaks a little memory. The padding of the last batch is removed. The
+    examples of a part can be in any order. See `predict` for the arguments.
     """
 
     @tf.function
     def predict_batch(batch):
         def on_replica(batch):
             results = function(tf.cast(batch["image"], tf.float32))
-            # Gathered from the replicas of all workers, so that each worker has all results.
+            # Gather from the replicas of all workers, so that each worker has all results.
             parts = batch["index"], results, batch["label"]
             return tf.nest.map_structure(collectives.gather, parts)
 
@@ -180,7 +184,7 @@ def create_predictor(strategy: tf.distribute.Strategy, function: Callable) -> Ca
 
     def predictions(batches) -> Iterator[tuple]:
         distributed = distribute_once(batches)
-        # Traced here, because TensorFlow warns of functions that are traced anew for every dataset.
+        # Trace explicitly, because TensorFlow warns about functions that are retraced for datasets.
         traced = predict_batch.get_concrete_function(distributed.element_spec)
         for batch in distributed:
             gathered = tf.nest.map_structure(lambda x: x.numpy(), traced(batch))
@@ -192,10 +196,10 @@ def create_predictor(strategy: tf.distribute.Strategy, function: Callable) -> Ca
 
 
 def _distribute(strategy, batches):
-    """Every replica's share of each batch, from one dataset or from a function of hosts."""
+    """Distributes a dataset, or a function of hosts, over the replicas."""
     if strategy.num_replicas_in_sync == 1:
-        # Every pass over a distributed dataset leaves some 60 kB behind (TensorFlow 2.21), one
-        # over a plain dataset nothing.
+        # Each pass over a distributed dataset leaks about 60 kB (TensorFlow 2.21). A plain dataset
+        # does not.
         return batches() if callable(batches) else batches
     if callable(batches):
 
@@ -207,7 +211,7 @@ def _distribute(strategy, batches):
             return share.rebatch(size // replicas, drop_remainder=True)
 
         return strategy.distribute_datasets_from_function(of_host)
-    # By examples: the readers of TFDS would otherwise be split by files among hosts.
+    # Shard by examples. Otherwise the hosts would share a TFDS dataset by files.
     options = tf.data.Options()
     sharding = tf.data.experimental.AutoShardPolicy.DATA
     options.experimental_distribute.auto_shard_policy = sharding

@@ -1,9 +1,9 @@
-"""Reading pickles of other projects without running them.
+"""Reads pickles from untrusted sources without executing them.
 
-A pickle is a program for a small stack machine that may import and call anything. This reader is a
-machine of its own: it knows the few instructions that data needs, imports nothing, calls nothing
-but the constructors it was given, and stops at fixed limits. What it returns consists of plain
-Python values, and of what those constructors make.
+A pickle is a program for a small stack machine that can import and call anything. This module
+implements a restricted machine: it supports only the few instructions that plain data needs,
+imports nothing, calls only the constructors that it was given, and stops at fixed limits. The
+result consists of plain Python values and of the values that these constructors return.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import pickletools
 from collections.abc import Callable, Mapping
 
 MAX_BYTES = 16 * 2**20
-# A checkpoint of a ResNet-200 with its optimizer takes some 100,000 instructions.
+# A checkpoint of a ResNet-200 with its optimizer needs about 100,000 instructions.
 MAX_INSTRUCTIONS = 1_000_000
 MAX_DEPTH = 32
 MAX_PROTOCOL = 5
-# Whole numbers from here on can be chosen to have the same hash.
+# Larger integers can be chosen to have the same hash, which makes a dictionary slow.
 _MAX_KEY = 2**60
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 
 
 class RefusedError(ValueError):
-    """The pickle is damaged, too large, or asks for something other than data."""
+    """The pickle is damaged, too large, or contains something other than data."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Global:
-    """A name that a pickle mentions. Nothing is imported for it."""
+    """A module-level name in a pickle. It is not imported."""
 
     module: str
     name: str
@@ -44,19 +44,19 @@ def load_pickle(
     constructors: Mapping[Global, Callable | None],
     persistent_load: Callable[[object], object] | None = None,
 ) -> object:
-    """The value of the pickle that starts at the position of `data`.
+    """Reads the pickle that starts at the current position of `data`.
 
     Args:
-        data: Positioned at the pickle; left behind it.
-        constructors: Every name that the pickle may mention, with a function of the arguments
-            that makes its value. None for a name that may be mentioned but not called.
-        persistent_load: Makes the value for a persistent id. None refuses them.
+        data: A stream at the start of the pickle. Afterwards it is at the end of the pickle.
+        constructors: Maps each name that the pickle may contain to a function that creates the
+            value from the arguments, or to None for a name that must not be called.
+        persistent_load: Returns the value for a persistent id. None rejects persistent ids.
 
     Returns:
-        None, bool, int, float, str, tuple, list, dict, `Global`, or what a constructor returned.
+        None, bool, int, float, str, tuple, list, dict, `Global`, or the value of a constructor.
 
     Raises:
-        RefusedError: Anything else is in the pickle.
+        RefusedError: If the pickle is damaged, exceeds a limit, or contains anything else.
     """
     machine = _Machine(constructors, persistent_load)
     try:
@@ -65,12 +65,14 @@ def load_pickle(
             name = opcode.name if opcode else "unknown"
             if name == "STOP":
                 return machine.result()
-            if opcode is None or name not in _INSTRUCTIONS:  # Before its argument is read.
-                raise RefusedError(f"its pickle has the instruction {name} or is damaged")
+            if opcode is None or name not in _INSTRUCTIONS:  # Raise before the argument is read.
+                raise RefusedError(
+                    f"its pickle is damaged or has the unsupported instruction {name}"
+                )
             _INSTRUCTIONS[name](machine, opcode.arg.reader(data) if opcode.arg else None)
     except RefusedError:
         raise
-    except Exception as error:  # What readers and constructors raise on damaged input varies.
+    except Exception as error:  # Readers and constructors raise many types for damaged input.
         raise RefusedError(f"its pickle is damaged ({type(error).__name__})") from error
     raise RefusedError(f"its pickle has more than {MAX_INSTRUCTIONS:,} instructions")
 
@@ -79,17 +81,17 @@ _MARK = object()
 
 
 class _Machine:
-    """The stack, the memo, and how deep each container on them is nested."""
+    """The stack, the memo, and the nesting depth of each container in them."""
 
     def __init__(self, constructors, persistent_load):
         self._constructors, self._persistent_load = constructors, persistent_load
         self._stack, self._memo = [], {}
-        # Depth by identity; keeping the containers alive keeps their identities unique.
+        # Depths by id(); the containers are kept alive so that their ids stay unique.
         self._depths, self._containers = {}, []
 
     def result(self):
         if len(self._stack) != 1:
-            raise RefusedError("its pickle is damaged (it ends with an odd stack)")
+            raise RefusedError("its pickle is damaged (the final stack is not a single value)")
         return self._pop()
 
     def push(self, value):
@@ -97,7 +99,7 @@ class _Machine:
 
     def _pop(self):
         if not self._stack or self._stack[-1] is _MARK:
-            raise RefusedError("its pickle is damaged (it takes from an empty stack)")
+            raise RefusedError("its pickle is damaged (it pops from an empty stack)")
         return self._stack.pop()
 
     def mark(self):
@@ -108,26 +110,26 @@ class _Machine:
         while self._stack and self._stack[-1] is not _MARK:
             items.append(self._stack.pop())
         if not self._stack:
-            raise RefusedError("its pickle is damaged (it lacks a mark)")
+            raise RefusedError("its pickle is damaged (a mark is missing)")
         self._stack.pop()
         return items[::-1]
 
     def _top(self, kind):
         value = self._pop()
         if type(value) is not kind:
-            raise RefusedError(f"it fills a {type(value).__name__} as if it were a {kind.__name__}")
+            raise RefusedError(f"it uses a {type(value).__name__} as a {kind.__name__}")
         self.push(value)
         return value
 
     def _nest(self, container, items):
-        """Notes that the container holds these items."""
+        """Records that the container holds these items, and checks the nesting depth."""
         depth = self._depths.get(id(container))
         if depth is None:
             self._containers.append(container)
             depth = 1
         depth = max([depth, *(self._depths.get(id(item), 0) + 1 for item in items)])
         if depth > MAX_DEPTH:
-            raise RefusedError(f"it nests values more than {MAX_DEPTH} deep")
+            raise RefusedError(f"its values are nested more than {MAX_DEPTH} levels deep")
         self._depths[id(container)] = depth
 
     def push_container(self, container, items=()):
@@ -154,12 +156,12 @@ class _Machine:
         if len(items) % 2:
             raise RefusedError("its pickle is damaged (a key without a value)")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # A tuple of shared tuples takes exponentially long to hash.
+            # Tuples are not allowed: hashing nested shared tuples takes exponential time.
             is_number = isinstance(key, int) and abs(key) < _MAX_KEY
             if not is_number and not isinstance(key, str):
                 raise RefusedError(
-                    f"it has a dictionary key of the type {type(key).__name__}; expected texts "
-                    "and numbers below 2^60"
+                    f"it has a dictionary key of type {type(key).__name__}; expected strings or "
+                    "integers below 2^60"
                 )
             target[key] = value
         self._nest(target, items[1::2])
@@ -181,47 +183,51 @@ class _Machine:
 
     def get(self, index):
         if index not in self._memo:
-            raise RefusedError("its pickle is damaged (it refers to a value that is not there)")
+            raise RefusedError("its pickle is damaged (it refers to a missing value)")
         self.push(self._memo[index])
 
     def push_global(self, module, name):
         found = Global(module, name)
         if found not in self._constructors:
-            raise RefusedError(f"it names {found}")
+            raise RefusedError(f"it contains the name {found}, which is not allowed")
         self.push(found)
 
     def push_stack_global(self):
         name, module = self._pop(), self._pop()
         if not isinstance(module, str) or not isinstance(name, str):
-            raise RefusedError("its pickle is damaged (a name that is no text)")
+            raise RefusedError("its pickle is damaged (a name is not a string)")
         self.push_global(module, name)
 
     def call(self):
         arguments, function = self._pop(), self._pop()
         constructor = self._constructors.get(function) if type(function) is Global else None
         if constructor is None or type(arguments) is not tuple:
-            raise RefusedError(f"it calls {function if type(function) is Global else 'a value'}")
+            called = function if type(function) is Global else "a value"
+            raise RefusedError(f"it calls {called}, which is not allowed")
         value = constructor(*arguments)
-        # Nothing can be put into it later, unless it is a new dictionary.
+        # Only a new dictionary can receive further items later.
         self.push_container(value, arguments)
 
     def discard_state(self):
-        """BUILD, which sets attributes: none of what is read here has any."""
+        """Ignores the attributes that BUILD sets, because no value here has attributes."""
         self._pop()
         target = self._pop()
         if type(target) is Global:
-            raise RefusedError(f"it changes {target}")
+            raise RefusedError(f"it modifies {target}, which is not allowed")
         self.push(target)
 
     def push_persistent(self):
         saved_id = self._pop()
         if self._persistent_load is None:
-            raise RefusedError("it refers to data that is not there")
+            raise RefusedError("it refers to external data, which is not allowed here")
         self.push(self._persistent_load(saved_id))
 
     def check_protocol(self, version):
         if version > MAX_PROTOCOL:
-            raise RefusedError(f"it has pickle protocol {version}; known are up to {MAX_PROTOCOL}")
+            raise RefusedError(
+                f"it uses pickle protocol {version}; the newest supported protocol is "
+                f"{MAX_PROTOCOL}"
+            )
 
 
 _INSTRUCTIONS = {

@@ -1,9 +1,9 @@
-"""Reading the tensors of a file that PyTorch's `torch.save` wrote, without PyTorch.
+"""Reads the tensors of a file that PyTorch's `torch.save` wrote, without PyTorch.
 
-The file may be damaged or hostile. It is a pickle that describes tensors, and beside it the
-numbers of each storage; since PyTorch 1.6 as entries of a zip archive, before that one after the
-other. The pickle is read by `restricted_pickle`, and nothing is allocated that is larger than what
-the file holds.
+The file may be damaged or malicious. It contains a pickle that describes the tensors, and the raw
+numbers of each storage. Since PyTorch 1.6 these are entries of a zip archive; before, they follow
+each other in the file. The pickle is read by `restricted_pickle`, and no allocation is larger than
+the content of the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from supcon_tf.interop.restricted_pickle import Global, RefusedError
 
 MAX_TENSOR_BYTES = 4 * 2**30
 MAX_DIMENSIONS = 8
-# The first pickle of a file from before PyTorch 1.6, and the version in the second.
+# The first pickle of a file from before PyTorch 1.6, and the format version in the second pickle.
 _LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_PROTOCOL = 1001
 _DTYPES = {
@@ -40,24 +40,24 @@ _DTYPES = {
 
 
 def read_state_dict(path: str) -> dict[str, np.ndarray]:
-    """The model's tensors in a file of `torch.save`, by name, as read-only arrays.
+    """Reads the model's tensors from a file of `torch.save`, as read-only arrays by name.
 
-    Nothing that the file contains is run.
+    No code in the file is executed.
 
     Args:
-        path: A local or remote file with {"model": state dict, ...}, as SupContrast writes it,
-            {"state_dict": ...}, or a state dict. "module.", which DataParallel adds to names, is
-            removed.
+        path: A local or remote file with a state dict, {"state_dict": ...}, or
+            {"model": state dict, ...} as SupContrast writes it. The prefix "module.", which
+            DataParallel adds to names, is removed.
 
     Raises:
-        ValueError: The file is damaged, is something else, or contains anything but tensors, plain
-            values and an argparse.Namespace.
+        ValueError: If the file is damaged, is not a PyTorch checkpoint, or contains anything other
+            than tensors, plain values and an argparse.Namespace.
     """
     with tf.io.gfile.GFile(path, "rb") as file:
         try:
             content, read_storage = _open(file, file.size())
             return _tensors(content, read_storage)
-        except Exception as error:  # Damage shows as whatever zipfile and NumPy raise.
+        except Exception as error:  # zipfile and NumPy raise many types for damaged files.
             reason = str(error) if isinstance(error, RefusedError) else _describe_damage(error)
             raise ValueError(
                 f"{path} cannot be read as a PyTorch checkpoint: {reason}. Expected a complete "
@@ -69,7 +69,7 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-    """A run of numbers of one type, somewhere in the file."""
+    """A sequence of numbers of one type in the file."""
 
     dtype: str
     key: str
@@ -82,7 +82,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """Which numbers of a storage a tensor has; they are read when they are wanted."""
+    """The part of a storage that a tensor consists of. The numbers are read later."""
 
     storage: _Storage
     offset: int
@@ -92,29 +92,29 @@ class _Tensor:
     def __post_init__(self):
         numbers = (self.offset, *self.size, *self.stride)
         if type(self.storage) is not _Storage or any(type(n) is not int or n < 0 for n in numbers):
-            raise RefusedError("a tensor in it is described by something other than its place")
+            raise RefusedError("the description of one of its tensors is invalid")
         if len(self.size) != len(self.stride) or len(self.size) > MAX_DIMENSIONS:
             raise RefusedError(
-                f"a tensor in it has {len(self.size)} dimensions and {len(self.stride)} strides; "
-                f"up to {MAX_DIMENSIONS} of each are read"
+                f"one of its tensors has {len(self.size)} dimensions and {len(self.stride)} "
+                f"strides; expected equal numbers of at most {MAX_DIMENSIONS}"
             )
         count, length = self.storage.count, math.prod(max(n, 1) for n in self.size)
         if 0 in self.size:
             fits = length < 2**31
         else:
             last = sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
-            # A stride of 0 repeats numbers: a few bytes could stand for any size.
+            # A stride of 0 repeats numbers, so a few bytes could describe a tensor of any size.
             fits = self.offset + last < count and length <= count
         if not fits:
             raise RefusedError(
-                f"a tensor in it reaches beyond the {count:,} numbers of its storage"
+                f"one of its tensors extends beyond the {count:,} numbers of its storage"
             )
 
     def view(self, data):
         numbers = np.frombuffer(data, np.dtype(self.storage.dtype))
         if 0 in self.size:
             return np.zeros(self.size, numbers.dtype)
-        # The stride of a dimension of length 1 means nothing and may be any number.
+        # The stride of a dimension of length 1 is never used and may be any number.
         strides = [
             step * numbers.itemsize if length > 1 else 0
             for length, step in zip(self.size, self.stride, strict=True)
@@ -126,20 +126,20 @@ class _Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _Options:
-    """Stands for an argparse.Namespace, which nobody reads."""
+    """Placeholder for an argparse.Namespace, whose values are not needed."""
 
 
 def _rebuild_tensor(storage, offset, size, stride, *_):
     if type(size) is not tuple or type(stride) is not tuple:
-        raise RefusedError("a tensor in it has no shape")
+        raise RefusedError("one of its tensors has no shape")
     return _Tensor(storage, offset, size, stride)
 
 
 def _new_dict():
-    return {}  # `dict` itself would take arguments.
+    return {}  # Unlike `dict`, this accepts no arguments.
 
 
-# Everything that a checkpoint may name, and what makes its value.
+# Every name that a checkpoint may contain, and the function that creates its value.
 _CONSTRUCTORS = {
     Global("collections", "OrderedDict"): _new_dict,
     Global("argparse", "Namespace"): _Options,
@@ -150,47 +150,47 @@ _CONSTRUCTORS = {
 
 
 def _find_storage(storages, saved_id):
-    """The storage that a persistent id names, noted in `storages` by its key."""
+    """Returns the storage of a persistent id, and adds it to `storages` under its key."""
     if type(saved_id) is not tuple or not 5 <= len(saved_id) <= 6 or saved_id[0] != "storage":
-        raise RefusedError("it refers to something other than a storage of numbers")
+        raise RefusedError("it refers to data other than a storage of numbers")
     _, kind, key, _, count, *view = saved_id
     if type(kind) is not Global or kind not in _DTYPES or type(key) is not str:
-        raise RefusedError("it refers to something other than a storage of numbers")
+        raise RefusedError("it refers to data other than a storage of numbers")
     if type(count) is not int or not 0 <= count <= MAX_TENSOR_BYTES or view not in ([], [None]):
-        raise RefusedError("it has a storage of an unknown size or a view of another storage")
+        raise RefusedError("it has a storage of an invalid size or a view of another storage")
     storage = _Storage(_DTYPES[kind], key, count)
     if storages.setdefault(key, storage) != storage:
-        raise RefusedError("it describes one storage in two ways")
+        raise RefusedError("it has two different descriptions of one storage")
     return storage
 
 
 def _open(file, num_bytes):
-    """The content of the file, and a function that reads the bytes of a `_Storage`."""
+    """Returns the content of the file, and a function that reads the bytes of a `_Storage`."""
     start = file.read(len(_LEGACY_START))
     file.seek(0)
     if start == _LEGACY_START:
         return _open_legacy(file, num_bytes)
     if not zipfile.is_zipfile(file):
-        raise RefusedError("it is neither a zip archive nor in the format before PyTorch 1.6")
+        raise RefusedError("it is neither a zip archive nor in the format of PyTorch before 1.6")
     return _open_zip(zipfile.ZipFile(file), num_bytes)
 
 
 def _open_zip(archive, num_bytes):
     entries = {entry.filename: entry for entry in archive.infolist()}
-    # PyTorch compresses nothing. So what is read is never larger than the file.
+    # PyTorch does not compress, so the data that is read can never be larger than the file.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
         raise RefusedError("it has compressed entries, which torch.save does not write")
     if sum(max(entry.file_size, entry.compress_size) for entry in entries.values()) > num_bytes:
-        raise RefusedError("its entries claim to be larger than the file")
+        raise RefusedError("its entries are declared to be larger than the file")
     pickles = [name for name in entries if name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise RefusedError("it is a zip archive, but not one that torch.save wrote")
+        raise RefusedError("it is a zip archive, but was not written by torch.save")
     folder = pickles[0].removesuffix("/data.pkl")
     order = entries.get(f"{folder}/byteorder")
     if order and archive.read(order) != b"little":
         raise RefusedError("its byte order is not little-endian")
     if entries[pickles[0]].file_size > restricted_pickle.MAX_BYTES:
-        raise RefusedError(f"its pickle has more than {restricted_pickle.MAX_BYTES:,} bytes")
+        raise RefusedError(f"its pickle is larger than {restricted_pickle.MAX_BYTES:,} bytes")
     content = restricted_pickle.load_pickle(
         io.BytesIO(archive.read(pickles[0])),
         constructors=_CONSTRUCTORS,
@@ -202,7 +202,8 @@ def _open_zip(archive, num_bytes):
         found = entry.file_size if entry else 0
         if found != storage.num_bytes:
             raise RefusedError(
-                f"a storage in it has {found:,} bytes where its tensors need {storage.num_bytes:,}"
+                f"one of its storages has {found:,} bytes, but its tensors need "
+                f"{storage.num_bytes:,}"
             )
         return archive.read(entry)
 
@@ -210,10 +211,10 @@ def _open_zip(archive, num_bytes):
 
 
 def _open_legacy(file, num_bytes):
-    """The format before PyTorch 1.6: five pickles, then a count and the numbers per storage."""
+    """Reads the format before PyTorch 1.6: five pickles, then count and numbers per storage."""
     head = io.BytesIO(file.read(min(num_bytes, restricted_pickle.MAX_BYTES)))
     storages = {}
-    restricted_pickle.load_pickle(head, constructors={})  # The magic number, compared already.
+    restricted_pickle.load_pickle(head, constructors={})  # The magic number, checked above.
     if restricted_pickle.load_pickle(head, constructors={}) != _LEGACY_PROTOCOL:
         raise RefusedError(f"its format version is not {_LEGACY_PROTOCOL}")
     system = restricted_pickle.load_pickle(head, constructors={})
@@ -226,9 +227,9 @@ def _open_legacy(file, num_bytes):
     )
     keys = restricted_pickle.load_pickle(head, constructors={})
     if type(keys) is not list or any(type(key) is not str for key in keys):
-        raise RefusedError("it lacks the list of its storages")
+        raise RefusedError("the list of its storages is missing")
     if sorted(keys) != sorted(storages):
-        raise RefusedError("its list of storages is not that of its tensors")
+        raise RefusedError("its list of storages does not match its tensors")
     places, position = {}, head.tell()
     for key in keys:
         file.seek(position)
@@ -236,7 +237,7 @@ def _open_legacy(file, num_bytes):
         places[key] = position + 8
         position += 8 + storages[key].num_bytes
         if count != storages[key].count or position > num_bytes:
-            raise RefusedError("a storage in it is incomplete")
+            raise RefusedError("one of its storages is incomplete")
 
     def read_storage(storage):
         file.seek(places[storage.key])
@@ -252,7 +253,7 @@ def _tensors(content, read_storage: Callable[[_Storage], bytes]) -> dict[str, np
             state = content[name]
             break
     if type(state) is not dict:
-        raise RefusedError(f"it holds a {type(state).__name__}, not a state dict")
+        raise RefusedError(f"it contains a {type(state).__name__} instead of a state dict")
     tensors = {
         name.replace("module.", ""): tensor
         for name, tensor in state.items()
@@ -261,7 +262,7 @@ def _tensors(content, read_storage: Callable[[_Storage], bytes]) -> dict[str, np
     storages = {tensor.storage for tensor in tensors.values()}
     total = sum(storage.num_bytes for storage in storages)
     if total > MAX_TENSOR_BYTES:
-        raise RefusedError(f"its tensors have {total:,} bytes; up to {MAX_TENSOR_BYTES:,} are read")
+        raise RefusedError(f"its tensors have {total:,} bytes; the limit is {MAX_TENSOR_BYTES:,}")
     data = {storage: read_storage(storage) for storage in storages}
     return {name: tensor.view(data[tensor.storage]) for name, tensor in tensors.items()}
 

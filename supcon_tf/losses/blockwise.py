@@ -1,18 +1,20 @@
-"""Sums over all pairs of rows in blocks: what the loss needs, never the whole matrix.
+"""Sums over all pairs of rows, computed in blocks without building the whole matrix.
 
-The matrix of similarities of a batch of N rows has N^2 entries. Everything here visits it block
-by block, keeps one number per row, and computes the blocks a second time for the gradient
-(Rabe & Staats 2021, https://arxiv.org/abs/2112.05682, do the same for attention). Memory is
-linear in N times the block.
+The similarity matrix of a batch of N rows has N^2 entries. The functions in this module compute it
+block by block, keep one number per row, and compute the blocks again for the gradient. (Rabe &
+Staats 2021, https://arxiv.org/abs/2112.05682, do the same for attention.) Memory is proportional
+to N times the block size.
 
-* `self_logsumexp`: rows against themselves; the matrix is symmetric, each pair of blocks is
+* `self_logsumexp`: rows against themselves. The matrix is symmetric, so each pair of blocks is
   computed once.
-* `cross_logsumexp`: rows against other columns, as a replica's anchors against the global batch.
-* `map_row_blocks`: any function of some rows and all columns, for what masks entries.
-* `masked_logsumexp`: of a matrix that does exist, such as one block of rows.
+* `cross_logsumexp`: rows against other columns, such as one replica's anchors against the global
+  batch.
+* `map_row_blocks`: any function of some rows and all columns, such as a loss with masks.
+* `masked_logsumexp`: for a matrix that fits in memory, such as one block of rows.
 
-The first two take the exponential without subtracting a maximum, which saves a pass over the
-matrix: it needs `is_safe_without_maximum`. `masked_logsumexp` subtracts that of each row.
+The first two do not subtract the maximum before the exponential, which saves a pass over the
+matrix. Check `is_safe_without_maximum` before calling them. `masked_logsumexp` subtracts the
+maximum of each row.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-# exp(+-40) and sums of it stay far inside float32, and so do their products with a gradient.
+# exp(+-40), sums of it, and products of these with gradients are far within the float32 range.
 LARGEST_SAFE_LOGIT = 40.0
-# Fits the caches, and is large enough for the matrix product to run at full speed.
+# Small enough for the CPU caches, and large enough for fast matrix products.
 _BLOCK_ROWS = 1024
 
 
 def is_safe_without_maximum(rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    """Whether no inner product of a row with a column can exceed 40 in size: bool []."""
+    """Whether every inner product of a row and a column is within +-40: bool []."""
     largest = tf.reduce_max(tf.norm(rows, axis=-1)) * tf.reduce_max(tf.norm(columns, axis=-1))
     return largest < LARGEST_SAFE_LOGIT
 
@@ -37,8 +39,8 @@ def self_logsumexp(vectors: tf.Tensor, *, block_size: int | None = None) -> tf.T
     """log sum_{j != i} exp(v_i . v_j) for every row i; -inf for a single row.
 
     Args:
-        vectors: float32 [N, D], every |v_i . v_j| at most 40.
-        block_size: rows per block; None chooses.
+        vectors: float32 [N, D] with every |v_i . v_j| at most 40.
+        block_size: Rows per block. None selects the size automatically.
 
     Returns:
         float32 [N].
@@ -96,11 +98,11 @@ def cross_logsumexp(
     """log sum_{j != own(i)} exp(row_i . column_j) for every row i; -inf for an empty sum.
 
     Args:
-        rows: float32 [R, D], every |row . column| at most 40.
+        rows: float32 [R, D] with every |row . column| at most 40.
         columns: float32 [M, D].
-        own_column: int32 [R], the column that a row leaves out; None leaves out none.
-        is_valid: bool [M], the columns that count; None for all.
-        block_size: rows and columns per block; None chooses.
+        own_column: int32 [R], the column that each row excludes. None excludes no column.
+        is_valid: bool [M], the columns to include. None includes all columns.
+        block_size: Rows and columns per block. None selects the size automatically.
 
     Returns:
         float32 [R].
@@ -159,18 +161,18 @@ def cross_logsumexp(
 def map_row_blocks(
     function: Callable, rows: tf.Tensor, columns: tf.Tensor, *, block_size: int | tf.Tensor
 ) -> tf.Tensor:
-    """function(rows, columns, row numbers), computed for a block of rows at a time.
+    """Computes function(rows, columns, row indices) for one block of rows at a time.
 
-    The gradient computes the function of each block again, so that what the function makes
-    between its inputs and its result exists for one block only.
+    The gradient calls the function again for each block, so its intermediate results exist for one
+    block only.
 
     Args:
-        function: takes rows [R, ...], all the columns and row numbers int32 [R] to float32
-            [R, ...], each row by itself, finite for rows of zeros. It may use further tensors,
-            picked by row number, which get no gradient.
+        function: Takes rows [R, ...], all columns, and row indices int32 [R]. Returns float32
+            [R, ...]. Each result must depend on its own row only and be finite for a row of
+            zeros. The function may use other tensors, indexed by row, which get no gradient.
         rows: float32 [B, ...].
         columns: float32 [N, ...].
-        block_size: rows per block.
+        block_size: Rows per block.
 
     Returns:
         float32 [B, ...].
@@ -181,7 +183,7 @@ def map_row_blocks(
     num_blocks, block = _divide(num_rows, block_size)
 
     def apply(block_rows, columns, i):
-        # The numbers of the rows that only fill up the last block must exist too.
+        # The padding rows of the last block need valid indices too.
         return function(block_rows, columns, tf.minimum(i * block + tf.range(block), num_rows - 1))
 
     @tf.custom_gradient
@@ -219,13 +221,18 @@ def map_row_blocks(
 def recomputing_cond(
     predicate: tf.Tensor, if_true: Callable, if_false: Callable, *inputs: tf.Tensor
 ) -> tf.Tensor:
-    """tf.cond of functions of the inputs, whose gradient computes the branch again.
+    """tf.cond whose gradient computes the branch again.
 
-    XLA cannot hand tensors of an unknown size from a branch to its gradient.
+    XLA cannot pass tensors of unknown size from a branch to its gradient.
+
+    Args:
+        predicate: bool [].
+        if_true, if_false: Functions of the inputs.
+        *inputs: The tensors that get a gradient.
     """
 
     def gradients_of(function, inputs, upstream):
-        # Copies, because one tensor given twice would get the sum of both gradients, twice.
+        # Copies, because a tensor that is passed twice would get the sum of both gradients twice.
         inputs = [tf.identity(each) for each in inputs]
         with tf.GradientTape() as tape:
             tape.watch(inputs)
@@ -247,9 +254,9 @@ def recomputing_cond(
 
 
 def masked_logsumexp(logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Row-wise log sum exp over the entries of the mask; -inf for an empty row. [..., K] -> [...].
+    """Row-wise logsumexp over the entries in the mask; -inf for an empty row. [..., K] -> [...].
 
-    Entries outside the mask take no part in the maximum, so a large one cannot hide the others.
+    The maximum is taken over the mask only, so a large entry outside cannot cause an underflow.
     """
     largest = tf.reduce_max(tf.where(mask, logits, logits.dtype.min), axis=-1, keepdims=True)
     largest = tf.stop_gradient(largest)
@@ -261,7 +268,7 @@ def masked_logsumexp(logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 
 def _self_logsumexp_of_one_block(vectors):
-    """Small enough to keep the exponentials instead of computing them twice. [N, D] -> [N]."""
+    """`self_logsumexp` for a single block, which keeps the exponentials. [N, D] -> [N]."""
 
     @tf.custom_gradient
     def logsumexp(vectors):
@@ -278,19 +285,19 @@ def _self_logsumexp_of_one_block(vectors):
 
 
 def length(tensor: tf.Tensor) -> int | tf.Tensor:
-    """The first dimension: an int where it is known."""
+    """The size of the first dimension, as an int if it is static."""
     return tf.shape(tensor)[0] if tensor.shape[0] is None else tensor.shape[0]
 
 
 def _divide(num_rows, block_size):
-    """How many blocks, of how many rows: of equal size, so that little of the last is empty."""
+    """Returns the number of blocks and the rows per block, with little padding in the last."""
     num_blocks = -(-num_rows // (_BLOCK_ROWS if block_size is None else block_size))
     num_blocks = max(num_blocks, 1) if isinstance(num_blocks, int) else tf.maximum(num_blocks, 1)
     return num_blocks, -(-num_rows // num_blocks)
 
 
 def _as_blocks(rows, num_blocks, block):
-    """[R, ...] -> [blocks, block, ...], filled up with zeros."""
+    """[R, ...] -> [blocks, block, ...], padded with zeros."""
     padding = [[0, num_blocks * block - length(rows)]] + [[0, 0]] * (rows.shape.rank - 1)
     return tf.reshape(tf.pad(rows, padding), [num_blocks, block, *rows.shape[1:]])
 
@@ -304,7 +311,7 @@ def _zero_diagonal(square):
     return tf.linalg.set_diag(square, tf.zeros(tf.shape(square)[:1]))
 
 
-# Both ask for equality with 0, so that a sum that is not a number stays one.
+# Both functions compare with 0 exactly, so that NaN sums stay NaN.
 def _divide_or_zero(numerator, sums):
     return tf.where(sums == 0.0, 0.0, numerator / tf.where(sums == 0.0, 1.0, sums))
 
@@ -319,10 +326,10 @@ def _while_less(stop, step, loop):
 
 
 def _sum_over_pairs(additions, zeros, num_blocks):
-    """Visits each unordered pair of blocks once: first the diagonal, then the others.
+    """Processes each unordered pair of blocks once: the diagonal first, then the other pairs.
 
-    Step p pairs block i = p mod n with block i + p div n, around the end: n (n + 1) / 2 steps
-    meet each pair once, whether n is even or odd.
+    Step p pairs block i = p mod n with block (i + p div n) mod n. For even and odd n, n (n + 1) / 2
+    steps cover each pair exactly once.
     """
     (totals,) = _accumulate(lambda i: additions(i, i, True), [zeros], 0, num_blocks)
 
@@ -336,10 +343,16 @@ def _sum_over_pairs(additions, zeros, num_blocks):
 
 
 def _accumulate(additions, totals, start, stop):
-    """Adds to blocks of the totals: additions(step) gives (which total, block, value) triples.
+    """Adds values to blocks of the totals.
 
-    The totals are TensorArrays meanwhile, because a loop updates those in place;
-    tensor_scatter_nd_add copies the whole total at every step.
+    The totals are kept in TensorArrays, which a loop updates in place. tensor_scatter_nd_add would
+    copy the whole total at every step.
+
+    Args:
+        additions: A function of the step that returns triples (index of the total, block, value).
+        totals: Tensors [blocks, block, ...].
+        start: The first step.
+        stop: The step to stop before.
     """
 
     def step_once(step, *arrays):
