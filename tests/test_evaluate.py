@@ -7,10 +7,19 @@ import pytest
 import tensorflow as tf
 from helpers.command import run_inside
 from helpers.trained_folder import NUM_CLASSES, SIDE, write_trained
+from PIL import Image
 
 from supcon_tf.data import pipeline, sources
-from supcon_tf.evaluation import metrics, predictions
+from supcon_tf.evaluation import (
+    geometry,
+    intervals,
+    metrics,
+    prediction_files,
+    predictions,
+    retrieval,
+)  # fmt: skip
 from supcon_tf.models import contrastive
+from supcon_tf.stages import embedding_figures
 from supcon_tf.stages.evaluate import _table, as_csv_text
 
 
@@ -157,7 +166,31 @@ def test_eval_writes_every_figure_of_the_classifier(trained, capsys):
     assert result["linear_probe_top_1"] == pytest.approx(
         metrics.linear_probe_accuracy(*sets), abs=0.01
     )
+    low_1, high_1 = result["intervals_95"]["top_1"]
+    hits = round(result["top_1"] * 360)
+    assert (low_1, high_1) == intervals.wilson_interval(hits, 360)
+    for name, (low, high) in result["intervals_95"].items():
+        assert low < result[name] < high, name
+    embeddings = sets[2]
+    for name, value in retrieval.retrieval_metrics(embeddings, test.labels).items():
+        assert result["retrieval"][name] == pytest.approx(value, abs=0.01), name
+    for name, value in geometry.geometry_metrics(embeddings, test.labels).items():
+        assert result["geometry"][name] == pytest.approx(value, rel=1e-2), name
+    assert result["num_similarity_examples"] == 360
+    found = prediction_files.read_predictions(str(trained.model_dir / "eval/predictions.npz"))
+    np.testing.assert_array_equal(found.labels, test.labels)
+    np.testing.assert_array_equal(found.names, np.arange(360))
+    assert found.class_names == test.class_names
+    assert np.mean(found.is_correct()) == pytest.approx(result["top_1"])
+    refound = metrics.classification_metrics(found.log_probabilities(), found.labels)
+    for name, value in expected.items():
+        assert refound[name] == pytest.approx(value, rel=1e-4), name
+    recorded = json.loads((trained.model_dir / "eval/artifacts.json").read_text())["files"]
+    assert {"eval.json", "predictions.npz", "confusion_matrix.csv"} <= set(recorded)
     output = capsys.readouterr().out
+    assert f"precision@1 {result['retrieval']['precision_at_1']:.4f} [" in output
+    assert f"uniformity {result['geometry']['uniformity']:.4f}" in output
+    assert f"top-1 {result['top_1']:.4f} [{low_1:.4f}, " in output
     assert f"logistic regression {result['linear_probe_top_1']:.4f}" in output
     assert f"top-1 {result['top_1']:.4f}" in output
 
@@ -168,15 +201,44 @@ def sources_at_side(source):
     return next(iter(batches))["image"].numpy().astype(np.float32)
 
 
-def test_eval_learns_from_as_many_training_examples_as_it_is_told(trained):
+def test_eval_learns_from_as_many_training_examples_as_it_is_told(trained, capsys):
     arguments = ("--mode=eval", f"--model_dir={trained.model_dir}")
     run_inside(*arguments, "--eval_train_examples=50")
     result = json.loads((trained.model_dir / "eval/eval.json").read_text())
     assert result["num_train_examples"] == 50
-    run_inside(*arguments, "--eval_train_examples=0")
+    run_inside(*arguments, "--eval_train_examples=0", "--eval_similarity_examples=100")
+    assert "AUROC" not in capsys.readouterr().out
     result = json.loads((trained.model_dir / "eval/eval.json").read_text())
     assert not {"knn_top_1", "linear_probe_top_1", "num_train_examples"} & set(result)
     assert result["num_examples"] == 360
+    assert result["num_similarity_examples"] == result["retrieval"]["num_queries"] == 100
+
+
+def test_other_images_are_noticed(trained, tmp_path, capsys):
+    """Noise is unlike digits; the digits' own test images are not."""
+    noise = np.random.default_rng(0).integers(0, 256, [9, SIDE, SIDE, 3]).astype(np.uint8)
+    for index, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    arguments = ("--mode=eval", f"--model_dir={trained.model_dir}", "--eval_similarity_examples=0")
+    run_inside(*arguments, f"--ood_data_dir={tmp_path}", "--eval_train_examples=400")
+    result = json.loads((trained.model_dir / "eval/eval.json").read_text())
+    assert not {"retrieval", "geometry"} & set(result)
+    found = result["out_of_distribution"][str(tmp_path)]
+    assert found["num_examples"] == 9
+    assert set(found) == {"num_examples", "knn", "mahalanobis", "max_softmax"}
+    assert found["knn"]["auroc"] > 0.9 and found["knn"]["fpr_at_95_tpr"] < 0.5
+    assert f"k-NN distance {found['knn']['auroc']:.4f} (" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--ood_dataset and --ood_data_dir .* not available"):
+        run_inside(*arguments, "--eval_split=train", "--ood_dataset=digits")
+
+
+def test_figures_of_similarity_need_two_images_of_a_class():
+    embeddings = np.random.default_rng(0).normal(size=[3, 4])
+    assert embedding_figures.similarity(embeddings, np.arange(3), limit=10) == {}
+    assert embedding_figures.similarity(embeddings, np.zeros(3, int), limit=0) == {}
+    found = embedding_figures.similarity(embeddings, np.zeros(3, int), limit=3)
+    assert found["geometry"]["between_class_cosine"] is None
+    assert "between undefined" in "".join(embedding_figures.describe(found))
 
 
 def test_a_classifier_of_other_classes_or_another_encoder_is_refused(tmp_path):

@@ -151,6 +151,7 @@ def classifying(stage):
 WIDE = "--projection_head_layers=8,4"
 RESNET = "--encoder=resnet_v1 --resnet_depth="
 JOINT = "--cross_entropy_weight=1"
+OTHER = "--ood_data_dir={other_folder}"
 ROWS = {
     "pretrain": {
         **training("pretrain"),
@@ -239,6 +240,9 @@ ROWS = {
         "eval_data_dir": Row("evaluated", "--eval_data_dir={folder}"),
         "eval_split": Row("evaluated", "--eval_split=train"),
         "eval_train_examples": Row("written", "--eval_train_examples=0", FOLDER),
+        "eval_similarity_examples": Row("written", "--eval_similarity_examples=0", FOLDER),
+        "ood_dataset": Row("written", f"--ood_dataset=folder {OTHER}", FOLDER),
+        "ood_data_dir": Row("written", OTHER, FOLDER),
     },
     "predict": {
         **PLACE, **EVALUATED, **READ,
@@ -358,7 +362,7 @@ for stage in ("eval", "predict", "embed", "preview"):
     }  # fmt: skip
 
 
-OWN = ("linear_", "finetune_", "eval_", "predict_", "embed_", "preview_")
+OWN = ("linear_", "finetune_", "eval_", "ood_", "predict_", "embed_", "preview_")
 
 
 def cases():

@@ -30,6 +30,36 @@ define(
     "over the training split. 0 skips both.",
 )
 define(
+    "eval_similarity_examples",
+    Integer(at_least=0),
+    default=10_000,
+    stages=("eval",),
+    group=GROUP,
+    unit="examples",
+    help="Number of test examples for the retrieval and geometry of --mode=eval, spread over the "
+    "test split. Every pair is compared, so the time grows with the square. 0 skips both.",
+)
+define(
+    "ood_dataset",
+    Text(),
+    default=None,
+    unset_means="none, or folder with --ood_data_dir",
+    stages=("eval",),
+    group=GROUP,
+    help="Dataset of images unlike the training images, to measure in --mode=eval how well the "
+    "model notices them (out-of-distribution detection). folder (all images below --ood_data_dir), "
+    "or a dataset as for --dataset, whose test split is used. Labels are ignored.",
+)
+define(
+    "ood_data_dir",
+    Text(),
+    default=None,
+    stages=("eval",),
+    group=GROUP,
+    help="Folder of images unlike the training images, for --ood_dataset. With a TensorFlow "
+    "Datasets name: the directory of the prepared datasets.",
+)
+define(
     "eval_dataset",
     Text(),
     default=None,

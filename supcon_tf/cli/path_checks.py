@@ -17,7 +17,7 @@ from supcon_tf.data import folder_layout
 
 
 def check_paths(flag_values: flags.FlagValues) -> None:
-    """Checks --data_dir, --embed_dir, --predict_dir, --reference_ckpt and --model_dir.
+    """Checks every directory that the flags name, --reference_ckpt and --model_dir.
 
     Raises:
         ValueError: the stages of --mode cannot use a path.
@@ -28,6 +28,9 @@ def check_paths(flag_values: flags.FlagValues) -> None:
         _check_image_folder("embed_dir", flag_values.embed_dir)
     if flag_values.predict_dir and "predict" in flag_values.mode:
         _check_image_folder("predict_dir", flag_values.predict_dir)
+    has_other_folder = flag_values.ood_data_dir and flag_values.ood_dataset in (None, "folder")
+    if has_other_folder and "eval" in flag_values.mode:
+        _check_image_folder("ood_data_dir", flag_values.ood_data_dir)
     if flag_values.reference_ckpt:
         _check_reference(flag_values.reference_ckpt)
     model_dir = command_line.model_dir(flag_values)

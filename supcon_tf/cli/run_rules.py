@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 from absl import flags
@@ -17,7 +18,9 @@ def define_run_rules() -> None:
     register_rule(
         ["embed_split", "embed_dir", "eval_dataset", "eval_data_dir", "eval_split"], _check_embed
     )
-    register_rule(["eval_dataset", "eval_data_dir"], _check_eval_data)
+    register_rule(["eval_dataset", "eval_data_dir"], functools.partial(_check_other_data, "eval"))
+    register_rule(["ood_dataset", "ood_data_dir"], functools.partial(_check_other_data, "ood"))
+    register_rule(["ood_dataset", "ood_data_dir", "eval_train_examples"], _check_ood_training)
     flags.register_validator(
         "data_service",
         lambda value: value is None or value.startswith("grpc://"),
@@ -79,14 +82,25 @@ def _check_predict(values):
     return True
 
 
-def _check_eval_data(values):
-    if values["eval_dataset"] == "folder" and not values["eval_data_dir"]:
+def _check_other_data(name, values):
+    dataset, data_dir = values[f"{name}_dataset"], values[f"{name}_data_dir"]
+    if dataset == "folder" and not data_dir:
         raise flags.ValidationError(
-            "eval_dataset=folder needs --eval_data_dir, the directory of the images."
+            f"{name}_dataset=folder needs --{name}_data_dir, the directory of the images."
         )
-    if values["eval_dataset"] == "digits" and values["eval_data_dir"]:
+    if dataset == "digits" and data_dir:
         raise flags.ValidationError(
-            "eval_dataset=digits is bundled with scikit-learn. Leave out --eval_data_dir."
+            f"{name}_dataset=digits is bundled with scikit-learn. Leave out --{name}_data_dir."
+        )
+    return True
+
+
+def _check_ood_training(values):
+    given = [name for name in ("ood_dataset", "ood_data_dir") if values[name]]
+    if given and not values["eval_train_examples"]:
+        raise flags.ValidationError(
+            f"{given[0]} compares images with the training images, so it has no effect with "
+            "--eval_train_examples=0. Leave one of them out."
         )
     return True
 

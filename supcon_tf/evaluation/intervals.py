@@ -8,9 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from supcon_tf.evaluation import metrics
+from supcon_tf.evaluation.retrieval import Retrieval
+
 NUM_RESAMPLES = 2_000
 # Draws made at a time by the vectorized bootstrap: 32 MiB of indices.
 _BLOCK_SIZE = 2**22
+# Draws of all resamples of one figure; with more than 100,000 examples there are fewer resamples.
+_MAX_DRAWS = 2 * 10**8
 
 
 class Interval(NamedTuple):
@@ -124,6 +129,54 @@ def paired_bootstrap(
         change, confidence=confidence, num_resamples=num_resamples, seed=seed
     )
     return Difference(float(np.mean(change)), *interval)
+
+
+def classification_intervals(logits: np.ndarray, labels: np.ndarray) -> dict[str, Interval]:
+    """95% intervals of figures of `metrics.classification_metrics`, by the same names.
+
+    Wilson intervals of top_1 and, with more than five classes, top_5; bootstrap intervals of
+    mean_per_class_accuracy and negative_log_likelihood. The calibration error has none: a resampled
+    set is calibrated worse than the original, so its bootstrap interval is too high.
+
+    Args:
+        logits: [N, C].
+        labels: int [N].
+    """
+    count, labels = len(labels), np.asarray(labels)
+    found = {}
+    for k in (1, 5) if logits.shape[1] > 5 else (1,):
+        hits = round(metrics.top_k_accuracy(logits, labels, k) * count)
+        found[f"top_{k}"] = wilson_interval(hits, count)
+    num_resamples = min(NUM_RESAMPLES, max(200, _MAX_DRAWS // count))
+    is_correct = np.argmax(logits, axis=1) == labels
+    found["mean_per_class_accuracy"] = bootstrap_interval(
+        (labels, is_correct.astype(np.float64)), _mean_per_class, num_resamples=num_resamples
+    )
+    found["negative_log_likelihood"] = bootstrap_interval(
+        metrics.negative_log_likelihoods(logits, labels), num_resamples=num_resamples
+    )
+    return found
+
+
+def retrieval_intervals(found: Retrieval) -> dict[str, Interval]:
+    """95% intervals of a retrieval: Wilson of precision_at_1, bootstrap of the other two.
+
+    They cover the choice of the queries, not that of the images that are searched.
+    """
+    count = len(found.queries)
+    num_resamples = min(NUM_RESAMPLES, max(200, _MAX_DRAWS // count))
+    return {
+        "precision_at_1": wilson_interval(int(found.precision_at_1.sum()), count),
+        "r_precision": bootstrap_interval(found.r_precision, num_resamples=num_resamples),
+        "map_at_r": bootstrap_interval(found.map_at_r, num_resamples=num_resamples),
+    }
+
+
+def _mean_per_class(labels, is_correct):
+    """The mean accuracy of the classes that occur."""
+    counts = np.bincount(labels)
+    hits = np.bincount(labels, weights=is_correct)
+    return float(np.mean(hits[counts > 0] / counts[counts > 0]))
 
 
 def _resampled_means(values, num_resamples, random):

@@ -160,7 +160,12 @@ def confusion_matrix(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean of -ln softmax(logits)[label], in nats.
+    """The mean of `negative_log_likelihoods`, in nats."""
+    return float(np.mean(negative_log_likelihoods(logits, labels)))
+
+
+def negative_log_likelihoods(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """-ln softmax(logits)[label] of each example, float64 [M], in nats.
 
     `sklearn.metrics.log_loss` takes probabilities and clips them at the smallest float, which
     understates the loss of confident mistakes. This function uses the logits instead.
@@ -172,7 +177,7 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.special import log_softmax
 
     own = np.take_along_axis(_float64(log_softmax, logits), np.asarray(labels)[:, None], axis=1)
-    return float(-np.mean(own))
+    return -own[:, 0]
 
 
 def expected_calibration_error(

@@ -83,6 +83,35 @@ def training_source(flags: FlagValues, stage: str, data: EvalData) -> sources.So
     return inputs.sources_from_flags(flags)[0]
 
 
+def out_of_distribution_data(
+    flags: FlagValues, train_source: sources.Source | None
+) -> list[EvalData]:
+    """Reads the images that the run should notice as something else; [] if none are asked for.
+
+    Args:
+        flags: The parsed flags.
+        train_source: The training images that the scores are fitted to, or None.
+
+    Raises:
+        ValueError: If the images cannot be read, or if there are no training images.
+    """
+    if not (flags.ood_dataset or flags.ood_data_dir):
+        return []
+    if train_source is None:
+        raise ValueError(
+            "--ood_dataset and --ood_data_dir compare images with the training images of the run, "
+            "which are not available here (see above). Restore them and evaluate the test split."
+        )
+    dataset = flags.ood_dataset or "folder"
+    if dataset == "folder":
+        unlabeled = inputs.unlabeled_from_flags(flags, flags.ood_data_dir)
+        return [EvalData(unlabeled, flags.ood_data_dir, False)]
+    source = sources.load_source(
+        dataset, "test", flags.ood_data_dir, max_pixels=inputs.max_pixels_from_flags(flags)
+    )
+    return [EvalData(source, f"{dataset}, test", False)]
+
+
 def match_classes(class_names: tuple[str, ...], data: EvalData, model_path: str) -> np.ndarray:
     """Returns the classifier's number of each class of the data, matched by name: int32 [C].
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 
+import numpy as np
 import tensorflow as tf
 from absl.flags import FlagValues
 
-from supcon_tf.evaluation import metrics, predictions
-from supcon_tf.stages import chance, eval_data, inputs, process, trained
+from supcon_tf.data import sources
+from supcon_tf.evaluation import intervals, metrics, prediction_files, predictions
+from supcon_tf.stages import chance, embedding_figures, eval_data, inputs, process, trained
 from supcon_tf.storage import files
 from supcon_tf.training import progress
 
@@ -24,24 +26,30 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         if data.is_own:
             eval_data.check_own(flags, model.stage)
         numbers = eval_data.match_classes(model.class_names or (), data, model.path)
+        train_source = None
+        if flags.eval_train_examples:
+            train_source = eval_data.training_source(flags, model.stage, data)
+        others = eval_data.out_of_distribution_data(flags, train_source)
+
         outputs, labels = _predict(flags, strategy, model, data.source)
         labels = numbers[labels]
         figures = metrics.classification_metrics(outputs["logits"], labels)
         confusion = figures.pop("confusion_matrix")
-        limit = flags.eval_train_examples
-        train_source = eval_data.training_source(flags, model.stage, data) if limit else None
+        figures["intervals_95"] = intervals.classification_intervals(outputs["logits"], labels)
+        train = None
         if train_source is not None:
-            train_outputs, train_labels = _predict(flags, strategy, model, train_source, limit)
-            with progress.waiting(
-                f"eval: fitting k-NN and logistic regression to {len(train_labels):,} embeddings"
-            ):
-                figures |= metrics.embedding_metrics(
-                    train_outputs["unnormalized_embeddings"],
-                    train_labels,
-                    outputs["unnormalized_embeddings"],
-                    labels,
+            train = _predict(flags, strategy, model, train_source, flags.eval_train_examples)
+            _add_probes(figures, train, outputs, labels)
+        figures |= embedding_figures.similarity(
+            outputs["unnormalized_embeddings"], labels, limit=flags.eval_similarity_examples
+        )
+        if train is not None and others:
+            figures["out_of_distribution"] = {
+                other.name: embedding_figures.detection(
+                    train, outputs, _predict(flags, strategy, model, other.source)[0]
                 )
-            figures["num_train_examples"] = len(train_labels)
+                for other in others
+            }
         result = {
             **figures,
             **chance.of_labels(labels),
@@ -53,29 +61,72 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         }
         folder.begin()
         folder.artifacts.write_json("eval.json", result)
-        table = _table(confusion, model.class_names)
-        folder.artifacts.write_text("confusion_matrix.csv", table)
+        folder.artifacts.write_text("confusion_matrix.csv", _table(confusion, model.class_names))
+        _write_predictions(folder, outputs["logits"], labels, data.source, model.class_names)
         folder.seal()
         print(describe_evaluation(result))
         return result
 
 
+def _add_probes(figures, train, outputs, labels):
+    """Adds k-NN and logistic regression, which are fitted to training embeddings."""
+    train_outputs, train_labels = train
+    with progress.waiting(
+        f"eval: fitting k-NN and logistic regression to {len(train_labels):,} embeddings"
+    ):
+        probes = metrics.embedding_metrics(
+            train_outputs["unnormalized_embeddings"],
+            train_labels,
+            outputs["unnormalized_embeddings"],
+            labels,
+        )
+    figures |= {**probes, "num_train_examples": len(train_labels)}
+    for name, value in probes.items():
+        hits = round(value * len(labels))
+        figures["intervals_95"][name] = intervals.wilson_interval(hits, len(labels))
+
+
+def _write_predictions(folder, logits, labels, source, class_names):
+    """Writes predictions.npz: what every metric, interval and paired test can be computed from."""
+    from scipy.special import softmax
+
+    names = np.arange(len(labels))
+    if not isinstance(source, sources.ArraySource):
+        names = np.array(sources.example_names(source))
+    probabilities = softmax(logits.astype(np.float64), axis=1).astype(np.float32)
+    content = prediction_files.to_npz(
+        prediction_files.Predictions(labels, probabilities, names, class_names)
+    )
+    with (
+        files.writing(folder.artifacts.path_to_write("predictions.npz")) as temporary,
+        tf.io.gfile.GFile(temporary, "wb") as file,
+    ):
+        file.write(content)
+
+
 def describe_evaluation(result: dict) -> str:
     """Summarizes eval.json in a few lines."""
+    limits = result.get("intervals_95", {})
+
+    def show(name):
+        low, high = limits.get(name, (None, None))
+        return f"{result[name]:.4f}" + (f" [{low:.4f}, {high:.4f}]" if low is not None else "")
+
+    top_5 = f", top-5 {show('top_5')}" if "top_5" in result else ""
     lines = [
-        f"eval: {describe_top_k(result)}, mean per class "
-        f"{result['mean_per_class_accuracy']:.4f} over all {result['num_examples']:,} "
-        f"examples of {result['data']}",
-        f"      calibration error {result['expected_calibration_error']:.4f}, negative log "
-        f"likelihood {result['negative_log_likelihood']:.4f}",
+        f"eval: {result['num_examples']:,} examples of {result['data']} "
+        "(in brackets: 95% intervals; docs/evaluation.md explains the figures)",
+        f"  classifier      top-1 {show('top_1')}{top_5}, mean per class "
+        f"{show('mean_per_class_accuracy')}",
+        f"  calibration     error {result['expected_calibration_error']:.4f}, negative log "
+        f"likelihood {show('negative_log_likelihood')}",
     ]
     if "knn_top_1" in result:
         lines.append(
-            f"      k-NN {result['knn_top_1']:.4f}, logistic regression "
-            f"{result['linear_probe_top_1']:.4f} on the embeddings of "
-            f"{result['num_train_examples']:,} training examples"
+            f"  embeddings      k-NN {show('knn_top_1')}, logistic regression "
+            f"{show('linear_probe_top_1')}, from {result['num_train_examples']:,} training examples"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *embedding_figures.describe(result)])
 
 
 def describe_top_k(result: dict) -> str:

@@ -53,6 +53,7 @@ def create(flags: FlagValues, results: dict[str, dict], arguments: list[str]) ->
         ("linear/classifier.keras", "the classifier: images (0..255) to logits"),
         ("eval/eval.json", "all metrics of the evaluation"),
         ("eval/confusion_matrix.csv", "how often each class was predicted as each other"),
+        ("eval/predictions.npz", "label and class probabilities of every test image"),
         ("predict/predictions.csv", "class and similar training images of each new image"),
         ("embed/embeddings.npz", "embeddings, labels, predictions and file names"),
         ("export/saved_model", "uint8 images to embeddings, projection and logits"),
