@@ -1,6 +1,7 @@
 """--mode=predict through the command, on the digits and a run with random features."""
 
 import csv
+import io
 import json
 import shutil
 
@@ -15,7 +16,7 @@ from helpers.trained_folder import SIDE, write_trained
 from PIL import Image
 
 from supcon_tf.data import pipeline, sources
-from supcon_tf.evaluation import predict_images, predictions, retrieval
+from supcon_tf.evaluation import predict_images, prediction_files, predictions, retrieval
 from supcon_tf.stages import predict, training_embeddings
 from supcon_tf.stages import trained as trained_models
 from supcon_tf.storage import files
@@ -215,6 +216,25 @@ def test_in_python_without_a_run():
     with pytest.raises(ValueError, match="2 of 3 images are not finite"):
         logits = np.array([[0, 1], [np.nan, 0], [np.inf, 0]])
         predict_images.class_probabilities(np.zeros([3, 2]), logits, None)
+
+
+def test_with_several_labels_every_class_from_one_half_on_is_listed():
+    logits = np.array([[2.0, 0.0, -1.0], [-3.0, -2.0, -4.0]])
+    probabilities = predict_images.class_probabilities(np.zeros([2, 4]), logits, None, True)
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)))
+    rows = list(
+        prediction_files.predicted_files(
+            ["a.png", "b.png"], probabilities, ("cat", "dog", "cow"), k=1, is_multi_label=True
+        )
+    )
+    table, lines = io.BytesIO(), io.BytesIO()
+    prediction_files.write_csv(table, rows, k=1, num_neighbors=0, is_multi_label=True)
+    header, first, second = csv.reader(table.getvalue().decode().splitlines())
+    assert header == ["file", "class", "probability", "classes", "class_1", "probability_1"]
+    assert (first[3], second[3]) == ("cat|dog", "")
+    prediction_files.write_jsonl(lines, rows)
+    records = [json.loads(line) for line in lines.getvalue().decode().splitlines()]
+    assert [record["classes"] for record in records] == [["cat", "dog"], []]
 
 
 def test_the_linear_stage_shares_the_embeddings_of_its_encoder(tmp_path):

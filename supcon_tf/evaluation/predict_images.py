@@ -57,12 +57,13 @@ def predict_images(
     gallery: Gallery | None = None,
     top_k: int = 5,
     num_neighbors: int = 5,
+    is_multi_label: bool = False,
     strategy: tf.distribute.Strategy | None = None,
 ) -> Iterator[PredictedFile]:
     """Predicts the class of each image and finds the most similar images of a gallery.
 
-    The probabilities are the softmax of the logits; without logits, they are the vote of the
-    nearest images of the gallery.
+    The probabilities are the softmax of the logits, or the sigmoid with several labels per image;
+    without logits, they are the vote of the nearest images of the gallery.
 
     Args:
         outputs: From images float32 [B, S, S, 3] in 0..255 to unnormalized_embeddings [B, F] and,
@@ -73,6 +74,7 @@ def predict_images(
         gallery: The training images; needed for neighbors, and if there are no logits.
         top_k: Number of classes to list.
         num_neighbors: Number of similar images to list; none without a gallery.
+        is_multi_label: Whether an image may show any number of classes.
         strategy: The strategy under whose scope the model was created; None for the current one.
 
     Yields:
@@ -90,24 +92,30 @@ def predict_images(
         near = gallery.nearest(embeddings, num_neighbors) if gallery and num_neighbors else None
         yield from predicted_files(
             [names[i] for i in index],
-            class_probabilities(embeddings, results.get("logits"), gallery),
+            class_probabilities(embeddings, results.get("logits"), gallery, is_multi_label),
             class_names,
             k=top_k,
             neighbor_names=gallery.names if gallery else (),
             neighbor_indices=near[0] if near else None,
             similarities=near[1] if near else None,
+            is_multi_label=is_multi_label,
         )
 
 
 def class_probabilities(
-    embeddings: np.ndarray, logits: np.ndarray | None, gallery: Gallery | None
+    embeddings: np.ndarray,
+    logits: np.ndarray | None,
+    gallery: Gallery | None,
+    is_multi_label: bool = False,
 ) -> np.ndarray:
     """Returns the softmax of logits [N, C]; without logits, the vote of the nearest neighbors.
+
+    With `is_multi_label`, the sigmoid of the logits.
 
     Raises:
         ValueError: If there is neither a classifier nor a gallery, or if logits are not finite.
     """
-    from scipy.special import softmax
+    from scipy.special import expit, softmax
 
     if logits is None:
         if gallery is None:
@@ -119,4 +127,5 @@ def class_probabilities(
             f"The logits of {broken:,} of {len(logits):,} images are not finite: the classifier is "
             "broken; train it again with a lower learning rate."
         )
-    return softmax(np.asarray(logits, np.float64), axis=1)
+    logits = np.asarray(logits, np.float64)
+    return expit(logits) if is_multi_label else softmax(logits, axis=1)

@@ -17,6 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 VERSION = 1
+# An image with several labels is predicted to show the classes of at least this probability.
+PRESENT_FROM = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +147,8 @@ class PredictedFile:
         probabilities: of these classes.
         neighbors: names of the nearest training images.
         similarities: their cosine similarities.
+        present: for images with several labels, the classes with a probability of at least
+            `PRESENT_FROM`; None for images of one class.
     """
 
     file: str
@@ -152,6 +156,7 @@ class PredictedFile:
     probabilities: Sequence[float]
     neighbors: Sequence[str] = ()
     similarities: Sequence[float] = ()
+    present: Sequence[str] | None = None
 
 
 def predicted_files(
@@ -163,6 +168,7 @@ def predicted_files(
     neighbor_names: Sequence[str] = (),
     neighbor_indices: np.ndarray | None = None,
     similarities: np.ndarray | None = None,
+    is_multi_label: bool = False,
 ) -> Iterator[PredictedFile]:
     """Makes the rows of the tables from arrays.
 
@@ -174,40 +180,53 @@ def predicted_files(
         neighbor_names: of the M training images.
         neighbor_indices, similarities: [N, K], what `retrieval.nearest` returns; None without
             neighbors.
+        is_multi_label: whether an image may show any number of classes.
     """
     # Of equally probable classes, the first comes first.
-    order = np.argsort(-np.asarray(probabilities), axis=1, kind="stable")[:, :k]
+    order = np.argsort(-np.asarray(probabilities), axis=1, kind="stable")
     for row, name in enumerate(names):
+        present = [c for c in order[row] if probabilities[row, c] >= PRESENT_FROM]
         near: list[int] = [] if neighbor_indices is None else neighbor_indices[row].tolist()
         yield PredictedFile(
             name,
-            [class_names[c] for c in order[row]],
-            [float(p) for p in probabilities[row, order[row]]],
+            [class_names[c] for c in order[row, :k]],
+            [float(p) for p in probabilities[row, order[row, :k]]],
             [neighbor_names[i] for i in near],
             [] if similarities is None else [float(x) for x in similarities[row]],
+            [class_names[c] for c in present] if is_multi_label else None,
         )
 
 
-def csv_columns(k: int, num_neighbors: int) -> list[str]:
+def csv_columns(k: int, num_neighbors: int, *, is_multi_label: bool = False) -> list[str]:
     """The header of `predictions.csv`."""
     return [
         *("file", "class", "probability"),
+        *(["classes"] if is_multi_label else []),
         *(f"{what}_{i}" for i in range(1, k + 1) for what in ("class", "probability")),
         *(f"{what}_{i}" for i in range(1, num_neighbors + 1) for what in ("nearest", "similarity")),
     ]
 
 
-def write_csv(file: BinaryIO, rows: Iterable[PredictedFile], *, k: int, num_neighbors: int) -> None:
+def write_csv(
+    file: BinaryIO,
+    rows: Iterable[PredictedFile],
+    *,
+    k: int,
+    num_neighbors: int,
+    is_multi_label: bool = False,
+) -> None:
     """Writes `predictions.csv`: UTF-8, a header, one line per image.
 
     The columns are file, class, probability, then class_1, probability_1, ... (the first repeats
     class), then nearest_1, similarity_1, ... Names with commas, quotes or line breaks are quoted
     as RFC 4180 says, and stay as they are otherwise. A file name that is not valid UTF-8 keeps its
-    bytes.
+    bytes. With several labels per image, a column classes after probability lists the classes that
+    are present, separated by |.
 
     Args:
         file: open for binary writing.
         k, num_neighbors: classes and neighbors per row; a row with fewer leaves cells empty.
+        is_multi_label: whether an image may show any number of classes.
     """
 
     def write_line(cells):
@@ -217,11 +236,12 @@ def write_csv(file: BinaryIO, rows: Iterable[PredictedFile], *, k: int, num_neig
         line = text.getvalue().removesuffix("\r\n") + "\n"
         file.write(line.encode("utf-8", "surrogateescape"))
 
-    write_line(csv_columns(k, num_neighbors))
+    write_line(csv_columns(k, num_neighbors, is_multi_label=is_multi_label))
     for row in rows:
         classes = _interleaved(row.classes, row.probabilities, k)
         near = _interleaved(row.neighbors, row.similarities, num_neighbors)
-        write_line([row.file, *classes[:2], *classes, *near])
+        present = ["|".join(row.present or ())] if is_multi_label else []
+        write_line([row.file, *classes[:2], *present, *classes, *near])
 
 
 def _interleaved(names, values, count):
@@ -235,8 +255,9 @@ def write_jsonl(file: BinaryIO, rows: Iterable[PredictedFile]) -> None:
     """Writes `predictions.jsonl`: the content of `predictions.csv`, one JSON object per line.
 
     {"file": ..., "class": ..., "probability": ..., "top": [{"class": ..., "probability": ...}],
-    "nearest": [{"file": ..., "similarity": ...}]}, in UTF-8. A byte of a file name that is not
-    valid UTF-8 is written as the escape of the surrogate that Python uses for it.
+    "nearest": [{"file": ..., "similarity": ...}]}, in UTF-8; with several labels per image also
+    "classes": [...], those that are present. A byte of a file name that is not valid UTF-8 is
+    written as the escape of the surrogate that Python uses for it.
 
     Args:
         file: open for binary writing.
@@ -248,6 +269,7 @@ def write_jsonl(file: BinaryIO, rows: Iterable[PredictedFile]) -> None:
             "file": row.file,
             "class": row.classes[0],
             "probability": row.probabilities[0],
+            **({} if row.present is None else {"classes": list(row.present)}),
             "top": [{"class": name, "probability": value} for name, value in top],
             "nearest": [{"file": name, "similarity": value} for name, value in near],
         }

@@ -109,6 +109,7 @@ def _write_tables(flags, folder, rows, num_classes):
                     rows,
                     k=min(flags.predict_top_k, num_classes),
                     num_neighbors=len(rows[0].neighbors),
+                    is_multi_label=rows[0].present is not None,
                 )
             else:
                 prediction_files.write_jsonl(file, rows)
