@@ -45,7 +45,7 @@ def raw_pixel_accuracies():
     sys.path.insert(0, str(ROOT))
     from supcon_tf.data import sources
 
-    train, test = (sources.load_source("digits", split) for split in sources.SPLITS)
+    train, test = (sources.load_source("digits", split) for split in ("train", "test"))
 
     def pixels(source):
         return source.images[..., 0].reshape(source.num_examples, -1) / 255.0

@@ -283,13 +283,16 @@ def test_the_command_itself_refuses_an_argument_without_dashes_in_one_message(tm
 BAD_PATHS = [
     (["--dataset=folder", "--data_dir=missing"], "data_dir=missing is not a folder"),
     (["--dataset=folder", "--data_dir=one_class"], "one_class/train .*1 class.*at least two"),
-    (["--data_dir=no_test"], "no_test/test or no_test/validation or no_test/val is missing"),
+    (
+        ["--dataset=folder", "--data_dir=test_alone"],
+        "test_alone/train is missing; test_alone holds test",
+    ),
     (["--data_dir=empty_class"], "empty_class/train/dog is empty"),
     (["--dataset=cifar10", "--data_dir=a_file"], "data_dir=a_file is not a folder"),
     (["--mode=embed", "--embed_dir=missing"], "embed_dir=missing is not a folder"),
     (["--mode=embed", "--embed_dir=no_files"], "embed_dir=no_files .*images"),
     (["--reference_ckpt=missing"], "reference_ckpt=missing does not exist"),
-    (["--reference_ckpt=no_test"], "reference_ckpt=no_test .*run"),
+    (["--reference_ckpt=no_files"], "reference_ckpt=no_files .*run"),
     (["--model_dir=a_file/run"], "a_file/run.*a_file is a file.*--model_dir="),
     (["--model_dir=/proc/run"], "/proc/run.*not writable.*--model_dir="),
     (["--mode=eval"], "--mode=eval .*runs/digits .*--mode=pretrain"),
@@ -308,7 +311,7 @@ def bad_paths(tmp_path_factory):
     """The results of all `BAD_PATHS`, run in one interpreter, and the folder that they ran in."""
     root = tmp_path_factory.mktemp("bad_paths")
     for name in (
-        "one_class/train/cat", "one_class/test", "no_test/train/cat", "no_test/train/dog",
+        "one_class/train/cat", "one_class/test", "test_alone/test/cat", "test_alone/test/dog",
         "empty_class/train/cat", "empty_class/train/dog", "empty_class/test", "no_files/inside",
     ):  # fmt: skip
         (root / name).mkdir(parents=True)
@@ -344,7 +347,12 @@ PAIRS = {
     "blur_probability": pipeline.create_train_batches,
     "crop_compat": pipeline.create_train_batches,
     "data_service": pipeline.create_train_batches,
-    "skip_broken_images": sources.load_source,
+    "skip_broken_images": sources.DataOptions,
+    "data_csv": sources.DataOptions,
+    "label_type": sources.DataOptions,
+    "validation_split": sources.DataOptions,
+    "train_split": sources.DataOptions,
+    "test_split": sources.DataOptions,
     "eval_crop_method": (pipeline.create_eval_batches, "crop_method"),
     "crop_padding": pipeline.create_eval_batches,
     "augmentation_type": policies.create_policy,
@@ -455,7 +463,10 @@ def test_every_flag_belongs_to_a_stage_or_to_the_run():
     staged = set().union(*command_line.STAGE_FLAGS.values())
     assert set(command_line.own_flags()) == staged | run_flags
     assert staged >= command_line.FREE_FLAGS
-    assert command_line.FREE_FLAGS | run_flags | {"data_dir"} == command_line.CHANGEABLE_FLAGS
+    assert (
+        command_line.FREE_FLAGS | run_flags | {"data_dir", "data_csv"}
+        == command_line.CHANGEABLE_FLAGS
+    )
 
 
 @pytest.mark.slow

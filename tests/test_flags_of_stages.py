@@ -11,6 +11,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import pytest
+from helpers import prepared_tfds
 from helpers.command import run_inside
 from helpers.stage_probe import SETTINGS, START, STEP, observe
 from helpers.tiny_images import write_images
@@ -44,6 +45,8 @@ class Row(NamedTuple):
 
 
 FOLDER = "--dataset=folder --data_dir={folder}"
+CSV = "--dataset=csv --data_csv={csv}"
+TFDS = "--dataset=two_greys --data_dir={tfds}"
 # Where a run takes place, and what it reads, is the same for all stages that read images.
 PLACE = {
     "strategy": Row("strategy", "--strategy=mirrored"),
@@ -63,10 +66,25 @@ READ = {
         "refused", "--skip_broken_images", "--dataset=folder --data_dir={broken}"
     ),
     "max_image_megapixels": Row("refused", "--max_image_megapixels=0.0001", FOLDER),
+    # The line about the dataset counts the examples of each split.
+    "validation_split": Row("said", "--validation_split=0.5", FOLDER),
+    "train_split": Row("said", "--train_split=validation+train", TFDS),
+    "test_split": Row("said", "--test_split=train", TFDS),
 }
+
+
+def of_csv(shows):
+    return {
+        "data_csv": Row(shows, "--data_csv={other_csv}", CSV),
+        "label_type": Row(shows, "--label_type=multi_label", CSV),
+        "label_columns": Row(shows, "--label_columns=other", CSV),
+    }
+
+
 BATCHES = {
     "dataset": Row("batch", FOLDER),
     "data_dir": Row("batch", "--data_dir={other_folder}", FOLDER),
+    **of_csv("batch"),
     "seed": Row("batch", "--seed=1"),
     "batch_size": Row("batch", "--batch_size=4"),
     "num_images": Row("batch", "--num_images=12"),
@@ -233,7 +251,10 @@ ROWS = {
     "linear": classifying("linear"),
     "finetune": classifying("finetune"),
     "eval": {
-        **PLACE, **EVALUATED, **READ,
+        **PLACE, **EVALUATED, **READ, **of_csv("evaluated"),
+        "eval_data_csv": Row(
+            "evaluated", "--eval_data_csv={other_csv}", "--eval_dataset=csv --eval_data_csv={csv}"
+        ),
         "dataset": Row("evaluated", FOLDER),
         "data_dir": Row("evaluated", "--data_dir={other_folder}", FOLDER),
         "eval_dataset": Row("evaluated", "--eval_dataset=folder --eval_data_dir={folder}"),
@@ -245,7 +266,7 @@ ROWS = {
         "ood_data_dir": Row("written", OTHER, FOLDER),
     },
     "predict": {
-        **PLACE, **EVALUATED, **READ,
+        **PLACE, **EVALUATED, **READ, **of_csv("evaluated"),
         "dataset": Row("evaluated", FOLDER),
         "data_dir": Row("evaluated", "--data_dir={other_folder}", FOLDER),
         "predict_dir": Row("evaluated", "--predict_dir={other_folder}", "--predict_neighbors=0"),
@@ -253,7 +274,10 @@ ROWS = {
         "predict_neighbors": Row("written", "--predict_neighbors=1", FOLDER),
     },
     "embed": {
-        **PLACE, **EVALUATED, **READ,
+        **PLACE, **EVALUATED, **READ, **of_csv("evaluated"),
+        "eval_data_csv": Row(
+            "evaluated", "--eval_data_csv={other_csv}", "--eval_dataset=csv --eval_data_csv={csv}"
+        ),
         "dataset": Row("evaluated", FOLDER),
         "data_dir": Row("evaluated", "--data_dir={other_folder}", FOLDER),
         "eval_dataset": Row("evaluated", "--eval_dataset=folder --eval_data_dir={folder}"),
@@ -282,6 +306,13 @@ def places(tmp_path_factory):
     write_images(root / "other_folder", classes=("1", "0"), count=8, size=20)
     broken = write_images(root / "broken", **images, size=12)
     (broken / "train/0/0.png").write_text("not an image")
+    for name, flipped in (("csv", 0), ("other_csv", 1)):
+        lines = ["filename,label,other,split"] + [
+            f"folder/{split}/{label}/{index}.png,{label ^ flipped},{index % 2},{split}"
+            for split in ("train", "test") for label in (0, 1) for index in range(8)
+        ]  # fmt: skip
+        (root / name).write_text("\n".join(lines))
+    prepared_tfds.write_two_greys(root / "tfds")
     write_trained(root / "trained")
     other = write_trained(root / "other_trained").encoder
     other.set_weights([2 * weight for weight in other.get_weights()])
@@ -320,7 +351,8 @@ def see(places, tmp_path_factory):
             shutil.copytree(places / "trained", model_dir, dirs_exist_ok=True)
         empty = tmp_path_factory.mktemp("empty")
         names = {name: places / name for name in (
-            "folder", "other_folder", "broken", "trained", "other_trained", "incomplete", "biased"
+            "folder", "other_folder", "broken", "trained", "other_trained", "incomplete", "biased",
+            "csv", "other_csv", "tfds",
         )}  # fmt: skip
         given = [argument.format(empty=empty, **names) for argument in arguments.split()]
         common = [
@@ -370,7 +402,7 @@ def cases():
     for stage, rows in ROWS.items():
         for flag, row in rows.items():
             is_own = flag.startswith(OWN)
-            is_quick = row.shows in (*START, *SETTINGS) and row.shows != "refused"
+            is_quick = row.shows in (*START, *SETTINGS) and row.shows not in ("refused", "said")
             only_here = flag in ("zero_initialize_classifier", "label_smoothing")
             is_plain = is_quick or is_own or (only_here and stage == "linear")
             marks = () if is_plain else pytest.mark.slow

@@ -48,12 +48,11 @@ def message_of(function, *arguments, **options):
 
 
 def load(root, **options):
-    for split in sources.SPLITS:
-        sources.load_source("folder", split, str(root), **options)
+    sources.load_splits("folder", str(root), **options)
 
 
 def refused_names(message):
-    return "odd" in message or "Thumbs.db" in message or "desktop.ini" in message
+    return "odd" in message
 
 
 @pytest.mark.parametrize("name", image_folders.REFUSED)

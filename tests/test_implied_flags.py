@@ -144,7 +144,7 @@ def test_stages_of_a_folder_run_need_only_its_model_dir(tmp_path, capsys):
         "--pretrain_epochs=2", "--pretrain_warmup_epochs=0",
     )  # fmt: skip
     capsys.readouterr()
-    inputs._read_sources.cache_clear()
+    inputs._read_splits.cache_clear()
     run_inside("--mode=linear,eval,embed,export", model_dir, "--linear_epochs=1")
     output = capsys.readouterr().out
     assert f"--data_dir={data}" in output.splitlines()[0]

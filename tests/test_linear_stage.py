@@ -44,7 +44,7 @@ def fitted(pretrained):
 
 def test_by_default_the_classifier_is_the_logistic_regression_of_the_embeddings(fitted, pretrained):
     """Images in, logits out, with Keras alone; so eval prints the same accuracy twice."""
-    train, test = (sources.load_source("digits", split) for split in sources.SPLITS)
+    train, test = (sources.load_source("digits", split) for split in ("train", "test"))
     embed = pretrained.encoder.predict
     scaler = StandardScaler()
     features = scaler.fit_transform(embed(train.images.astype(np.float32), verbose=0))

@@ -113,30 +113,21 @@ def test_the_size_of_all_images_is_not_taken_from_a_dot(tmp_path):
 
 # Files.
 
-FRAMES = [Image.fromarray(PHOTO[:8, :8]), Image.fromarray(PHOTO[8:16, :8])]
-
-
-def animation():
-    file = io.BytesIO()
-    FRAMES[0].save(file, "GIF", save_all=True, append_images=FRAMES[1:])
-    return file.getvalue()
-
 
 @pytest.mark.parametrize(
     "data,reason",
     [
         (b"", "empty"),
         (b"hello", "starts with b'hello'"),
-        (animation(), "starts with b'GIF8.*a GIF image"),
-        (encode(PHOTO, "BMP"), "starts with b'BM.*a BMP image"),
-        (encode(PHOTO, "WEBP"), "starts with b'RIFF.*a WebP image"),
+        (b"BM and other words", "starts with b'BM and o'"),
+        (encode(PHOTO, "TIFF"), "starts with b'II.*a TIFF file"),
     ],
-    ids=["empty", "text", "gif", "bmp", "webp"],
+    ids=["empty", "text", "letters of a bmp", "tiff"],
 )
-def test_a_file_that_is_no_jpeg_or_png_is_named_or_skipped(tmp_path, data, reason):
+def test_a_file_that_is_no_image_is_named_or_skipped(tmp_path, data, reason):
     root = write_folder(tmp_path, [("train/dog/bad.jpg", data)])
     with pytest.raises(
-        ValueError, match=rf"1 of 9 files are not JPEG or PNG.*\n.*bad.jpg: {reason}"
+        ValueError, match=rf"1 of 9 files .*WebP.*--skip_broken_images.*\n.*bad.jpg: {reason}"
     ):
         sources.load_source("folder", "train", root)
     source = sources.load_source("folder", "train", root, skip_broken_images=True)

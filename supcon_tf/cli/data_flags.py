@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from supcon_tf.cli.declare import BATCH_STAGES, IMAGE_STAGES, define
-from supcon_tf.cli.flag_types import Boolean, Integer, Number, Text
+from supcon_tf.cli.flag_types import Boolean, Enum, Integer, NameList, Number, Text
 
 define(
     "dataset",
@@ -13,9 +13,10 @@ define(
     group="Data",
     common=True,
     decides_fitted_linear=True,
-    help="Training data: digits (bundled), folder (your own images in --data_dir), or a TensorFlow "
-    "Datasets name such as cifar10. The digits come with scikit-learn. A TensorFlow Datasets name "
-    "must be an image classification dataset; it is downloaded if needed.",
+    help="Training data: digits (bundled), folder (your own images in --data_dir), csv (images "
+    "listed in --data_csv), or a TensorFlow Datasets name such as cifar10. The digits come with "
+    "scikit-learn. A TensorFlow Datasets name must be an image classification dataset; it is "
+    "downloaded if needed.",
     paper="imagenet2012, cifar10, cifar100",
 )
 define(
@@ -27,11 +28,71 @@ define(
     common=True,
     is_location=True,
     decides_fitted_linear=True,
-    help="Directory of your own images: train/ and test/, each with one folder per class. The test "
-    "folder may also be named validation/ or val/; images are JPEG or PNG. A directory with this "
-    "layout implies --dataset=folder. With a TensorFlow Datasets name: the directory of the "
-    "prepared datasets.",
+    help="Directory of your own images: one folder per class, or train/ with one folder per class "
+    "and optionally test/ and validation/. The last may also be named valid/ or val/; images are "
+    "JPEG, PNG, WebP, BMP or GIF. A directory with such a layout implies --dataset=folder. With "
+    "--dataset=csv: the directory that file names are relative to. With a TensorFlow Datasets "
+    "name: the directory of the prepared datasets.",
 )
+define(
+    "data_csv",
+    Text(),
+    default=None,
+    stages=IMAGE_STAGES,
+    group="Data",
+    common=True,
+    is_location=True,
+    decides_fitted_linear=True,
+    help="CSV file of images and labels, with the header filename,label. Implies "
+    "--dataset=csv. File names are relative to the CSV file, or to --data_dir. An optional column "
+    "split contains train, validation or test.",
+)
+define(
+    "label_type",
+    Enum(["class", "multi_label", "hierarchy", "real"]),
+    default="class",
+    stages=IMAGE_STAGES,
+    group="Data",
+    decides_fitted_linear=True,
+    help="What the labels of --dataset=csv are: one class, several classes, a class per level, or "
+    "a number. Numbers are class names unless it is real. multi_label: classes separated by | in "
+    "one column, or a column of 0 and 1 per class. hierarchy: one of --label_columns per level, "
+    "from coarse to fine; training uses the finest level. real needs --nouse_labels.",
+)
+define(
+    "label_columns",
+    NameList(),
+    default="label",
+    stages=IMAGE_STAGES,
+    group="Data",
+    decides_fitted_linear=True,
+    help="Columns of --data_csv that contain the label. Several columns need "
+    "--label_type=multi_label or --label_type=hierarchy.",
+)
+define(
+    "validation_split",
+    Number(at_least=0, below=1),
+    default=None,
+    unset_means="0.2 if there are neither validation nor test images, else 0",
+    stages=IMAGE_STAGES,
+    group="Data",
+    decides_fitted_linear=True,
+    help="Fraction of the training images to hold out for validation, with --dataset=folder or "
+    "csv. Figures during training are then measured on these images. A file is held out because "
+    "of its name and --seed alone, so it keeps its side when you add files. 0 holds out none.",
+)
+for split, alternative in (("train", ""), ("test", ", or validation if there is no test split")):
+    define(
+        f"{split}_split",
+        Text(),
+        default=None,
+        unset_means=f"{split}{alternative}",
+        stages=IMAGE_STAGES,
+        group="Data",
+        decides_fitted_linear=True,
+        help=f"The {split} split of a TensorFlow Datasets name, in its own syntax, such as "
+        "train[:80%] or train+validation. See https://www.tensorflow.org/datasets/splits.",
+    )
 define(
     "image_size",
     Integer(at_least=8, at_most=4_096),
@@ -98,8 +159,8 @@ define(
     group="Data",
     decides_fitted_linear=True,
     help="Skip image files that cannot be decoded, instead of stopping with an error. Decodes "
-    "every file once before the run starts and lists those that it skips. For "
-    "--dataset=folder, --embed_dir and --predict_dir.",
+    "every file once before the run starts and lists those that it skips. For --dataset=folder, "
+    "--dataset=csv, --embed_dir and --predict_dir.",
 )
 define(
     "max_image_megapixels",

@@ -16,7 +16,10 @@ from supcon_tf.data import folder_layout
 from supcon_tf.storage import sealed
 
 # These flags name the data together: with another --dataset, the others do not apply.
-DATASET_FLAGS = ("dataset", "data_dir", "skip_broken_images")
+DATASET_FLAGS = (
+    "dataset", "data_dir", "data_csv", "label_type", "label_columns", "validation_split",
+    "train_split", "test_split", "skip_broken_images",
+)  # fmt: skip
 # Where stages after pretraining look for flags first: at the classifier that they would use.
 NEWEST_FIRST = ("finetune", "linear", "pretrain")
 
@@ -42,13 +45,18 @@ def complete(argv: list[str]) -> list[str]:
 
 
 def _implied_by_data_dir(given: flags.FlagValues) -> list[str]:
-    """Returns --dataset=folder if --data_dir has that layout and no --dataset is given."""
+    """Returns the --dataset that --data_csv or --data_dir implies, if no --dataset is given."""
     data_dir = given.data_dir
-    if given["dataset"].present or not data_dir or "://" in data_dir:
+    if given["dataset"].present:
+        return []
+    if given.data_csv:
+        print("--data_csv is given: using --dataset=csv.")
+        return ["--dataset=csv"]
+    if not data_dir or "://" in data_dir:
         return []
     if not folder_layout.looks_like_dataset(data_dir):
         return []
-    print(f"{data_dir} contains train/ with one folder per class: using --dataset=folder.")
+    print(f"{data_dir} contains one folder per class: using --dataset=folder.")
     return ["--dataset=folder"]
 
 

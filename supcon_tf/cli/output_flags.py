@@ -81,17 +81,28 @@ define(
     "Belongs to --eval_dataset.",
 )
 define(
+    "eval_data_csv",
+    Text(),
+    default=None,
+    stages=("eval", "embed"),
+    group=GROUP,
+    help="CSV file of other images for --mode=eval and --mode=embed, like --data_csv. Belongs to "
+    "--eval_dataset=csv; --label_type and --label_columns apply to it.",
+)
+define(
     "eval_split",
-    Enum(["train", "test"]),
+    Text(),
     default=None,
     unset_means="test",
     stages=("eval", "embed"),
     group=GROUP,
-    help="Split to evaluate or embed in --mode=eval and --mode=embed.",
+    help="Split to evaluate or embed in --mode=eval and --mode=embed: train, validation or test. "
+    "Of a TensorFlow Datasets name also in its own syntax, such as test[:10%]. Without a test "
+    "split, test means the validation split.",
 )
 define(
     "embed_split",
-    Enum(["train", "test"]),
+    Enum(["train", "validation", "test"]),
     default=None,
     unset_means="test",
     stages=("embed",),

@@ -13,7 +13,7 @@ from absl import flags
 
 from supcon_tf.cli import command_line, implied_flags
 from supcon_tf.cli.declare import TRAINING_STAGES
-from supcon_tf.data import folder_layout
+from supcon_tf.data import csv_labels, folder_layout
 
 
 def check_paths(flag_values: flags.FlagValues) -> None:
@@ -23,7 +23,7 @@ def check_paths(flag_values: flags.FlagValues) -> None:
         ValueError: the stages of --mode cannot use a path.
     """
     if implied_flags.reads_dataset(flag_values) and not _predicts_by_classifier(flag_values):
-        _check_training_data(flag_values.dataset, flag_values.data_dir)
+        _check_training_data(flag_values)
     if flag_values.embed_dir and "embed" in flag_values.mode:
         _check_image_folder("embed_dir", flag_values.embed_dir)
     if flag_values.predict_dir and "predict" in flag_values.mode:
@@ -44,10 +44,19 @@ def _is_remote(path):
     return "://" in path
 
 
-def _check_training_data(dataset, data_dir):
-    if data_dir and _is_remote(data_dir):
+def _check_training_data(flag_values):
+    dataset, data_dir = flag_values.dataset, flag_values.data_dir
+    if any(_is_remote(path) for path in (data_dir, flag_values.data_csv) if path):
         return
-    if dataset == "folder":
+    if dataset == "csv":
+        labels = csv_labels.read_csv_labels(
+            flag_values.data_csv,
+            label_type=flag_values.label_type,
+            label_columns=flag_values.label_columns,
+        )
+        paths = csv_labels.image_paths(labels, flag_values.data_csv, data_dir)
+        csv_labels.check_files_exist(labels, paths, flag_values.data_csv)
+    elif dataset == "folder":
         folder_layout.check_layout(data_dir)
     elif data_dir and os.path.exists(data_dir) and not os.path.isdir(data_dir):
         raise ValueError(

@@ -8,6 +8,11 @@ import os
 from absl import flags
 
 from supcon_tf.cli.rules import register_rule
+from supcon_tf.data import csv_labels
+
+
+# The stages that need classes.
+CLASSIFYING = ("linear", "finetune", "eval", "predict")
 
 
 def define_run_rules() -> None:
@@ -16,8 +21,14 @@ def define_run_rules() -> None:
     register_rule(["skip_broken_images", "dataset", "embed_dir", "predict_dir"], _check_skipping)
     register_rule(["mode", "predict_dir"], _check_predict)
     register_rule(
+        ["dataset", "eval_dataset", "data_csv", "label_type", "label_columns"], _check_csv
+    )
+    register_rule(["dataset", "validation_split", "train_split", "test_split"], _check_splits)
+    register_rule(["label_type", "use_labels", "loss", "mode"], _check_real_labels)
+    register_rule(
         ["embed_split", "embed_dir", "eval_dataset", "eval_data_dir", "eval_split"], _check_embed
     )
+    register_rule(["eval_data_csv", "eval_dataset"], _check_eval_csv)
     register_rule(["eval_dataset", "eval_data_dir"], functools.partial(_check_other_data, "eval"))
     register_rule(["ood_dataset", "ood_data_dir"], functools.partial(_check_other_data, "ood"))
     register_rule(["ood_dataset", "ood_data_dir", "eval_train_examples"], _check_ood_training)
@@ -47,11 +58,81 @@ def _check_digits_data_dir(values):
 
 
 def _check_skipping(values):
-    is_of_files = values["dataset"] == "folder" or values["embed_dir"] or values["predict_dir"]
+    is_of_files = (
+        values["dataset"] in ("folder", "csv") or values["embed_dir"] or values["predict_dir"]
+    )
     if values["skip_broken_images"] and not is_of_files:
         raise flags.ValidationError(
             f"skip_broken_images has no effect with --dataset={values['dataset']}: it checks the "
-            "image files of --dataset=folder, --embed_dir and --predict_dir. Leave it out."
+            "image files of --dataset=folder and csv, --embed_dir and --predict_dir. Leave it out."
+        )
+    return True
+
+
+def _check_csv(values):
+    columns = values["label_columns"]
+    if values["dataset"] == "csv" and not values["data_csv"]:
+        raise flags.ValidationError(
+            "dataset=csv needs --data_csv, a CSV file with the header filename,label."
+        )
+    if values["dataset"] != "csv" and values["data_csv"]:
+        raise flags.ValidationError(
+            f"data_csv={values['data_csv']} has no effect with --dataset={values['dataset']}. Use "
+            "--dataset=csv, or leave --data_csv out."
+        )
+    is_default = values["label_type"] == "class" and columns == ["label"]
+    if "csv" not in (values["dataset"], values["eval_dataset"]) and not is_default:
+        name = "label_columns" if values["label_type"] == "class" else "label_type"
+        shown = ",".join(columns) if name == "label_columns" else values[name]
+        raise flags.ValidationError(
+            f"{name}={shown} has no effect with --dataset={values['dataset']}: it says how to read "
+            "the labels of --dataset=csv. Leave it out."
+        )
+    try:
+        csv_labels.check_columns(values["label_type"], columns)
+    except ValueError as error:
+        raise flags.ValidationError(str(error)) from error
+    return True
+
+
+def _check_splits(values):
+    dataset, fraction = values["dataset"], values["validation_split"]
+    if fraction is not None and dataset not in ("folder", "csv"):
+        advice = (
+            "Leave it out."
+            if dataset == "digits"
+            else f"Use --train_split=train[:{100 - 100 * fraction:g}%] and "
+            f"--test_split=train[{100 - 100 * fraction:g}%:]."
+        )
+        raise flags.ValidationError(
+            f"validation_split={fraction:g} has no effect with --dataset={dataset}: it divides "
+            f"image files. {advice}"
+        )
+    for name in ("train_split", "test_split"):
+        if values[name] and dataset in ("digits", "folder", "csv"):
+            raise flags.ValidationError(
+                f"{name}={values[name]} has no effect with --dataset={dataset}: it names a split "
+                "of TensorFlow Datasets. Leave it out, or see --validation_split."
+            )
+    return True
+
+
+def _check_real_labels(values):
+    """Numbers are no classes: what compares or predicts classes cannot use them."""
+    if values["label_type"] != "real":
+        return True
+    classifying = [mode for mode in values["mode"] if mode in CLASSIFYING]
+    if classifying:
+        raise flags.ValidationError(
+            f"label_type=real has no classes, which --mode={classifying[0]} needs. Use "
+            "--mode=pretrain,embed and fit a regression to the embeddings, or store the numbers as "
+            "classes."
+        )
+    uses_labels = values["use_labels"] or values["loss"] != "supcon"
+    if "pretrain" in values["mode"] and uses_labels:
+        raise flags.ValidationError(
+            "label_type=real has no classes whose images attract each other. Pretrain without "
+            "labels: --loss=supcon --nouse_labels."
         )
     return True
 
@@ -91,6 +172,15 @@ def _check_other_data(name, values):
     if dataset == "digits" and data_dir:
         raise flags.ValidationError(
             f"{name}_dataset=digits is bundled with scikit-learn. Leave out --{name}_data_dir."
+        )
+    return True
+
+
+def _check_eval_csv(values):
+    is_csv = values["eval_dataset"] == "csv"
+    if is_csv != bool(values["eval_data_csv"]):
+        raise flags.ValidationError(
+            "eval_dataset=csv and --eval_data_csv, the CSV file, belong together. Give both."
         )
     return True
 

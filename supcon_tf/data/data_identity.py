@@ -22,9 +22,10 @@ class DataIdentity:
     Attributes:
         description: a JSON object with the class names in the order of their labels, and the
             version of the data. For image files, the version is the number of files and a hash
-            per class.
-        files: for image files, "class/name" and the size in bytes of each, in order. The size of
-            remote files is -1, because asking for it takes one request per file.
+            per class, and the rule of the validation split; for a CSV file, hashes of its files
+            and labels.
+        files: for folders of image files, "class/name" and the size in bytes of each, in order.
+            The size of remote files is -1, because asking for it takes one request per file.
     """
 
     description: dict
@@ -46,25 +47,43 @@ def identity_of(source: sources.Source) -> DataIdentity:
         return DataIdentity({"class_names": names, "arrays": digest})
     info = source.builder.info
     split = info.splits[source.split]
-    return DataIdentity(
-        {
-            "class_names": names,
-            "name": info.full_name,
-            "split": source.split,
-            "examples": source.num_examples,
-            "shards": list(split.shard_lengths or ()),
-        }
-    )
+    description = {
+        "class_names": names,
+        "name": info.full_name,
+        "split": source.split,
+        "examples": source.num_examples,
+        "shards": list(split.shard_lengths or ()),
+    }
+    if source.label_type != "class":
+        description |= {"label_type": source.label_type, "labels": "/".join(source.label_place)}
+    return DataIdentity(description)
 
 
 def _describe_files(source, names):
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
         sizes = list(pool.map(_size, source.paths, chunksize=64))
+    more = {}
+    if source.held_out is not None:
+        more["validation_split"] = dataclasses.asdict(source.held_out)
+    if source.names:
+        lines = [f"{name}\t{size}" for name, size in zip(source.names, sizes, strict=True)]
+        return DataIdentity(
+            {
+                "class_names": names,
+                "label_type": source.label_type,
+                "level_names": [list(level) for level in source.level_names],
+                "examples": source.num_examples,
+                "files": _hash("\n".join(lines)),
+                "labels": hashlib.sha256(source.labels.tobytes()).hexdigest(),
+                **more,
+            }
+        )
     files = tuple(
         (f"{names[label]}/{os.path.basename(path)}", size)
         for path, size, label in zip(source.paths, sizes, source.labels, strict=True)
     )
-    return DataIdentity({"class_names": names, "classes": _describe_classes(files)}, files)
+    description = {"class_names": names, "classes": _describe_classes(files), **more}
+    return DataIdentity(description, files)
 
 
 def _describe_classes(files):
@@ -117,6 +136,9 @@ def differences(old: DataIdentity, new: DataIdentity) -> list[str]:
         same_names = names[0] == names[1]
         if same_names and old.description["class_names"] != new.description["class_names"]:
             lines.append("the classes are in another order")
+    rules = [identity.description.get("validation_split") for identity in (old, new)]
+    if rules[0] != rules[1]:
+        lines.append(f"the validation split: {rules[0]} -> {rules[1]}")
     if old.files and new.files:
         lines += _changed_files(dict(old.files), dict(new.files), names[0] & names[1])
     else:
@@ -174,7 +196,7 @@ def _changed_values(old, new):
                 if one[name] != other[name]
             ],
         )
-    names = [name for name in {**old, **new} if name != "class_names"]
+    names = [name for name in {**old, **new} if name not in ("class_names", "validation_split")]
     return [
         f"{name}: {_short(old.get(name))} -> {_short(new.get(name))}"
         for name in names

@@ -7,19 +7,18 @@ import functools
 import os
 import stat
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+import numpy as np
 import tensorflow as tf
 
-from supcon_tf.data import image_header
+from supcon_tf.data import image_header, pillow_decode
 from supcon_tf.data.image_header import JPEG_START, PNG_START
 
-OTHER_FORMATS = {
-    b"GIF8": "a GIF",
-    b"BM": "a BMP",
-    b"RIFF": "a WebP",
-    b"II*\x00": "a TIFF",
-    b"MM\x00*": "a TIFF",
-}
+OTHER_FORMATS = {b"II*\x00": "a TIFF", b"MM\x00*": "a TIFF", b"%PDF": "a PDF", b"PK": "a ZIP"}
+Result = TypeVar("Result")
+# What the tools of this module decode, for messages.
+FORMATS = "JPEG, PNG, WebP, BMP or GIF"
 # libjpeg smooths between color samples, which needs one more pixel on each side of a crop.
 CROP_MARGIN_PX = 1
 # The header of a file of a few kilobytes can state any size, and decoding it would fill the memory.
@@ -27,19 +26,30 @@ CROP_MARGIN_PX = 1
 MAX_PIXELS = 50_000_000
 
 
-def decode_image(encoded: tf.Tensor, *, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
-    """Decodes a JPEG or PNG to uint8 [H, W, 3] and applies its EXIF orientation.
+def decode_image(
+    encoded: tf.Tensor, *, max_pixels: int = MAX_PIXELS, any_format: bool = False
+) -> tf.Tensor:
+    """Decodes an image to uint8 [H, W, 3] and applies its EXIF orientation.
 
-    Gray images get three equal channels, CMYK is converted to RGB, 16-bit values keep their upper
-    8 bits, and an alpha channel is dropped.
+    Gray images get three equal channels, palettes and CMYK are converted to RGB, 16-bit values keep
+    their upper 8 bits, an alpha channel is dropped, and of an animation the first frame is used.
 
     Args:
         encoded: JPEG or PNG bytes, string [].
         max_pixels: images whose header states more pixels are rejected before decoding.
+        any_format: accept the formats of `pillow_decode` too. Pillow runs in this process, so a
+            tf.data service cannot decode them.
 
     Raises:
         tf.errors.InvalidArgumentError: if the bytes are damaged or the image is too large.
     """
+
+    if any_format:
+        return tf.cond(
+            image_header.is_jpeg(encoded) | image_header.is_png(encoded),
+            lambda: decode_image(encoded, max_pixels=max_pixels),
+            _in_one_call(lambda: _decode_with_pillow(encoded, max_pixels)),
+        )
 
     def from_plain_jpeg() -> tf.Tensor:
         with _few_pixels(tf.io.extract_jpeg_shape(encoded)[:2], max_pixels):
@@ -52,11 +62,19 @@ def decode_image(encoded: tf.Tensor, *, max_pixels: int = MAX_PIXELS) -> tf.Tens
     )
 
 
+def decode_whole(encoded: tf.Tensor, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decodes one image of any supported format outside tf.data; as `decode_image`."""
+    if pillow_decode.pillow_format(encoded.numpy()):
+        return pillow_decode.decode_with_pillow(encoded.numpy(), max_pixels=max_pixels)
+    return decode_image(encoded, max_pixels=max_pixels).numpy()
+
+
 def decode_crops(
     encoded: tf.Tensor,
     boxes_of: Callable[[tf.Tensor], tf.Tensor],
     *,
     max_pixels: int = MAX_PIXELS,
+    any_format: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes the part of an image that its crops cover.
 
@@ -68,11 +86,23 @@ def decode_crops(
         encoded: JPEG or PNG bytes, string [].
         boxes_of: function from height and width after the EXIF orientation, int32 [2], to the
             crops, int32 [V, 4]: top, left, height, width.
-        max_pixels: see `decode_image`.
+        max_pixels, any_format: see `decode_image`.
 
     Returns:
         The decoded part, uint8 [h, w, 3], and the crops within it, int32 [V, 4].
     """
+
+    if any_format:
+
+        def from_pillow() -> tuple[tf.Tensor, tf.Tensor]:
+            image = _decode_with_pillow(encoded, max_pixels)
+            return image, boxes_of(tf.shape(image)[:2])
+
+        return tf.cond(
+            image_header.is_jpeg(encoded) | image_header.is_png(encoded),
+            lambda: decode_crops(encoded, boxes_of, max_pixels=max_pixels),
+            _in_one_call(from_pillow),
+        )
 
     def from_plain_jpeg() -> tuple[tf.Tensor, tf.Tensor]:
         shape = tf.io.extract_jpeg_shape(encoded)[:2]
@@ -89,6 +119,17 @@ def decode_crops(
         return image, boxes_of(tf.shape(image)[:2])
 
     return tf.cond(image_header.is_plain_jpeg(encoded), from_plain_jpeg, _in_one_call(from_any))
+
+
+def _decode_with_pillow(encoded: tf.Tensor, max_pixels: int) -> tf.Tensor:
+    """Decodes an image by `pillow_decode`, also inside tf.data."""
+
+    def decode(data: bytes) -> np.ndarray:
+        return pillow_decode.decode_with_pillow(data, max_pixels=max_pixels)
+
+    # Not stateful, so that tf.data still runs several at a time when it must be deterministic.
+    image = tf.numpy_function(decode, [encoded], tf.uint8, stateful=False)
+    return tf.ensure_shape(image, [None, None, 3])
 
 
 def _in_one_call(branch: Callable) -> Callable:
@@ -133,13 +174,18 @@ def _few_pixels(shape, max_pixels):
     return tf.control_dependencies([] if check is None else [check])
 
 
-def find_other_files(paths: Sequence[str], *, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
-    """Finds files that are not JPEG or PNG images, from the first bytes of every file.
+def inspect_files(
+    paths: Sequence[str], *, max_pixels: int = MAX_PIXELS
+) -> tuple[dict[str, str], set[str]]:
+    """Looks at the first bytes of every file.
 
     Returns:
-        Path to reason.
+        The files that are not images, as path to reason; and those in a format that only Pillow
+        decodes.
     """
-    return _find(paths, functools.partial(_reason_by_first_bytes, max_pixels=max_pixels))
+    found = _for_each(paths, functools.partial(_look_at_start, max_pixels=max_pixels))
+    reasons = {path: reason for path, (reason, _) in found.items() if reason}
+    return reasons, {path for path, (_, is_for_pillow) in found.items() if is_for_pillow}
 
 
 def find_undecodable(paths: Sequence[str], *, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
@@ -148,34 +194,37 @@ def find_undecodable(paths: Sequence[str], *, max_pixels: int = MAX_PIXELS) -> d
     Returns:
         Path to reason.
     """
-    return _find(paths, functools.partial(_reason_by_decoding, max_pixels=max_pixels))
+    reasons = _for_each(paths, functools.partial(_reason_by_decoding, max_pixels=max_pixels))
+    return {path: reason for path, reason in reasons.items() if reason}
 
 
-def _find(paths: Sequence[str], reason_of: Callable[[str], str | None]) -> dict[str, str]:
+def _for_each(paths: Sequence[str], function: Callable[[str], Result]) -> dict[str, Result]:
     # Many files at a time, because remote storage answers slowly.
     with concurrent.futures.ThreadPoolExecutor(32) as pool:
-        reasons = list(pool.map(reason_of, paths, chunksize=64))
-    return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
+        return dict(zip(paths, pool.map(function, paths, chunksize=64), strict=True))
 
 
-def _reason_by_first_bytes(path: str, *, max_pixels: int) -> str | None:
+def _look_at_start(path: str, *, max_pixels: int) -> tuple[str | None, bool]:
+    """Why a file is not an image, if so; and whether Pillow has to decode it."""
     reason = _reason_by_kind(path)
     if reason:
-        return reason
+        return reason, False
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            start = file.read(24)
+            start = file.read(pillow_decode.START_BYTES)
     except (tf.errors.OpError, OSError) as error:
-        return f"cannot be read: {getattr(error, 'message', error)}"
+        return f"cannot be read: {getattr(error, 'message', error)}", False
     if not start:
-        return "empty"
+        return "empty", False
     if start.startswith(PNG_START):
         width, height = (int.from_bytes(start[at : at + 4], "big") for at in (16, 20))
-        return _reason_by_size(height, width, max_pixels)
+        return _reason_by_size(height, width, max_pixels), False
     if start.startswith(JPEG_START):
-        return None
+        return None, False
+    if pillow_decode.pillow_format(start):
+        return _reason_by_size(*pillow_decode.stated_size(start), max_pixels), True
     known = [name for first, name in OTHER_FORMATS.items() if start.startswith(first)]
-    return f"starts with {start[:8]!r}" + "".join(f", {name} image" for name in known)
+    return f"starts with {start[:8]!r}" + "".join(f", {name} file" for name in known), False
 
 
 def _reason_by_kind(path: str) -> str | None:
@@ -202,11 +251,13 @@ def _reason_by_decoding(path: str, *, max_pixels: int) -> str | None:
         if image_header.is_jpeg(encoded):
             height, width, _ = tf.io.extract_jpeg_shape(encoded).numpy()
             reason = _reason_by_size(int(height), int(width), max_pixels)
+        elif pillow_decode.pillow_format(encoded.numpy()):
+            reason = _reason_by_size(*pillow_decode.stated_size(encoded.numpy()), max_pixels)
         if not reason:
-            decode_image(encoded, max_pixels=max_pixels)
+            decode_whole(encoded, max_pixels=max_pixels)
     except tf.errors.NotFoundError:
         return "no longer exists"
-    except (tf.errors.OpError, UnicodeDecodeError):
+    except (tf.errors.OpError, UnicodeDecodeError, ValueError):
         return "cannot be decoded"
     return reason
 

@@ -67,8 +67,9 @@ def create_train_batches(
             is ready. The order of steps is lost, and a restart loses the steps in progress.
 
     Returns:
-        A dataset of {"image": uint8 [B, V, S, S, 3], "label": int32 [B]} with
-        B = N / num_replicas, replica after replica, step after step. If views are blurred, also
+        A dataset of {"image": uint8 [B, V, S, S, 3], "label": [B, ...]} with B = N / num_replicas,
+        replica after replica, step after step. Labels are int32 [B], bool [B, C] for several
+        classes per image, int32 [B, L] for a hierarchy, or float32 [B]. If views are blurred, also
         "blur_sigma": float32 [B, V], in pixels, 0 for no blur.
 
     Raises:
@@ -113,8 +114,16 @@ def create_train_batches(
             )
             examples = tf.data.Dataset.zip(stream, steps.map(plan.draws).unbatch())
             examples = examples.map(lambda example, draw: (*example, draw))
-        batches = batches_of_examples(examples, plan, draws, image_size, source.max_pixels)
+        any_format = isinstance(source, FileSource) and source.needs_pillow
+        batches = batches_of_examples(
+            examples, plan, draws, image_size, source.max_pixels, any_format
+        )
     if data_service is not None:
+        if isinstance(source, FileSource) and source.needs_pillow:
+            raise ValueError(
+                "--data_service cannot decode WebP, BMP and GIF files, because Pillow reads them "
+                "in this process. Convert them to JPEG or PNG, or leave out --data_service."
+            )
         check_reachable(data_service)
         # Splits the steps over the workers, or the epochs of a stream.
         sharding = tf.data.experimental.service.ShardingPolicy.DYNAMIC
@@ -205,6 +214,7 @@ def batches_of_examples(
     view_draws: ViewDraws,
     size: int,
     max_pixels: int = MAX_PIXELS,
+    any_format: bool = False,
 ) -> tf.data.Dataset:
     """Makes views of images of any shape: crops image by image, then the policy per batch.
 
@@ -213,7 +223,7 @@ def batches_of_examples(
         plan: number of rows and views of a batch.
         view_draws: what the draws decide.
         size: S.
-        max_pixels: see `decode.decode_crops`.
+        max_pixels, any_format: see `decode.decode_crops`.
 
     Returns:
         Batches as `create_train_batches` returns them.
@@ -225,7 +235,9 @@ def batches_of_examples(
             return view_draws.boxes(draws[None], shape)[0]
 
         if image.dtype == tf.string:
-            image, boxes = decode_crops(image, boxes_of, max_pixels=max_pixels)
+            image, boxes = decode_crops(
+                image, boxes_of, max_pixels=max_pixels, any_format=any_format
+            )
         else:
             image = tf.ensure_shape(image, [None, None, 3])
             boxes = boxes_of(tf.shape(image)[:2])
@@ -253,7 +265,11 @@ def _labels_to_balance(source):
             "class_balanced chooses examples by index, which a TFDS stream does not have. Store "
             "the images as files, one folder per class, and use --dataset=folder."
         )
-    return source.labels
+    if source.label_type not in ("class", "hierarchy"):
+        raise ValueError(
+            f"--class_balanced needs one class per image; these labels are {source.label_type}."
+        )
+    return source.class_numbers if isinstance(source, FileSource) else source.labels
 
 
 def create_eval_batches(
@@ -300,12 +316,14 @@ def create_eval_batches(
         if isinstance(source, FileSource):
             image = tf.io.read_file(image)
         if image.dtype == tf.string:
-            image = decode_image(image, max_pixels=source.max_pixels)
+            any_format = isinstance(source, FileSource) and source.needs_pillow
+            image = decode_image(image, max_pixels=source.max_pixels, any_format=any_format)
             image = tf.ensure_shape(image, [None, None, 3])
         image = eval_crop(image, image_size, method=crop_method, padding=crop_padding)
         return {"image": image, "label": label, "index": tf.cast(index, tf.int32)}
 
     count = (num_examples + num_hosts - 1 - host) // num_hosts
+    label = examples.element_spec[1]
     examples = examples.enumerate().shard(num_hosts, host)
     examples = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     label = examples.element_spec["label"]
@@ -351,7 +369,7 @@ def paths_of_steps(
         num_examples=source.num_examples,
         batch_size=batch_size,
         seed=seed,
-        balanced_labels=source.labels if class_balanced else None,
+        balanced_labels=source.class_numbers if class_balanced else None,
     )
     steps = range(first_step, last_step + 1)
     indices = np.unique(np.concatenate([plan.index(step).numpy() for step in steps]))

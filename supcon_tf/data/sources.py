@@ -1,27 +1,35 @@
-"""Where labeled images come from: the embedded digits, TFDS, or folders of JPEG and PNG files."""
+"""Where labeled images come from: the embedded digits, TFDS, folders of images, or a CSV file."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from supcon_tf.data import folder_layout
-from supcon_tf.data.decode import MAX_PIXELS, decode_image, find_other_files, find_undecodable
-from supcon_tf.data.folder_layout import printable
-from supcon_tf.data.streams import StreamSource, load_stream
+from supcon_tf.data import streams
+from supcon_tf.data.csv_labels import DEFAULT_COLUMNS
+from supcon_tf.data.csv_source import load_csv
+from supcon_tf.data.decode import MAX_PIXELS, decode_whole, find_undecodable
+from supcon_tf.data.folder_layout import SPLITS
+from supcon_tf.data.folder_source import class_and_file_names, load_folder
+from supcon_tf.data.image_files import FileSource, first_of_each_class
+from supcon_tf.data.image_files import advice_on_size as advice_on_size
+from supcon_tf.data.image_files import load_unlabeled as load_unlabeled
+from supcon_tf.data.streams import StreamSource
 from supcon_tf.models.pixel_values import as_uint8_images
 
-SPLITS = ("train", "test")
 # The 8x8 digits fill their frame. They are enlarged to 16 pixels and get a border of 2 pixels, so
 # that random crops seldom cut off a stroke.
 DIGITS_SIDE, DIGITS_BORDER = 16, 2
 SMALLEST_SIDE = 8
-NO_LABEL = -1
 # Batches draw their random numbers with (seed, step) for steps from 0, so this step is free.
 LABEL_NOISE_STEP = -1
 
+# The datasets that are not of TFDS.
+OWN_NAMES = ("digits", "folder", "csv")
 # A mirrored digit or letter is no longer the same digit or letter.
 NEVER_FLIPPED = ("digits", "mnist", "kmnist", "emnist", "svhn_cropped", "binary_alpha_digits")
 
@@ -32,96 +40,152 @@ class ArraySource:
 
     Attributes:
         images: uint8 [M, H, W, 3].
-        labels: int32 [M].
-        class_names: the name of each label.
+        labels: int32 [M], or for the label type "multi_label" bool [M, C].
+        class_names: the name of each class.
+        label_type: one of `csv_labels.LABEL_TYPES`.
     """
 
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
+    label_type: str = "class"
 
     @property
     def num_examples(self) -> int:
         return len(self.labels)
 
 
-@dataclasses.dataclass(frozen=True)
-class FileSource:
-    """Image files with their labels.
-
-    Attributes:
-        paths: the files, in the order of the examples.
-        labels: int32 [M].
-        class_names: the name of each label.
-        skipped: files that were left out, as path to reason.
-        max_pixels: larger images are not decoded.
-    """
-
-    paths: tuple[str, ...]
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
-    max_pixels: int = MAX_PIXELS
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.paths)
-
-
 Source = ArraySource | FileSource | StreamSource
 
 
-def load_source(
-    dataset: str,
-    split: str,
-    data_dir: str | None = None,
-    *,
-    skip_broken_images: bool = False,
-    max_pixels: int = MAX_PIXELS,
-) -> Source:
-    """Loads one split of a dataset and checks it without decoding every image.
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """The splits of a dataset.
 
-    Args:
-        dataset: "digits", "folder", or the name of a TFDS image classification dataset.
-        split: "train" or "test". If a dataset has no "test" split, its "validation" split is used.
-        data_dir: for "folder", the folder that contains train/ and test/ (or validation/ or val/),
-            each with one folder per class. For TFDS, its data directory.
-        skip_broken_images: for "folder", leave out files that cannot be decoded instead of
+    Attributes:
+        train: the training examples.
+        validation: examples for figures while a model is developed, if the dataset has them.
+        test: examples for the final figures, if the dataset has them.
+    """
+
+    train: Source
+    validation: Source | None = None
+    test: Source | None = None
+
+    @property
+    def held_out(self) -> Source | None:
+        """The examples that training is measured on: validation, else test."""
+        return self.test if self.validation is None else self.validation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How to read a dataset; each option concerns the datasets that its description names.
+
+    Attributes:
+        data_csv: "csv": the file.
+        label_type, label_columns: "csv": how to read the labels, see
+            `csv_labels.parse_csv_labels`.
+        validation_split, seed: "folder" and "csv": what is held out of the training examples, see
+            `load_folder` and `load_csv`.
+        train_split, test_split: TFDS: the splits to use, such as "train[:80%]" or
+            "train+validation". By default "train", and "test" or else "validation".
+        skip_broken_images: "folder" and "csv": leave out files that cannot be decoded instead of
             raising an error. Every image is decoded once to find them.
-        max_pixels: images whose header states more pixels are rejected before decoding.
-
-    Raises:
-        ValueError: if the dataset is unknown, a folder is missing, or files are not images.
+        max_pixels: all but the digits: images whose header states more pixels are rejected before
+            decoding.
     """
-    if split not in SPLITS:
-        raise ValueError(f"Unknown split {split!r}: choose one of {', '.join(SPLITS)}.")
-    if dataset == "digits":
-        return _load_digits(split)
-    if dataset == "folder":
-        return _load_folder(split, data_dir, skip_broken_images, max_pixels)
-    return dataclasses.replace(load_stream(dataset, split, data_dir), max_pixels=max_pixels)
+
+    data_csv: str | None = None
+    label_type: str = "class"
+    label_columns: tuple[str, ...] = DEFAULT_COLUMNS
+    validation_split: float | None = None
+    seed: int = 0
+    train_split: str | None = None
+    test_split: str | None = None
+    skip_broken_images: bool = False
+    max_pixels: int = MAX_PIXELS
 
 
-def load_unlabeled(
-    folder: str, *, skip_broken_images: bool = False, max_pixels: int = MAX_PIXELS
-) -> FileSource:
-    """Loads all image files below a folder, sorted by path. Every label is `NO_LABEL`.
+def load_splits(dataset: str, data_dir: str | None = None, **options) -> Splits:
+    """Loads all splits of a dataset for training, and checks them without decoding every image.
 
     Args:
-        folder: contains JPEG and PNG files at any depth.
-        skip_broken_images, max_pixels: see `load_source`.
+        dataset: "digits", "folder", "csv", or the name of a TFDS image classification dataset.
+        data_dir: for "folder", the folder, see `folder_layout`. For "csv", what file names are
+            relative to. For TFDS, its data directory.
+        **options: the fields of `DataOptions`.
 
     Raises:
-        ValueError: if the folder does not exist, is empty, or contains files that are not images.
+        ValueError: if the dataset is unknown, something is missing, or files are not images.
     """
-    if not tf.io.gfile.isdir(folder):
-        raise ValueError(f"{folder} is not a folder. Expected a folder with JPEG or PNG files.")
-    paths = folder_layout.files_below(folder, _files_of(folder))
-    if not paths:
-        raise ValueError(f"{folder} holds no images. Expected JPEG or PNG files at any depth.")
-    labels = np.full(len(paths), NO_LABEL, np.int32)
-    source = FileSource(paths, labels, (), max_pixels=max_pixels)
-    return _without_broken(source, skip_broken_images)
+    return Splits(**_load(dataset, data_dir, SPLITS, True, DataOptions(**options)))
+
+
+def load_source(
+    dataset: str, split: str, data_dir: str | None = None, *, for_training: bool = True, **options
+) -> Source:
+    """Loads one split of a dataset.
+
+    Args:
+        dataset, data_dir: see `load_splits`.
+        split: "train", "validation" or "test"; for TFDS also in its own syntax, such as
+            "test[:10%]". If a dataset has no "test" split, its "validation" split is used.
+        for_training: whether the dataset must have training examples. If not, it may have the
+            split alone; and one folder per class, or a CSV file without a split column, is a test
+            split as a whole.
+        **options: the fields of `DataOptions`.
+
+    Raises:
+        ValueError: if the dataset has no such split; else see `load_splits`.
+    """
+    given = DataOptions(**options)
+    names = ("test", "validation") if split == "test" else (split,)
+    if dataset in OWN_NAMES and split not in SPLITS:
+        raise ValueError(f"Unknown split {split!r}: choose one of {', '.join(SPLITS)}.")
+    loaded = _load(dataset, data_dir, names, for_training, given)
+    for name in names:
+        if name in loaded:
+            return loaded[name]
+    raise ValueError(f"{given.data_csv or data_dir or dataset} has no {split} split.")
+
+
+def _load(
+    dataset: str,
+    data_dir: str | None,
+    splits: Sequence[str],
+    for_training: bool,
+    options: DataOptions,
+) -> dict[str, Source]:
+    """Those of the splits that the dataset has."""
+    loaded: dict[str, Source] = {}
+    if dataset == "digits":
+        return loaded | {split: _load_digits(split) for split in splits if split != "validation"}
+    if dataset in ("folder", "csv"):
+        common: dict[str, Any] = {
+            "validation_split": options.validation_split,
+            "seed": options.seed,
+            "for_training": for_training,
+            "skip_broken_images": options.skip_broken_images,
+            "max_pixels": options.max_pixels,
+        }
+        if dataset == "folder":
+            return loaded | load_folder(data_dir, splits, **common)
+        common |= {"label_type": options.label_type, "label_columns": options.label_columns}
+        return loaded | load_csv(options.data_csv, data_dir, splits, **common)
+    builder = streams.prepared_builder(dataset, data_dir)
+    given = {"train": options.train_split, "test": options.test_split}
+    for split in [name for name in splits if name != "validation"] or splits:
+        name = given.get(split) or streams.find_split(builder, split)
+        if name is not None:
+            stream = streams.stream_of(builder, name)
+            loaded[split] = dataclasses.replace(stream, max_pixels=options.max_pixels)
+        elif split == "train":
+            raise ValueError(
+                f"The dataset {dataset!r} has the splits {list(builder.info.splits)}, but train is "
+                "required. Name another one with --train_split."
+            )
+    return loaded
 
 
 def source_of_arrays(examples: tuple) -> ArraySource:
@@ -144,7 +208,7 @@ def source_of_arrays(examples: tuple) -> ArraySource:
             f"Expected one label for each of the {len(images):,} images, got labels of shape "
             f"{labels.shape}."
         )
-    return ArraySource(images, labels, ())
+    return ArraySource(images, labels, (), "multi_label" if labels.ndim == 2 else "class")
 
 
 def example_names(source: Source) -> list[str]:
@@ -154,6 +218,11 @@ def example_names(source: Source) -> list[str]:
     if isinstance(source, StreamSource):
         return [name.numpy().decode() for _, _, name in source.named_examples()]
     return [str(index) for index in range(source.num_examples)]
+
+
+def file_names(source: FileSource) -> list[str]:
+    """The name that decides on which side of a validation split a file is."""
+    return list(source.names) or class_and_file_names(source)
 
 
 def default_image_size(source: Source, *, largest: int = 224) -> int:
@@ -174,7 +243,7 @@ def default_image_size(source: Source, *, largest: int = 224) -> int:
 def _shape_of_file(path, max_pixels):
     for reason in find_undecodable([path], max_pixels=max_pixels).values():
         raise ValueError(f"{path} {reason}; remove or replace it.")
-    shape = decode_image(tf.io.read_file(path), max_pixels=max_pixels).shape
+    shape = decode_whole(tf.io.read_file(path), max_pixels=max_pixels).shape
     if min(shape[:2]) < SMALLEST_SIDE:
         raise ValueError(
             f"{path} has {shape[1]}x{shape[0]} pixels, which is too small to choose the image "
@@ -198,17 +267,12 @@ def first_examples(source: Source, count: int) -> Source:
             "examples. Use --num_images=0 for all of them."
         )
     if isinstance(source, StreamSource):
-        split = f"{source.split}[:{count}]"
-        return dataclasses.replace(source, split=split, num_examples=count)
+        return streams.first_of_stream(source, count)
     if isinstance(source, ArraySource):
         return dataclasses.replace(
             source, images=source.images[:count], labels=source.labels[:count]
         )
-    starts = np.searchsorted(source.labels, source.labels)  # Labels of files are sorted.
-    rank = np.arange(source.num_examples) - starts
-    chosen = np.sort(np.lexsort([source.labels, rank])[:count])
-    paths = tuple(source.paths[index] for index in chosen)
-    return dataclasses.replace(source, paths=paths, labels=source.labels[chosen])
+    return first_of_each_class(source, count)
 
 
 def with_label_noise(source: Source, probability: float, *, seed: int) -> Source:
@@ -216,7 +280,15 @@ def with_label_noise(source: Source, probability: float, *, seed: int) -> Source
 
     The random class may be the true one. The new label depends only on the seed and the example:
     it is the same in every epoch and on every host, whichever other examples are used.
+
+    Raises:
+        ValueError: if an example does not have exactly one class.
     """
+    if source.label_type != "class":
+        raise ValueError(
+            f"label_noise_prob={probability:g} needs one class per image; these labels are "
+            f"{source.label_type}."
+        )
     if isinstance(source, StreamSource):
         return dataclasses.replace(source, label_noise=(probability, seed))
     count = len(source.class_names)
@@ -226,6 +298,13 @@ def with_label_noise(source: Source, probability: float, *, seed: int) -> Source
     other = np.minimum((draws[:, 1] * count).astype(np.int32), count - 1)
     labels = np.where(draws[:, 0] < probability, other, source.labels)
     return dataclasses.replace(source, labels=labels)
+
+
+def finest_level(source: Source) -> Source:
+    """A hierarchy with the classes of its finest level as the only labels; others as they are."""
+    if not isinstance(source, FileSource) or source.label_type != "hierarchy":
+        return source
+    return dataclasses.replace(source, labels=source.class_numbers, label_type="class")
 
 
 def may_flip(dataset: str) -> bool:
@@ -251,79 +330,4 @@ def _load_digits(split: str) -> ArraySource:
     images = np.pad(images, [(0, 0), border, border, (0, 0)])  # [M, 20, 20, 1]
     return ArraySource(
         np.repeat(images, 3, axis=-1), labels[chosen], tuple(str(digit) for digit in range(10))
-    )
-
-
-def _files_of(folder: str | None) -> folder_layout.FileSystem:
-    """The functions that list a folder.
-
-    TensorFlow's are only used for remote folders, because they reject names that are not UTF-8.
-    """
-    return tf.io.gfile if "://" in (folder or "") else folder_layout.LOCAL_FILES
-
-
-def _load_folder(
-    split: str, data_dir: str | None, skip_broken_images: bool, max_pixels: int
-) -> FileSource:
-    files = _files_of(data_dir)
-    folder, class_names = folder_layout.find_classes(data_dir, split, files)
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(class_names):
-        class_files = folder_layout.class_files(folder, name, files)
-        paths += class_files
-        labels += [label] * len(class_files)
-    if not paths:
-        raise ValueError(f"{folder} holds no images.")
-    source = FileSource(
-        tuple(paths), np.array(labels, np.int32), tuple(class_names), max_pixels=max_pixels
-    )
-    return _without_broken(source, skip_broken_images)
-
-
-def _without_broken(source: FileSource, skip_broken_images: bool) -> FileSource:
-    """Raises an error for files that are not images, or leaves out all that cannot be decoded."""
-    complaints = find_other_files(source.paths, max_pixels=source.max_pixels)
-    if complaints and not skip_broken_images:
-        raise ValueError(_unusable_files(complaints, len(source.paths)))
-    if skip_broken_images:
-        images = [path for path in source.paths if path not in complaints]
-        complaints |= find_undecodable(images, max_pixels=source.max_pixels)
-    return _without(source, complaints)
-
-
-def advice_on_size(complaints: dict[str, str]) -> str:
-    """The flag that accepts larger images, if the reasons include an image that is too large."""
-    is_large = any("more than the limit" in reason for reason in complaints.values())
-    return " (or raise --max_image_megapixels)" if is_large else ""
-
-
-def _unusable_files(complaints: dict[str, str], num_paths: int) -> str:
-    shown = [f"{printable(path)}: {why}" for path, why in list(complaints.items())[:10]]
-    more = f"\n  and {len(complaints) - 10} more" if len(complaints) > 10 else ""
-    return (
-        f"{len(complaints)} of {num_paths} files are not JPEG or PNG images that can be used. "
-        "Remove or replace them, or skip them with --skip_broken_images"
-        f"{advice_on_size(complaints)}:\n  " + "\n  ".join(shown) + more
-    )
-
-
-def _without(source: FileSource, complaints: dict[str, str]) -> FileSource:
-    """The source without the broken files, which become its `skipped`.
-
-    Raises:
-        ValueError: if a class has no image left.
-    """
-    kept = np.array([path not in complaints for path in source.paths])
-    for label in np.setdiff1d(source.labels, source.labels[kept]):
-        what = "" if label == NO_LABEL else f" of the class {source.class_names[label]}"
-        raise ValueError(
-            f"No image{what} can be decoded: "
-            + "; ".join(f"{printable(path)}: {why}" for path, why in list(complaints.items())[:3])
-        )
-    return dataclasses.replace(
-        source,
-        paths=tuple(np.array(source.paths)[kept].tolist()),
-        labels=source.labels[kept],
-        skipped=complaints,
     )

@@ -14,6 +14,8 @@ from supcon_tf.data.decode import MAX_PIXELS, decode_image
 # Memory for shuffling a stream on each host, in bytes of encoded examples. All of CIFAR-10 takes
 # 0.1 GiB, so it is shuffled fully; of ImageNet, about 18,000 examples fit into 2 GiB.
 SHUFFLE_BYTES = 2 * 2**30
+# Their test split has the label -1 throughout, because the labels are not published.
+WITHOUT_TEST_LABELS = ("imagenet2012", "i_naturalist2017", "i_naturalist2018")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +24,12 @@ class StreamSource:
 
     Attributes:
         builder: the prepared `tfds.core.DatasetBuilder`.
-        split: a TFDS split, such as "train" or "train[:100]".
+        split: in the syntax of TFDS, such as "train" or "train[:100]".
         shuffle_buffer: how many encoded examples a shuffle holds in memory; None for all.
         label_noise: the share of labels that `sources.with_label_noise` replaces, and its seed.
         max_pixels: larger images are not decoded.
+        label_type: "class", or "multi_label" for several labels per image.
+        label_place: the keys that lead to the label within a stored example.
     """
 
     # Not typed as a DatasetBuilder, because importing TFDS takes seconds.
@@ -36,6 +40,8 @@ class StreamSource:
     shuffle_buffer: int | None = None
     label_noise: tuple[float, int] = (0.0, 0)
     max_pixels: int = MAX_PIXELS
+    label_type: str = "class"
+    label_place: tuple[str, ...] = ("label",)
 
     def examples(
         self, *, seed: int | None, start: int = 0, host: int = 0, num_hosts: int = 1
@@ -55,7 +61,7 @@ class StreamSource:
             host, num_hosts: which share of the examples to read.
 
         Returns:
-            A dataset of (encoded bytes, label int32 []).
+            A dataset of (encoded bytes, label int32 [] or bool [C]).
         """
         place = {"host": host, "num_hosts": num_hosts}
         if seed is None:
@@ -82,7 +88,7 @@ class StreamSource:
     def named_examples(self) -> tf.data.Dataset:
         """Every example once and in order, as (encoded bytes, stored label, name)."""
         return self._stored().map(
-            lambda example: (example["image"], example["label"], example["tfds_id"])
+            lambda example: (example["image"], self._stored_label(example), example["tfds_id"])
         )
 
     def _stored(
@@ -111,20 +117,39 @@ class StreamSource:
             read_config=read_config,
         )
 
-    def _labeled(self, stored: tf.data.Dataset) -> tf.data.Dataset:
-        return stored.map(
-            lambda example: (example["image"], self._label(example["label"], example["tfds_id"]))
-        )
+    def _stored_label(self, example: dict) -> tf.Tensor:
+        for key in self.label_place:
+            example = example[key]
+        return example
 
-    def _label(self, label: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
-        """The label as int32, checked, or a random one if label noise replaces it."""
+    def _labeled(self, stored: tf.data.Dataset) -> tf.data.Dataset:
+        def image_and_label(example):
+            label, name = self._stored_label(example), example["tfds_id"]
+            if self.label_type == "multi_label":
+                return example["image"], self._multi_hot(self._checked(label, name))
+            return example["image"], self._label(label, name)
+
+        return stored.map(image_and_label)
+
+    def _checked(self, label: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
+        """The label as int32, or an error if it is out of range."""
         label, count = tf.cast(label, tf.int32), len(self.class_names)
         text = tf.strings.format(
             "the example {} has the label {}, but there are {} classes, numbered from 0.",
             (name, label, count),
         )
-        with tf.control_dependencies([tf.debugging.Assert((label >= 0) & (label < count), [text])]):
-            label = tf.identity(label)
+        is_known = tf.reduce_all((label >= 0) & (label < count))
+        with tf.control_dependencies([tf.debugging.Assert(is_known, [text])]):
+            return tf.identity(label)
+
+    def _multi_hot(self, labels: tf.Tensor) -> tf.Tensor:
+        """Class numbers [n] as memberships bool [C]."""
+        hot = tf.one_hot(labels, len(self.class_names), on_value=True, off_value=False)
+        return tf.reduce_any(hot, axis=0)
+
+    def _label(self, label: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
+        """The label, replaced if the label noise chose this example."""
+        label, count = self._checked(label, name), len(self.class_names)
         probability, seed = self.label_noise
         if not probability:
             return label
@@ -145,7 +170,7 @@ def suggest_names(dataset: str) -> list[str]:
     """
     import tensorflow_datasets as tfds
 
-    known = [*tfds.list_builders(with_community_datasets=False), "digits", "folder"]
+    known = [*tfds.list_builders(with_community_datasets=False), "digits", "folder", "csv"]
     name = re.split("[/:]", dataset)[0]
     if name in known:
         return []
@@ -154,14 +179,11 @@ def suggest_names(dataset: str) -> list[str]:
     return list(dict.fromkeys([*longer, *difflib.get_close_matches(name, known)]))[:3]
 
 
-def load_stream(dataset: str, split: str, data_dir: str | None = None) -> StreamSource:
-    """Loads a split of a TFDS dataset, after downloading and preparing it if necessary.
-
-    If a dataset has no "test" split, its "validation" split is used.
+def prepared_builder(dataset: str, data_dir: str | None = None) -> Any:
+    """The TFDS builder of a dataset, after downloading and preparing it if necessary.
 
     Raises:
-        ValueError: if the dataset is unknown, cannot be prepared, has no images with labels, or
-            has no such split.
+        ValueError: if the dataset is unknown, cannot be prepared, or has no images with labels.
     """
     import tensorflow_datasets as tfds
 
@@ -173,36 +195,118 @@ def load_stream(dataset: str, split: str, data_dir: str | None = None) -> Stream
         hint = f" Did you mean --dataset={' or --dataset='.join(names)}?" if names else ""
         where = f", nor prepared in --data_dir={data_dir}" if data_dir else ""
         raise ValueError(
-            f"Unknown dataset {dataset!r}: it is neither 'digits' nor 'folder' nor a TensorFlow "
-            f"Datasets name (https://www.tensorflow.org/datasets/catalog){where}.{hint} "
-            f"({str(error).strip().splitlines()[0]})"
+            f"Unknown dataset {dataset!r}: it is neither 'digits', 'folder' nor 'csv', nor a "
+            "TensorFlow Datasets name (https://www.tensorflow.org/datasets/catalog)"
+            f"{where}.{hint} ({str(error).strip().splitlines()[0]})"
         ) from error
-    features = builder.info.features
-    if not features or not {"image", "label"} <= set(features):
-        raise ValueError(
-            f"The dataset {dataset!r} has the features {sorted(features or ())}; image "
-            "classification needs 'image' and 'label'."
-        )
+    label_feature(builder, dataset)
     try:
         builder.download_and_prepare()
     except Exception as error:  # A download or a manual step can raise anything.
         raise ValueError(f"The dataset {dataset!r} could not be prepared: {error}") from error
+    return builder
+
+
+def label_feature(builder: Any, dataset: str) -> tuple[tuple[str, ...], Any]:
+    """Where the labels of a dataset are, and what they are.
+
+    Returns:
+        The keys that lead to the label within an example, such as ("label",) or ("objects",
+        "label"); and its feature, a ClassLabel, or a Sequence of them for several labels per image.
+
+    Raises:
+        ValueError: if there are no images, or no labels of these kinds.
+    """
+    import tensorflow_datasets as tfds
+
+    def is_class(feature):
+        return isinstance(feature, tfds.features.ClassLabel)
+
+    features = dict((builder.info.features or {}).items())
+    if "image" in features:
+        for name in ("label", "labels"):
+            feature = features.get(name)
+            if is_class(feature) or is_class(getattr(feature, "feature", None)):
+                return (name,), feature
+        objects = getattr(features.get("objects"), "feature", None)
+        label = dict(getattr(objects, "items", dict)()).get("label")
+        if is_class(label):
+            return ("objects", "label"), label
+    raise ValueError(
+        f"The dataset {dataset!r} has the features {sorted(features)}; image classification needs "
+        "'image', and 'label', 'labels' or 'objects' with 'label'."
+    )
+
+
+def find_split(builder: Any, split: str) -> str | None:
+    """The TFDS split that stands for "train" or "test", or None if there is none.
+
+    Without a test split, or if its labels are not published, the validation split is used. Any
+    other name is left as it is.
+    """
     available = list(builder.info.splits)
-    wanted = ("train",) if split == "train" else ("test", "validation")
-    name = next((name for name in wanted if name in available), None)
-    if name is None:
+    if split == "test":
+        hidden = builder.info.name in WITHOUT_TEST_LABELS
+        wanted = ("validation",) if hidden else ("test", "validation")
+    elif split == "train":
+        wanted = ("train",)
+    else:
+        return split
+    return next((name for name in wanted if name in available), None)
+
+
+def stream_of(builder: Any, split: str) -> StreamSource:
+    """A split of a prepared builder, in the syntax of TFDS, such as "train[:80%]".
+
+    Raises:
+        ValueError: if there is no such split, or it is empty.
+    """
+    name = builder.info.full_name
+    try:
+        info = builder.info.splits[split]
+    except (ValueError, KeyError) as error:
         raise ValueError(
-            f"The dataset {dataset!r} has the splits {available}, but {' or '.join(wanted)} is "
-            "required."
-        )
-    info = builder.info.splits[name]
+            f"The dataset {name} has no split {split!r}; it has {list(builder.info.splits)}. "
+            "Slices and sums such as train[:80%] and train+validation are possible, see "
+            f"https://www.tensorflow.org/datasets/splits. ({str(error).strip().splitlines()[0]})"
+        ) from error
+    if not info.num_examples:
+        raise ValueError(f"The split {split!r} of the dataset {name} is empty.")
+    place, feature = label_feature(builder, name)
+    whole = builder.info.splits.values()
+    # A slice does not know its bytes.
+    num_bytes = info.num_bytes or int(
+        sum(part.num_bytes for part in whole)
+        * info.num_examples
+        / max(sum(part.num_examples for part in whole), 1)
+    )
+    is_single = place == ("label",) and not hasattr(feature, "feature")
     return StreamSource(
         builder,
-        name,
+        split,
         info.num_examples,
-        tuple(features["label"].names),
-        shuffle_buffer=_shuffle_buffer(info.num_examples, info.num_bytes),
+        tuple(getattr(feature, "feature", feature).names),
+        shuffle_buffer=_shuffle_buffer(info.num_examples, num_bytes),
+        label_type="class" if is_single else "multi_label",
+        label_place=place,
     )
+
+
+def first_of_stream(source: StreamSource, count: int) -> StreamSource:
+    """The first `count` examples of a source."""
+    import tensorflow_datasets as tfds
+
+    if not set("[+") & set(source.split):
+        return dataclasses.replace(source, split=f"{source.split}[:{count}]", num_examples=count)
+    splits, left, parts = source.builder.info.splits, count, []
+    for part in tfds.core.ReadInstruction.from_spec(source.split).to_absolute(splits):
+        start = part.from_ or 0
+        end = splits[part.splitname].num_examples if part.to is None else part.to
+        end = min(end, start + left)
+        left -= end - start
+        if end > start:
+            parts.append(f"{part.splitname}[{start}:{end}]")
+    return dataclasses.replace(source, split="+".join(parts), num_examples=count)
 
 
 def _shuffle_buffer(num_examples: int, num_bytes: int) -> int | None:

@@ -30,17 +30,17 @@ SMALLEST_STD = 0.01
 def choose_whitening(
     dataset: str, measure: Callable[[], tuple[PerChannel, PerChannel]]
 ) -> tuple[PerChannel, PerChannel] | tuple[None, None]:
-    """The constants for a dataset: measured for image folders, else the known ones.
+    """The constants for a dataset: measured for image files, else the known ones.
 
     Args:
-        dataset: "folder", or a dataset with TFDS's optional version or configuration.
-        measure: returns the mean and standard deviation; called only for "folder".
+        dataset: "folder", "csv", or a dataset with TFDS's optional version or configuration.
+        measure: returns the mean and standard deviation; called only for "folder" and "csv".
 
     Returns:
         Mean and standard deviation, or (None, None) for a dataset without known constants,
         whose images are not whitened.
     """
-    if dataset == "folder":
+    if dataset in ("folder", "csv"):
         return measure()
     return KNOWN.get(dataset.split(":")[0].split("/")[0], (None, None))
 

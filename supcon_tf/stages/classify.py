@@ -11,12 +11,13 @@ import tensorflow as tf
 from absl.flags import FlagValues
 
 from supcon_tf.data import data_identity, sources
-from supcon_tf.evaluation import metrics, predictions
+from supcon_tf.evaluation import predictions
 from supcon_tf.models import batch_norm, contrastive
-from supcon_tf.stages import chance, choices, inputs, memory_check, process, trainer
+from supcon_tf.stages import choices, inputs, memory_check, process, trainer
+from supcon_tf.stages import figures as stage_figures
 from supcon_tf.stages.run_directory import RunDirectory
 from supcon_tf.stages.stage_folder import StageFolder
-from supcon_tf.stages.trained import PretrainedEncoder
+from supcon_tf.stages.trained import PretrainedEncoder, write_classes
 from supcon_tf.training import progress, steps
 
 
@@ -85,6 +86,7 @@ def train_classifier(
             memory_check.check_memory(flags, strategy, step, num_views=1)
 
         folder.begin(schedule)
+        inputs.record_validation_split(flags, folder)
         started = time.monotonic()
         last = trainer.train_stage(
             flags, strategy, folder, step=step, schedule=schedule, source=train_source,
@@ -170,12 +172,11 @@ def finish_classifier(
         )
     with progress.waiting(f"{folder.stage}: saving the classifier"):
         folder.artifacts.save_model("classifier.keras", classifier)
-    folder.artifacts.write_json("class_names.json", list(class_names))
+    write_classes(folder.artifacts, class_names, test_source.label_type)
     result = {
         **figures,
         "seconds": round(time.monotonic() - started, 1),
-        "top_1": metrics.top_k_accuracy(logits, labels),
-        **chance.of_labels(labels),
+        **stage_figures.of_classifier(logits, labels, class_names),
     }
     folder.finish(result)
     return result

@@ -49,16 +49,18 @@ def _write(flags, strategy, model, source, path):
     neither in memory nor in a temporary folder.
     """
     count, num_features = source.num_examples, model.encoder.output_shape[-1]
-    labels, predicted = np.zeros([2, count], np.int32)
+    labels = predicted = np.zeros([0], np.int32)
     arrays = {}
     with files.writing(path) as temporary, npz.NpzWriter(temporary) as archive:
         with archive.rows("embeddings", [count, num_features], np.float32) as write_rows:
             for index, outputs, batch_labels in _outputs(flags, strategy, model, source):
                 write_rows(outputs["unnormalized_embeddings"])
-                labels[index] = batch_labels
+                labels = _with_rows(labels, count, index, batch_labels)
                 if "logits" in outputs:
-                    predicted[index] = np.argmax(outputs["logits"], axis=1)
-        if source.class_names:
+                    logits = outputs["logits"]
+                    found = logits > 0 if model.is_multi_label else np.argmax(logits, axis=1)
+                    predicted = _with_rows(predicted, count, index, found)
+        if source.class_names or source.label_type == "real":
             arrays["labels"] = labels
         if model.linear_head is not None:
             arrays["predictions"] = predicted
@@ -72,6 +74,15 @@ def _write(flags, strategy, model, source, path):
                 write_rows(array)
     shapes = {name: list(array.shape) for name, array in arrays.items()}
     return {"embeddings": [count, num_features], **shapes}
+
+
+def _with_rows(array, count, index, rows):
+    """The array of `count` rows with some of them set; made anew from the first rows."""
+    rows = rows.astype(np.int32) if rows.dtype == np.int64 else rows
+    if not len(array):
+        array = np.zeros([count, *rows.shape[1:]], rows.dtype)
+    array[index] = rows
+    return array
 
 
 def _outputs(flags, strategy, model, source):

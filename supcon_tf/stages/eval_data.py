@@ -32,22 +32,32 @@ class EvalData:
 def eval_data_from_flags(flags: FlagValues, split: str) -> EvalData:
     """Reads a split of --eval_dataset or --eval_data_dir, if given, else of --dataset."""
     if not (flags.eval_dataset or flags.eval_data_dir):
-        train, test = inputs.sources_from_flags(flags)
-        return EvalData({"train": train, "test": test}[split], f"{flags.dataset}, {split}", True)
+        source = inputs.source_from_flags(flags, split)
+        if source is inputs.splits_from_flags(flags).validation:
+            split = "validation"  # Also where it stands in for test.
+        return EvalData(source, f"{flags.dataset}, {split}", True)
     dataset = flags.eval_dataset or "folder"
+    is_csv = dataset == "csv"
     try:
-        source = sources.load_source(
-            dataset,
-            split,
-            flags.eval_data_dir,
-            skip_broken_images=flags.skip_broken_images and dataset == "folder",
-            max_pixels=inputs.max_pixels_from_flags(flags),
+        source = sources.finest_level(
+            sources.load_source(
+                dataset,
+                split,
+                flags.eval_data_dir,
+                for_training=False,
+                data_csv=flags.eval_data_csv,
+                label_type=flags.label_type if is_csv else "class",
+                label_columns=tuple(flags.label_columns) if is_csv else ("label",),
+                skip_broken_images=flags.skip_broken_images and dataset in ("folder", "csv"),
+                max_pixels=inputs.max_pixels_from_flags(flags),
+            )
         )
     except ValueError as error:
-        given = [flags[name] for name in ("eval_dataset", "eval_data_dir") if flags[name].value]
+        names = ("eval_dataset", "eval_data_dir", "eval_data_csv", "eval_split")
+        given = [flags[name] for name in names if flags[name].value]
         text = " ".join(flag.serialize() for flag in given)
         raise ValueError(f"Cannot read the evaluation data of {text}. {error}") from error
-    name = f"{flags.eval_data_dir or dataset}, {split}"
+    name = f"{flags.eval_data_csv or flags.eval_data_dir or dataset}, {split}"
     print(f"Evaluation data {name}: {source.num_examples:,} examples.")
     return EvalData(source, name, False)
 
@@ -58,7 +68,7 @@ def check_own(flags: FlagValues, stage: str) -> None:
     Raises:
         ValueError: If it is not. The message lists the differences.
     """
-    train, _ = inputs.sources_from_flags(flags)
+    train = inputs.splits_from_flags(flags).train
     RunDirectory.of(flags).check_data(stage, data_identity.identity_of(train), OTHER_DATA)
 
 
@@ -69,7 +79,7 @@ def training_source(flags: FlagValues, stage: str, data: EvalData) -> sources.So
     that these figures are skipped.
     """
     if data.is_own:
-        source = inputs.sources_from_flags(flags)[0]
+        source = inputs.splits_from_flags(flags).train
         if data.source is source:
             print("eval: skipping k-NN and logistic regression: they are fitted to this split.")
             return None
@@ -80,7 +90,22 @@ def training_source(flags: FlagValues, stage: str, data: EvalData) -> sources.So
         reason = str(error).splitlines()[0].rstrip(":")
         print(f"eval: skipping k-NN and logistic regression ({reason}).")
         return None
-    return inputs.sources_from_flags(flags)[0]
+    return inputs.splits_from_flags(flags).train
+
+
+def as_of_classifier(labels: np.ndarray, numbers: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns the labels in the classifier's numbers of the classes.
+
+    Args:
+        labels: int [M], or bool [M, C] for several labels per image.
+        numbers: What `match_classes` returned.
+        num_classes: Of the classifier.
+    """
+    if labels.ndim == 1:
+        return numbers[labels]
+    matched = np.zeros([len(labels), num_classes], bool)
+    matched[:, numbers] = labels
+    return matched
 
 
 def out_of_distribution_data(

@@ -12,6 +12,7 @@ from absl.flags import FlagValues
 from supcon_tf.data import sources
 from supcon_tf.evaluation import intervals, metrics, prediction_files, predictions
 from supcon_tf.stages import chance, embedding_figures, eval_data, inputs, process, trained
+from supcon_tf.stages import figures as stage_figures
 from supcon_tf.storage import files
 from supcon_tf.training import progress
 
@@ -25,17 +26,17 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         data = eval_data.eval_data_from_flags(flags, flags.eval_split or "test")
         if data.is_own:
             eval_data.check_own(flags, model.stage)
-        numbers = eval_data.match_classes(model.class_names or (), data, model.path)
+        class_names = model.class_names or ()
+        numbers = eval_data.match_classes(class_names, data, model.path)
         train_source = None
         if flags.eval_train_examples:
             train_source = eval_data.training_source(flags, model.stage, data)
         others = eval_data.out_of_distribution_data(flags, train_source)
 
         outputs, labels = _predict(flags, strategy, model, data.source)
-        labels = numbers[labels]
-        figures = metrics.classification_metrics(outputs["logits"], labels)
-        confusion = figures.pop("confusion_matrix")
-        figures["intervals_95"] = intervals.classification_intervals(outputs["logits"], labels)
+        labels = eval_data.as_of_classifier(labels, numbers, len(class_names))
+        figures = _classifier_figures(outputs["logits"], labels, class_names)
+        confusion = figures.pop("confusion_matrix", None)
         train = None
         if train_source is not None:
             train = _predict(flags, strategy, model, train_source, flags.eval_train_examples)
@@ -52,7 +53,6 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
             }
         result = {
             **figures,
-            **chance.of_labels(labels),
             "data": data.name,
             "dataset": flags.dataset if data.is_own else flags.eval_dataset or "folder",
             "data_dir": flags.data_dir if data.is_own else flags.eval_data_dir,
@@ -61,11 +61,23 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         }
         folder.begin()
         folder.artifacts.write_json("eval.json", result)
-        folder.artifacts.write_text("confusion_matrix.csv", _table(confusion, model.class_names))
-        _write_predictions(folder, outputs["logits"], labels, data.source, model.class_names)
+        if confusion is not None:
+            folder.artifacts.write_text("confusion_matrix.csv", _table(confusion, class_names))
+        _write_predictions(folder, outputs["logits"], labels, data.source, class_names)
         folder.seal()
         print(describe_evaluation(result))
         return result
+
+
+def _classifier_figures(logits, labels, class_names):
+    """Returns all figures of the logits; with several labels per image, mAP and F1 instead."""
+    if labels.ndim == 2:
+        return stage_figures.of_classifier(logits, labels, class_names)
+    return {
+        **metrics.classification_metrics(logits, labels),
+        **chance.of_labels(labels),
+        "intervals_95": intervals.classification_intervals(logits, labels),
+    }
 
 
 def _add_probes(figures, train, outputs, labels):
@@ -81,19 +93,21 @@ def _add_probes(figures, train, outputs, labels):
             labels,
         )
     figures |= {**probes, "num_train_examples": len(train_labels)}
-    for name, value in probes.items():
+    for name, value in probes.items() if labels.ndim == 1 else ():
         hits = round(value * len(labels))
         figures["intervals_95"][name] = intervals.wilson_interval(hits, len(labels))
 
 
 def _write_predictions(folder, logits, labels, source, class_names):
     """Writes predictions.npz: what every metric, interval and paired test can be computed from."""
-    from scipy.special import softmax
+    from scipy.special import expit, softmax
 
     names = np.arange(len(labels))
     if not isinstance(source, sources.ArraySource):
         names = np.array(sources.example_names(source))
-    probabilities = softmax(logits.astype(np.float64), axis=1).astype(np.float32)
+    logits = logits.astype(np.float64)
+    probabilities = expit(logits) if labels.ndim == 2 else softmax(logits, axis=1)
+    probabilities = probabilities.astype(np.float32)
     content = prediction_files.to_npz(
         prediction_files.Predictions(labels, probabilities, names, class_names)
     )
@@ -106,6 +120,8 @@ def _write_predictions(folder, logits, labels, source, class_names):
 
 def describe_evaluation(result: dict) -> str:
     """Summarizes eval.json in a few lines."""
+    if "mean_average_precision" in result:
+        return "\n".join([*_multi_label_lines(result), *embedding_figures.describe(result)])
     limits = result.get("intervals_95", {})
 
     def show(name):
@@ -129,10 +145,22 @@ def describe_evaluation(result: dict) -> str:
     return "\n".join([*lines, *embedding_figures.describe(result)])
 
 
-def describe_top_k(result: dict) -> str:
-    """Formats the top-1 accuracy and, with more than five classes, the top-5 accuracy."""
-    top_5 = f", top-5 {result['top_5']:.4f}" if "top_5" in result else ""
-    return f"top-1 {result['top_1']:.4f}{top_5}"
+def _multi_label_lines(result):
+    worst = sorted(result["average_precision"].items(), key=lambda item: item[1])[:5]
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in worst)
+    lines = [
+        f"eval: {result['num_examples']:,} examples of {result['data']} (docs/evaluation.md "
+        "explains the figures)",
+        f"  classifier      {stage_figures.describe(result)}",
+        f"  lowest AP       {shown}",
+    ]
+    if "linear_probe_mean_average_precision" in result:
+        lines.append(
+            "  embeddings      logistic regressions with mAP "
+            f"{result['linear_probe_mean_average_precision']:.4f}, from "
+            f"{result['num_train_examples']:,} training examples"
+        )
+    return lines
 
 
 def _predict(flags, strategy, model, source, limit=None):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import functools
+import io
 from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
@@ -12,7 +14,7 @@ from absl.flags import FlagValues
 
 from supcon_tf.augment import policies
 from supcon_tf.cli import flag_rules
-from supcon_tf.data import decode, defaults, pipeline, sources, streams, whitening
+from supcon_tf.data import decode, defaults, folder_layout, pipeline, sources, streams, whitening
 from supcon_tf.data.folder_layout import printable
 from supcon_tf.stages.stage_folder import StageFolder
 from supcon_tf.training import progress
@@ -20,11 +22,63 @@ from supcon_tf.training import progress
 # Sources.
 
 
+def splits_from_flags(flags: FlagValues) -> sources.Splits:
+    """Returns the splits of --dataset. They are read once per process."""
+    return _read_splits(flags.dataset, flags.data_dir, _data_options(flags))
+
+
 def sources_from_flags(flags: FlagValues) -> tuple[sources.Source, sources.Source]:
-    """Returns the training and the test split of --dataset. They are read once per process."""
-    return _read_sources(
-        flags.dataset, flags.data_dir, flags.skip_broken_images, max_pixels_from_flags(flags)
-    )
+    """Returns the training split and the one that it is measured on: validation, else test.
+
+    Raises:
+        ValueError: If there is no other split.
+    """
+    splits = splits_from_flags(flags)
+    if splits.held_out is None:
+        raise ValueError(
+            f"--dataset={flags.dataset} has neither validation nor test images. Hold out some of "
+            "the training images: --validation_split=0.2, or of a TensorFlow Datasets name "
+            "--train_split=train[:80%] --test_split=train[80%:]."
+        )
+    return splits.train, splits.held_out
+
+
+def source_from_flags(flags: FlagValues, split: str) -> sources.Source:
+    """Returns the train, validation or test split of --dataset; validation stands in for test.
+
+    Raises:
+        ValueError: If the dataset has no such split.
+    """
+    splits = splits_from_flags(flags)
+    source = getattr(splits, split, None)
+    if source is None and split == "test":
+        source = splits.validation
+    if source is None:
+        if split not in folder_layout.SPLITS and flags.dataset not in sources.OWN_NAMES:
+            options = dataclasses.asdict(_data_options(flags))
+            return sources.load_source(flags.dataset, split, flags.data_dir, **options)
+        raise ValueError(
+            f"--dataset={flags.dataset} has no {split} split. Name another one with --eval_split, "
+            "or other data with --eval_dataset or --eval_data_dir."
+        )
+    return source
+
+
+def record_validation_split(flags: FlagValues, folder: StageFolder) -> None:
+    """Writes which files --validation_split holds out to `validation_split.csv`, if any."""
+    splits = splits_from_flags(flags)
+    if not isinstance(splits.train, sources.FileSource) or splits.train.held_out is None:
+        return
+    rows = [
+        (name, split)
+        for split, source in (("train", splits.train), ("validation", splits.validation))
+        if isinstance(source, sources.FileSource)
+        for name in sources.file_names(source)
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("filename", "split"), *sorted(rows)])
+    folder.artifacts.write_text("validation_split.csv", text.getvalue())
 
 
 def max_pixels_from_flags(flags: FlagValues) -> int:
@@ -32,20 +86,76 @@ def max_pixels_from_flags(flags: FlagValues) -> int:
     return int(flags.max_image_megapixels * 1e6)
 
 
-@functools.lru_cache(maxsize=1)
-def _read_sources(dataset, data_dir, skip_broken_images, max_pixels):
-    options = {"skip_broken_images": skip_broken_images, "max_pixels": max_pixels}
-    with progress.waiting(f"Reading the dataset {dataset}"):
-        train, test = (
-            sources.load_source(dataset, split, data_dir, **options) for split in sources.SPLITS
-        )
-    print(
-        f"Dataset {dataset}: {train.num_examples:,} training and {test.num_examples:,} test "
-        f"examples of {len(train.class_names)} classes ({first_ten(train.class_names)})."
+def _data_options(flags):
+    is_of_files = flags.dataset in ("folder", "csv")
+    return sources.DataOptions(
+        data_csv=flags.data_csv,
+        label_type=flags.label_type,
+        label_columns=tuple(flags.label_columns),
+        validation_split=flags.validation_split,
+        seed=flags.seed,
+        train_split=flags.train_split,
+        test_split=flags.test_split,
+        skip_broken_images=flags.skip_broken_images and is_of_files,
+        max_pixels=max_pixels_from_flags(flags),
     )
-    for split, source in (("training", train), ("test", test)):
-        _say_skipped(source, f"{split} ")
-    return train, test
+
+
+@functools.lru_cache(maxsize=1)
+def _read_splits(dataset, data_dir, options):
+    with progress.waiting(f"Reading the dataset {dataset}"):
+        splits = sources.load_splits(dataset, data_dir, **dataclasses.asdict(options))
+    train = splits.train
+    present = [
+        (name, source)
+        for name, source in (
+            ("training", train), ("validation", splits.validation), ("test", splits.test)
+        )
+        if source is not None
+    ]  # fmt: skip
+    counts = [f"{source.num_examples:,} {name}" for name, source in present]
+    what = (
+        f" of {len(train.class_names)} classes ({first_ten(train.class_names)})"
+        if train.class_names
+        else ""
+    )
+    print(f"Dataset {dataset}: {_and(counts)} examples{what}.")
+    if isinstance(train, sources.FileSource) and train.held_out is not None:
+        rule = train.held_out
+        print(
+            f"The validation images are held out of the training images by --validation_split="
+            f"{rule.fraction:g} --seed={rule.seed}."
+        )
+    if train.label_type == "hierarchy":
+        print(
+            f"Labels have {len(train.level_names)} levels; training and evaluation use the finest, "
+            f"{len(train.class_names)} classes."
+        )
+    for name, source in present:
+        _say_skipped(source, f"{name} ")
+    _say_ignored([source for _, source in present])
+    if dataset == "folder" and "://" not in data_dir:
+        unused = folder_layout.find_layout(data_dir).unused
+        if unused:
+            print(f"Not used: the folders {', '.join(unused)} in {data_dir}.")
+    found = {"train": train, "validation": splits.validation, "test": splits.test}
+    return sources.Splits(
+        **{name: sources.finest_level(source) for name, source in found.items() if source}
+    )
+
+
+def _and(parts):
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _say_ignored(all_sources):
+    ignored = [name for source in all_sources for name in getattr(source, "ignored", ())]
+    if ignored:
+        names = ", ".join(map(printable, sorted(set(ignored))[:5]))
+        more = ", ..." if len(set(ignored)) > 5 else ""
+        print(
+            f"Ignored {len(ignored):,} hidden or system files and repeated links ({names}{more})."
+        )
 
 
 def unlabeled_from_flags(flags: FlagValues, folder: str) -> sources.FileSource:
@@ -57,6 +167,7 @@ def unlabeled_from_flags(flags: FlagValues, folder: str) -> sources.FileSource:
     )
     print(f"Folder {folder}: {source.num_examples:,} images.")
     _say_skipped(source)
+    _say_ignored([source])
     return source
 
 

@@ -1,4 +1,4 @@
-"""The k-NN accuracy that pretraining measures on the way."""
+"""The k-NN figure that pretraining measures on the way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl.flags import FlagValues
 
 from supcon_tf.data import sources
-from supcon_tf.evaluation import metrics, predictions
+from supcon_tf.evaluation import metrics, multi_label, predictions
 from supcon_tf.stages import chance, inputs
 from supcon_tf.training import progress
 
@@ -17,6 +17,9 @@ MAX_EXAMPLES = 10_000
 
 class KnnEvaluation:
     """Measures the k-NN accuracy of an encoder: `evaluation()` -> {"knn_accuracy": ...}.
+
+    For several labels per image, the figure is "knn_mean_average_precision", of the neighbors'
+    vote for each class.
 
     Args:
         flags: The parsed flags.
@@ -50,6 +53,26 @@ class KnnEvaluation:
             for source in (train_source, test_source)
         ]
 
+    @classmethod
+    def of_splits(
+        cls,
+        flags: FlagValues,
+        strategy: tf.distribute.Strategy,
+        encoder: keras.Model,
+        train_source: sources.Source,
+        held_out: sources.Source | None,
+    ) -> KnnEvaluation | None:
+        """Returns the evaluation; or None, and prints why, if it cannot be measured."""
+        reason = None
+        if held_out is None:
+            reason = "there are neither validation nor test images (--validation_split)"
+        elif train_source.label_type == "real":
+            reason = "labels of --label_type=real are no classes"
+        if reason is None and held_out is not None:
+            return cls(flags, strategy, encoder, train_source, held_out)
+        print(f"pretrain: skipping the k-NN figure, because {reason}.")
+        return None
+
     def __call__(self) -> dict[str, float]:
         arrays: list = []
         for source, batches in self._parts:
@@ -57,6 +80,11 @@ class KnnEvaluation:
             waiting = progress.waiting(f"pretrain: computing {count:,} embeddings for k-NN")
             with inputs.naming_broken_images(source), waiting:
                 arrays += predictions.in_order(self._embed(batches))
-        self.test_labels = chance.of_labels(arrays[3])
+        embeddings, labels, test_embeddings, test_labels = arrays
         with progress.waiting(f"pretrain: measuring k-NN on {len(arrays[0]):,} embeddings"):
+            if labels.ndim == 2:
+                votes = multi_label.knn_regression(embeddings, labels, test_embeddings)
+                value = metrics.mean_average_precision(votes, test_labels)
+                return {"knn_mean_average_precision": value}
+            self.test_labels = chance.of_labels(test_labels)
             return {"knn_accuracy": metrics.knn_accuracy(*arrays)}

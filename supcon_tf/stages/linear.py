@@ -83,6 +83,7 @@ def _fit(flags, strategy, encoder, pretrained, train_source, test_source):
             flush=True,
         )
         folder.begin()
+        inputs.record_validation_split(flags, folder)
         started = time.monotonic()
         with progress.waiting("linear: embedding the training images"):
             embeddings, labels = classify.predict_source(

@@ -150,7 +150,7 @@ class LoadedRun:
 
     def _training_images(self) -> Gallery:
         if self._gallery is None:
-            source = inputs.sources_from_flags(self._flags)[0]
+            source = inputs.splits_from_flags(self._flags).train
             RunDirectory(self.path).check_data(
                 self.stage, data_identity.identity_of(source), "Restore that data."
             )

@@ -62,7 +62,7 @@ def _training_source(flags, model):
         else "Restore them, or use --predict_neighbors=0 to predict without them."
     )
     try:
-        source = inputs.sources_from_flags(flags)[0]
+        source = inputs.splits_from_flags(flags).train
     except ValueError as error:
         raise ValueError(f"predict needs the training images. {error} {advice}") from error
     RunDirectory.of(flags).check_data(model.stage, data_identity.identity_of(source), advice)

@@ -16,16 +16,21 @@ from supcon_tf.losses.momentum_queue import MomentumQueue
 from supcon_tf.models import batch_norm, contrastive
 from supcon_tf.stages import choices, inputs, memory_check, process, trainer
 from supcon_tf.stages.knn import KnnEvaluation
+from supcon_tf.stages.trained import write_classes
 from supcon_tf.training import progress, steps
 from supcon_tf.training.optimizers import WarmUpThenDecay
 
 # Metrics of the last log line that go into the result of the stage.
-REPORTED = ("loss", "collapse_ratio", "accuracy", "knn_accuracy")
+REPORTED = (
+    "loss", "collapse_ratio", "accuracy", "knn_accuracy", "knn_mean_average_precision",
+)  # fmt: skip
 
 
 def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
     """Trains to the last step and saves the encoder; returns the figures of the stage."""
-    train_source, test_source = inputs.sources_from_flags(flags)
+    splits = inputs.splits_from_flags(flags)
+    train_source = splits.train
+    _check_label_type(flags, train_source)
     choices.choose_batch_size(flags, strategy, train_source, "pretrain")
     choices.choose_epochs(flags, train_source)
     choices.choose_warmup(flags, "pretrain")
@@ -52,27 +57,44 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         memory_check.check_memory(flags, strategy, step, num_views=flags.num_views)
 
         # Training.
-        knn = KnnEvaluation(flags, strategy, step.encoder, train_source, test_source)
+        knn = KnnEvaluation.of_splits(flags, strategy, step.encoder, train_source, splits.held_out)
         knn_interval_steps = int(flags.knn_interval_epochs * schedule.steps_per_epoch)
         folder.begin(schedule)
+        inputs.record_validation_split(flags, folder)
         started = time.monotonic()
         last = trainer.train_stage(
             flags, strategy, folder, step=step, schedule=schedule, source=train_source,
-            views=views, evaluation=(knn, knn_interval_steps),
+            views=views, evaluation=(knn, knn_interval_steps) if knn else None,
         )  # fmt: skip
 
         # Saving.
-        _save(step, folder, train_source.class_names)
+        _save(step, folder, train_source)
         result = {
             "steps": schedule.total_steps,
             "seconds": round(time.monotonic() - started, 1),
             "image_size": views.image_size,
             "num_features": step.encoder.output_shape[-1],
             **{name: last[name] for name in REPORTED if name in last},
-            **knn.test_labels,
+            **(knn.test_labels if knn else {}),
         }
         folder.finish(result)
         return result
+
+
+def _check_label_type(flags, source):
+    """Raises ValueError if the labels are of a kind that the loss cannot use."""
+    if source.label_type != "multi_label":
+        return
+    if flags.loss == "npairs":
+        raise ValueError(
+            "--loss=npairs needs one class per image, but these images have several labels. Use "
+            "--loss=supcon, triplet or max_margin."
+        )
+    if flags.queue_size and flags.use_labels:
+        raise ValueError(
+            f"--queue_size={flags.queue_size} needs one class per image, but these images have "
+            "several labels. Use --queue_size=0, or --nouse_labels."
+        )
 
 
 def views_from_flags(flags: FlagValues, source: sources.Source) -> inputs.Views:
@@ -243,9 +265,9 @@ def _count_parameters(model):
     return sum(int(variable.value.shape.num_elements()) for variable in model.trainable_variables)
 
 
-def _save(step, folder, class_names):
+def _save(step, folder, source):
     """Saves the encoder and what was trained with it, and removes parts of an earlier run."""
-    folder.artifacts.write_json("class_names.json", list(class_names))
+    write_classes(folder.artifacts, source.class_names, source.label_type)
     parts = {"linear_head.keras": step.linear_head, "encoder.keras": step.encoder}
     if isinstance(step, steps.ContrastiveStep):
         parts = {"projection_head.keras": contrastive.create_projector(step.model), **parts}

@@ -27,7 +27,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
     if not strategies.is_chief(strategy):
         return {}
     with StageFolder(flags, "preview", always_restarts=True) as folder:
-        train_source, _ = inputs.sources_from_flags(flags)
+        train_source = inputs.splits_from_flags(flags).train
         train_source = inputs.training_examples_from_flags(flags, train_source)
         batch_size = min(flags.batch_size, train_source.num_examples)
         views = pretrain.views_from_flags(flags, train_source)

@@ -9,8 +9,7 @@ import tensorflow as tf
 from absl.flags import FlagValues
 
 from supcon_tf.cli.program import python_program
-from supcon_tf.stages import advice, chance
-from supcon_tf.stages.evaluate import describe_top_k
+from supcon_tf.stages import advice, chance, figures
 from supcon_tf.stages.run_directory import RunDirectory
 
 SNIPPET = """\
@@ -88,18 +87,21 @@ def _figures(results):
         text = f"pretrain: {pretrain['steps']:,} steps in {pretrain['seconds']:.0f} s"
         if "knn_accuracy" in pretrain:
             text += f", k-NN accuracy {pretrain['knn_accuracy']:.4f}"
+        if "knn_mean_average_precision" in pretrain:
+            text += f", k-NN mAP {pretrain['knn_mean_average_precision']:.4f}"
         lines.append(text)
     for stage in ("linear", "finetune"):
         if stage in results:
             result = results[stage]
             lines.append(
                 f"{stage + ':':<9} {result['steps']:,} steps in {result['seconds']:.0f} s, "
-                f"top-1 {result['top_1']:.4f}"
+                f"{figures.describe(result)}"
             )
     if "eval" in results:
         evaluation = results["eval"]
         lines.append(
-            f"eval:     {describe_top_k(evaluation)} on {evaluation['num_examples']:,} test images"
+            f"eval:     {figures.describe(evaluation)} on {evaluation['num_examples']:,} test "
+            "images"
         )
     return lines
 
@@ -124,10 +126,10 @@ def _next_command(flags, results, arguments):
     if following:
         mode = [] if following == stages else [f"--mode={','.join(following)}"]
         return shlex.join([*program, *mode, *_without_mode(arguments)])
-    if flags.dataset != "folder":
+    if flags.dataset not in ("folder", "csv"):
         return (
             f"{shlex.join(program)} --dataset=folder --data_dir=YOUR_IMAGES  "
-            "# train/<class>/*.jpg and test/<class>/*.jpg"
+            "# one folder per class, see docs/own_data.md"
         )
     return _tensorboard(RunDirectory.of(flags).path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -11,6 +12,7 @@ from absl.flags import FlagValues
 
 from supcon_tf.models import contrastive
 from supcon_tf.stages.run_directory import RunDirectory, artifacts_of, find_part
+from supcon_tf.storage.artifacts import Artifacts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Trained:
         linear_head: [B, F] -> logits [B, C]; None without a classifier.
         class_names: The classes of the classifier; None without a classifier.
         encoder_identity: A hash of the encoder's layers and weights.
+        is_multi_label: Whether a sigmoid makes each logit the probability of its class, because
+            the training images had any number of classes. Else a softmax does.
     """
 
     encoder: keras.Model
@@ -82,6 +86,7 @@ class Trained:
     linear_head: keras.Model | None
     class_names: tuple[str, ...] | None
     encoder_identity: str
+    is_multi_label: bool = False
 
     @property
     def image_size(self) -> int:
@@ -141,7 +146,10 @@ def load_trained(flags: FlagValues, *, needs_classifier: bool = False) -> Traine
     print(f"Using the classifier that pretraining trained, {run.linear_head}.")
     head = pretrained.load_model("linear_head.keras")
     names = tuple(pretrained.read_json("class_names.json", list))
-    return Trained(encoder, run.linear_head, "pretrain", projector, head, names, identity)
+    return Trained(
+        encoder, run.linear_head, "pretrain", projector, head, names, identity,
+        _is_multi_label(pretrained),
+    )  # fmt: skip
 
 
 def _load_classifier(run, stage):
@@ -161,7 +169,20 @@ def _load_classifier(run, stage):
     names = tuple(artifacts.read_json("class_names.json", list))
     # The linear stage leaves the encoder as it is, so its embeddings stay those of pretraining.
     identity = old if old and stage == "linear" else artifacts.identity("classifier.keras")
-    return Trained(encoder, path, stage, projector, head, names, identity)
+    is_multi_label = _is_multi_label(artifacts)
+    return Trained(encoder, path, stage, projector, head, names, identity, is_multi_label)
+
+
+def _is_multi_label(artifacts):
+    """Reads what `write_classes` recorded; runs of earlier releases recorded nothing."""
+    name = "label_type.json"
+    return artifacts.has(name) and artifacts.read_json(name, str) == "multi_label"
+
+
+def write_classes(artifacts: Artifacts, class_names: Sequence[str], label_type: str) -> None:
+    """Writes which classes the logits of a classifier stand for, and how many an image may have."""
+    artifacts.write_json("class_names.json", list(class_names))
+    artifacts.write_json("label_type.json", label_type)
 
 
 def _load_projector(pretrained):

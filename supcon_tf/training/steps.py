@@ -328,7 +328,18 @@ def apply_gradients(
 def sparse_cross_entropy(
     labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0
 ) -> tf.Tensor:
-    """Computes the cross-entropy per example [B] of class numbers [B] under logits [B, C]."""
+    """Computes the cross-entropy per example [B] of labels under logits [B, C].
+
+    Args:
+        labels: Class numbers int [B]; or bool [B, C] for any number of classes per image, whose
+            cross-entropy is the mean of the binary ones over the classes.
+        logits: Before the softmax, or before the sigmoid of each class.
+        label_smoothing: Fraction of the target that is spread over all classes.
+    """
+    if labels.dtype == tf.bool:
+        return keras.losses.binary_crossentropy(
+            tf.cast(labels, logits.dtype), logits, from_logits=True, label_smoothing=label_smoothing
+        )
     targets = tf.one_hot(labels, logits.shape[-1])
     return keras.losses.categorical_crossentropy(
         targets, logits, from_logits=True, label_smoothing=label_smoothing
@@ -336,7 +347,12 @@ def sparse_cross_entropy(
 
 
 def is_correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Returns 1.0 where the largest logit [B, C] is that of the label [B], else 0.0. [B]."""
+    """Returns 1.0 where the largest logit [B, C] is that of the label [B], else 0.0. [B].
+
+    Of labels bool [B, C], the fraction of the classes that are decided correctly.
+    """
+    if labels.dtype == tf.bool:
+        return tf.reduce_mean(tf.cast((logits > 0) == labels, tf.float32), axis=1)
     hits = tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels
     return tf.cast(hits, tf.float32)
 

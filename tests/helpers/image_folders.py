@@ -9,7 +9,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
-FORMATS = ("GIF", "BMP", "TIFF", "WEBP", "ICO", "PPM")
+READ = ("GIF", "BMP", "WEBP")
+NOT_READ = ("TIFF", "ICO", "PPM")
 
 
 def encode(kind="JPEG", size=(24, 20), mode="RGB", seed=0, **options):
@@ -118,7 +119,7 @@ REFUSED = {
     "JPEG 2000": a_file(b"\x00\x00\x00\x0cjP  \r\n\x87\n"),
     "AVIF": a_file(b"\x00\x00\x00\x1cftypavif"),
     "HEIC": a_file(b"\x00\x00\x00\x18ftypheic"),
-    **{f"{kind} named jpg": a_file(encode(kind)) for kind in FORMATS},
+    **{f"{kind} named jpg": a_file(encode(kind)) for kind in NOT_READ},
     "pipe": lambda root: os.mkfifo(root / "train/cat/odd.jpg"),
     "socket": _socket,
     "device": _link("/dev/zero"),
@@ -129,8 +130,6 @@ REFUSED = {
     "link to a folder": _link("../dog"),
     "link to a parent": _link("../.."),
     "folder among images": lambda root: (root / "train/cat/odd.jpg").mkdir(),
-    "thumbnail database": _named("Thumbs.db", b"\xd0\xcf\x11\xe0"),
-    "desktop.ini": _named("desktop.ini", b"[.ShellClassInfo]"),
     "name not UTF-8": _named(b"odd\xff.jpg"),
     "PNG of many pixels": a_file(png_of(100_000, 100_000)),
     "PNG of the largest size": a_file(png_of(2**31 - 1, 2**31 - 1)),
@@ -141,6 +140,9 @@ REFUSED = {
 # Found when it is decoded: the message names it, also with --skip_broken_images.
 UNDECODABLE = {
     **{f"JPEG of {n} bytes": a_file(JPEG[:n]) for n in (3, 4, 10, 21, 25, 100, 200, 400)},
+    **{f"WebP of {n} bytes": a_file(encode("WEBP")[:n]) for n in (16, 40, 200)},
+    "GIF of 40 bytes": a_file(encode("GIF")[:40]),
+    "BMP of 100 bytes": a_file(encode("BMP")[:100]),
     **{f"PNG of {n} bytes": a_file(PNG[:n]) for n in (8, 15, 20, 24, 33, 40, 60, 200)},
     "JPEG start and zeros": a_file(JPEG[:3] + bytes(300)),
     "JPEG start and noise": a_file(JPEG[:3] + bytes(range(256))),
@@ -155,7 +157,6 @@ UNDECODABLE = {
 # No dataset: the message names the folder.
 LAYOUT = {
     "no train": _renamed("train", "training"),
-    "no test": _renamed("test", "testing"),
     "empty training class": _emptied("train/cat"),
     "no test images": lambda root: (_emptied("test/cat")(root), _emptied("test/dog")(root)),
     "train is a file": lambda root: (
@@ -192,6 +193,11 @@ RUNS = {
     "name with a line break": _named("odd\nimage.jpg"),
     "name like a flag": _named("--odd=image.jpg"),
     "hidden file": _named(".DS_Store", b"\x00"),
+    "hidden twin": _named("._odd.jpg", b"\x00\x05\x16\x07"),
+    "thumbnail database": _named("Thumbs.db", b"\xd0\xcf\x11\xe0"),
+    "desktop.ini": _named("desktop.ini", b"[.ShellClassInfo]"),
+    "no test": _renamed("test", "testing"),
+    **{f"{kind} named jpg": a_file(encode(kind)) for kind in READ},
     "hidden class": lambda root: (root / "train/.git").mkdir(),
     "class like a formula": _class("=1+1"),
     "class with a space": _class("a cat"),

@@ -36,5 +36,60 @@ def write_two_greys(folder: str | Path) -> None:
     TwoGreys(data_dir=str(folder)).download_and_prepare()
 
 
+class _Several(tfds.core.GeneratorBasedBuilder):
+    """Images with none, one, two and three of the classes; a test split alone."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    SKIP_REGISTERING = True
+
+    def _feature(self, class_label):
+        raise NotImplementedError
+
+    def _label(self, numbers):
+        raise NotImplementedError
+
+    def _info(self):
+        class_label = tfds.features.ClassLabel(names=["cat", "dog", "owl"])
+        features = {
+            "image": tfds.features.Image(shape=(8, 8, 3), encoding_format="png"),
+            **self._feature(class_label),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"test": self._generate_examples()}
+
+    def _generate_examples(self):
+        for count in range(4):
+            image = np.full((8, 8, 3), 60 * count, np.uint8)
+            yield count, {"image": image, **self._label(list(range(count)))}
+
+
+class SeveralLabels(_Several):
+    """As voc/2007: a sequence of classes."""
+
+    def _feature(self, class_label):
+        return {"labels": tfds.features.Sequence(class_label)}
+
+    def _label(self, numbers):
+        return {"labels": numbers}
+
+
+class SeveralObjects(_Several):
+    """As coco: a sequence of objects, each with its class."""
+
+    def _feature(self, class_label):
+        return {"objects": tfds.features.Sequence({"label": class_label})}
+
+    def _label(self, numbers):
+        return {"objects": [{"label": number} for number in numbers]}
+
+
+def write_several_labels(folder: str | Path, kind: str) -> None:
+    """Prepares several_labels or several_objects in this TensorFlow Datasets directory."""
+    builder = {"labels": SeveralLabels, "objects": SeveralObjects}[kind]
+    builder(data_dir=str(folder)).download_and_prepare()
+
+
 if __name__ == "__main__":
     write_two_greys(sys.argv[1])
