@@ -13,8 +13,8 @@ define(
     group="Data",
     common=True,
     decides_fitted_linear=True,
-    help="Training data: digits (bundled), folder (your own images in --data_dir), csv (images "
-    "listed in --data_csv), or a TensorFlow Datasets name such as cifar10. The digits come with "
+    help="Training data: digits (bundled), folder (in --data_dir), csv (in --data_csv), or a "
+    "TensorFlow Datasets name such as cifar10. The digits come with "
     "scikit-learn. A TensorFlow Datasets name must be an image classification dataset; it is "
     "downloaded if needed.",
     paper="imagenet2012, cifar10, cifar100",

@@ -10,7 +10,6 @@ from absl import flags
 from supcon_tf.cli.rules import register_rule
 from supcon_tf.data import csv_labels
 
-
 # The stages that need classes.
 CLASSIFYING = ("linear", "finetune", "eval", "predict")
 
