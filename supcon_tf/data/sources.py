@@ -15,8 +15,8 @@ from supcon_tf.data.csv_source import load_csv
 from supcon_tf.data.decode import MAX_PIXELS, decode_whole, find_undecodable
 from supcon_tf.data.folder_layout import SPLITS
 from supcon_tf.data.folder_source import class_and_file_names, load_folder
-from supcon_tf.data.image_files import FileSource, first_of_each_class
 from supcon_tf.data.image_files import NO_LABEL as NO_LABEL
+from supcon_tf.data.image_files import FileSource, first_of_each_class
 from supcon_tf.data.image_files import advice_on_size as advice_on_size
 from supcon_tf.data.image_files import load_unlabeled as load_unlabeled
 from supcon_tf.data.streams import StreamSource
