@@ -151,7 +151,7 @@ def _multi_label_lines(result):
     lines = [
         f"eval: {result['num_examples']:,} examples of {result['data']} (docs/evaluation.md "
         "explains the figures)",
-        f"  classifier      {stage_figures.describe(result)}",
+        f"  classifier      {stage_figures.describe_classifier(result)}",
         f"  lowest AP       {shown}",
     ]
     if "linear_probe_mean_average_precision" in result:

@@ -25,7 +25,7 @@ def of_classifier(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[
     )
 
 
-def describe(figures: dict) -> str:
+def describe_classifier(figures: dict) -> str:
     """Returns top-1 and, if there are more than five classes, top-5; or mAP and F1."""
     if "mean_average_precision" in figures:
         text = f"mAP {figures['mean_average_precision']:.4f}"

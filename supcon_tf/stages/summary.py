@@ -95,12 +95,12 @@ def _figures(results):
             result = results[stage]
             lines.append(
                 f"{stage + ':':<9} {result['steps']:,} steps in {result['seconds']:.0f} s, "
-                f"{figures.describe(result)}"
+                f"{figures.describe_classifier(result)}"
             )
     if "eval" in results:
         evaluation = results["eval"]
         lines.append(
-            f"eval:     {figures.describe(evaluation)} on {evaluation['num_examples']:,} test "
+            f"eval:     {figures.describe_classifier(evaluation)} on {evaluation['num_examples']:,} test "
             "images"
         )
     return lines
