@@ -173,3 +173,30 @@ def test_test_files_share_helpers_and_nothing_else(path):
     assert not imported & {helper.stem for helper in (TESTS / "helpers").glob("*.py")}
     is_helper = path.parent == TESTS / "helpers"
     assert is_helper != (path.name == "conftest.py" or path.name.startswith("test_"))
+
+
+def public_functions(body, inside=()):
+    """(name, node, whether it is a method) of the public functions and of the constructors."""
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node.body, (*inside, node.name))
+        elif isinstance(node, ast.FunctionDef) and (
+            not node.name.startswith("_") or node.name == "__init__"
+        ):
+            static = any(getattr(mark, "id", "") == "staticmethod" for mark in node.decorator_list)
+            yield ".".join((*inside, node.name)), node, bool(inside) and not static
+
+
+@each_file
+def test_public_signatures_have_type_hints(path):
+    missing = []
+    for name, node, is_method in public_functions(ast.parse(path.read_text()).body):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        missing += [
+            f"{name}({argument.arg})"
+            for argument in arguments[is_method:]
+            if argument.annotation is None
+        ]
+        if node.returns is None and node.name != "__init__":
+            missing.append(f"{name} -> ?")
+    assert not missing

@@ -203,7 +203,8 @@ def test_files_of_another_kind_are_refused(tmp_path):
         read_measured(str(tmp_path / name))
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("something", "else")
-    assert "zip archive, but was not written by torch.save" in read_measured(str(tmp_path / "x.zip"))
+    message = read_measured(str(tmp_path / "x.zip"))
+    assert "zip archive, but was not written by torch.save" in message
 
 
 @pytest.mark.parametrize("legacy", [False, True])
