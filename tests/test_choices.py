@@ -63,7 +63,7 @@ def test_a_given_batch_that_is_too_large_is_refused(short_run, mode, tmp_path):
         extra = [
             next(a for a in short_run if "model_dir" in a).replace("model_dir", "reference_ckpt")
         ]
-    with pytest.raises(ValueError, match="batch_size=64 is larger .* 8 .*take --batch_size=8 or"):
+    with pytest.raises(ValueError, match="batch_size=64 is larger .* 8 .*--batch_size=8 or"):
         run_inside(
             *short_run, f"--mode={mode}", f"--model_dir={tmp_path / 'run'}", "--batch_size=64",
             "--linear_epochs=1", *extra,

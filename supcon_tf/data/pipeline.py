@@ -348,10 +348,11 @@ def check_batch_size(batch_size: int, *, num_examples: int, num_replicas: int) -
             "examples."
         )
     if batch_size < 1 or batch_size % num_replicas:
-        below = batch_size // num_replicas * num_replicas
+        below = max(batch_size, 0) // num_replicas * num_replicas
+        sizes = f"{below} or {below + num_replicas}" if below else f"{num_replicas}"
         raise ValueError(
             f"batch_size={batch_size} cannot be shared evenly by {num_replicas} replicas: use "
-            f"--batch_size={below or num_replicas} or {below + num_replicas}."
+            f"--batch_size={sizes}."
         )
 
 
