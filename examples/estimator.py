@@ -20,7 +20,7 @@ from supcon_tf.data import sources
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=float, default=30)
-    parser.add_argument("--search_epochs", type=float, default=5, help="0 skips the search.")
+    parser.add_argument("--search_epochs", type=float, default=10, help="0 skips the search.")
     parser.add_argument("--images", type=int, default=1_437)
     arguments = parser.parse_args()
     train, test = (sources.load_source("digits", split) for split in ("train", "test"))

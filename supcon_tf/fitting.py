@@ -94,10 +94,10 @@ class Settings:
         count = source.num_examples
         batch_size = batch_size or defaults.batch_size(count, num_replicas)
         if not 1 <= batch_size <= count or batch_size % num_replicas:
+            multiple = f"a multiple of {num_replicas} " if num_replicas > 1 else ""
             raise ValueError(
                 f"batch_size={batch_size} does not fit {count:,} training images on "
-                f"{num_replicas} replica(s): choose a multiple of {num_replicas} up to {count}, or "
-                "None."
+                f"{num_replicas} replica(s): choose {multiple}up to {count}, or None."
             )
         if epochs is None:
             epochs = defaults.pretrain_epochs("arrays", count, batch_size)
