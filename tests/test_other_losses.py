@@ -163,8 +163,12 @@ def test_a_feature_that_is_not_a_number_shows_in_the_loss(name):
     assert np.isnan(function(LABELS, features, **options)[0])
 
 
+@pytest.mark.parametrize(
+    "replicas", ["two_replicas", pytest.param("mirrored", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", ["npairs", "triplet", "max_margin"])
-def test_four_replicas_equal_one_device(mirrored, name):
+def test_replicas_equal_one_device(request, replicas, name):
+    mirrored = request.getfixturevalue(replicas)
     function, features = LOSSES[name][0], draw_features()
 
     def values_and_gradients(strategy):

@@ -27,10 +27,11 @@ TINY = (
     "--encoder=tiny", "--image_size=8", "--batch_size=8", "--first_conv_kernel_size=3",
     "--first_conv_stride=1", "--nouse_initial_max_pool",
 )  # fmt: skip
+# The loss of cached embeddings is that of the others, so one step holds both.
 OPTIONS = [
-    ("--summation_location=inside", "--denominator_mode=one_positive"),
-    ("--microbatch_size=1", "--nouse_global_batch_norm"),
-]
+    ("--summation_location=inside", "--denominator_mode=one_positive",
+     "--microbatch_size=1", "--nouse_global_batch_norm"),
+]  # fmt: skip
 MORE_OPTIONS = [
     ("--augmentation_type=stacked_randaugment", "--blur_probability=0.5"),
     ("--positives_cap=2", "--contrast_mode=one_view"),
