@@ -1,15 +1,16 @@
-"""Two-view input pipelines, views per second: ours, tf-models-official's, Pillow's.
+"""Views per second of two-view input pipelines: this package, tf-models-official and Pillow.
 
     .venv/bin/python benchmarks/input_pipeline.py --peer_env=FOLDER
 
-Crop, resize, flip and policy, two views per image, from images in memory or from JPEG files of
-500 x 375 pixels. "tf-models" is
-the AutoAugment and RandAugment of tf-models-official 2.20 (which the released SupCon code
-imports), one image at a time inside `Dataset.map`; it needs Keras 2, so the script installs it
-into an environment of its own. "Pillow" does the same work in a `tf.py_function` per image.
+Each pipeline crops, resizes, flips and applies a policy, with two views per image, to images in
+memory or JPEG files of 500 x 375 pixels. "tf-models" is the AutoAugment and RandAugment of
+tf-models-official 2.20 (which the released SupCon code imports), applied to one image at a time
+inside `Dataset.map`. It needs Keras 2, so the script installs it in a separate environment.
+"Pillow" does the same work in one `tf.py_function` per image.
 
-Every pipeline runs in a process of its own, stopped while another is measured. The rounds go
-around all sides, so that a slow spell of the machine meets every side: compare the ratios.
+Every pipeline runs in its own process, which is paused while another one is measured. Each round
+measures all pipelines, so that a temporary slowdown of the machine affects all of them. Compare
+the ratios, not the absolute numbers.
 """
 
 import json
@@ -21,7 +22,7 @@ import tempfile
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # for tf-models-official; ours does not care
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # Only needed by tf-models-official.
 
 from absl import app, flags
 from paused import REPOSITORY, PausedWorker
@@ -40,16 +41,18 @@ MAGNITUDES = {"randaugment": 9.0}
 SIDES = ("reference", "pillow", "tf-models", "Pillow")  # ours in two modes, then the others
 NUM_THREADS = os.cpu_count()
 
-_PEER_ENV = flags.DEFINE_string("peer_env", None, "Where tf-models-official is or gets installed.")
-_SOURCES = flags.DEFINE_multi_enum("source", list(SOURCES), list(SOURCES), "What to measure.")
-_POLICIES = flags.DEFINE_multi_enum("policy", list(POLICIES), list(POLICIES), "What to measure.")
-_SIDES = flags.DEFINE_multi_enum("side", list(SIDES), list(SIDES), "What to measure.")
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "Of one measurement.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each side; the median is shown.")
+_PEER_ENV = flags.DEFINE_string(
+    "peer_env", None, "Environment for tf-models-official; created if missing."
+)
+_SOURCES = flags.DEFINE_multi_enum("source", list(SOURCES), list(SOURCES), "Images to measure.")
+_POLICIES = flags.DEFINE_multi_enum("policy", list(POLICIES), list(POLICIES), "Policies.")
+_SIDES = flags.DEFINE_multi_enum("side", list(SIDES), list(SIDES), "Pipelines to measure.")
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "Duration of one measurement in seconds.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements per pipeline; the table shows medians.")
 _WORKER = flags.DEFINE_string("worker", None, "Internal: JSON of the pipeline to serve.")
 
 
-# The pipelines. Each returns a dataset of uint8 [B, 2, S, S, 3]
+# The pipelines. Each one returns a dataset of uint8 [B, 2, S, S, 3].
 
 
 def random_images(size, count):
@@ -59,7 +62,7 @@ def random_images(size, count):
 
 
 def photographs(folder, count):
-    """JPEG files of 500 x 375 pixels, cropped and scaled from scikit-learn's two photographs."""
+    """Writes JPEG files of 500 x 375 pixels: random crops of scikit-learn's two photographs."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -77,7 +80,7 @@ def photographs(folder, count):
 
 
 def our_dataset(source, policy_name, compat, folder):
-    """The whole pipeline as the command uses it: shuffled, cropped, flipped, augmented."""
+    """The complete pipeline of the command: shuffle, crop, flip and augment."""
     import numpy as np
 
     from supcon_tf.augment import policies
@@ -203,21 +206,23 @@ def exists(side, policy):
     return side in ("reference", "pillow") or policy in ("identity", "autoaugment", "randaugment")
 
 
-# One process per pipeline
+# One process per pipeline.
 
 
 def serve(side, source, policy, folder):
-    """Prints the seconds to the first batch, then, for every line, views per second (of the
-    clock, of CPU time)."""
+    """Prints the seconds to the first batch, then views per second for every input line.
+
+    Each answer is a pair: views per second of wall time and views per second of CPU time.
+    """
     import tensorflow as tf
 
-    tf.constant(0)  # starting TensorFlow is not part of the first batch
+    tf.constant(0)  # Do not count the start of TensorFlow as part of the first batch.
     start = time.perf_counter()
     batches = iter(create_dataset(side, source, policy, folder))
     next(batches)
     print(json.dumps(time.perf_counter() - start), flush=True)
     for line in sys.stdin:
-        for _ in range(4):  # what is left in the buffers comes for nothing
+        for _ in range(4):  # Skip the batches that are already in the buffers.
             next(batches)
         start, cpu_start, views = time.perf_counter(), time.process_time(), 0
         for batch in batches:
@@ -230,7 +235,7 @@ def serve(side, source, policy, folder):
 
 
 class Worker(PausedWorker):
-    """One pipeline and the rates that were measured of it."""
+    """The process of one pipeline and its measured rates."""
 
     def __init__(self, side, source, policy):
         python = sys.executable
@@ -244,7 +249,7 @@ class Worker(PausedWorker):
         self.rates.append(self.ask(_SECONDS.value))
 
     def median(self, kind=0):
-        """Of views per second of the clock (0) or of CPU time (1)."""
+        """Median of the views per second of wall time (0) or CPU time (1)."""
         return sorted(rate[kind] for rate in self.rates)[len(self.rates) // 2]
 
 
@@ -263,9 +268,9 @@ def main(_):
     sides = [side for side in _SIDES.value if side != "tf-models" or _PEER_ENV.value]
     if "tf-models" in sides:
         install_peer(pathlib.Path(_PEER_ENV.value))
-    print(f"Views per second, two views per image, {NUM_THREADS} CPUs; in brackets: seconds to")
-    print("the first batch. x: times tf-models, by the clock and by CPU time, which other load on")
-    print("the machine disturbs less. Of identity: share of our own identity pipeline's rate.\n")
+    print(f"Views per second, two views per image, {NUM_THREADS} CPUs; in parentheses: seconds")
+    print("to the first batch. x: speed relative to tf-models, by wall time and by CPU time (which")
+    print("is less affected by other load). Of identity: rate relative to policy identity here.\n")
     print("| source | policy | " + " | ".join(sides) + " | x reference | x pillow | of identity |")
     print("|---" * (len(sides) + 5) + "|")
     for source in _SOURCES.value:

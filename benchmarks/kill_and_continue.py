@@ -1,16 +1,16 @@
-"""One run killed with SIGKILL 20 times, beside the same run never killed.
+"""Kills a run with SIGKILL 20 times and compares the result with an uninterrupted run.
 
     .venv/bin/python benchmarks/kill_and_continue.py
 
-Both train on the digits through the real command, on one device. The moments follow from a seed:
-during start-up, during steps, while a checkpoint is written, at the end of a stage and between
-stages; after each kill the same command is run again. Checked:
+Both runs train on the digits with the real command, on one device. The times of the kills are drawn
+from a seed: during start-up, during training steps, while a checkpoint is written, at the end of a
+stage and between stages. After each kill, the same command is run again. The script checks that
 
-* after each kill, every checkpoint can be read whole and the log has each step once;
-* at the end, encoder, projection head and classifier, all that was logged (but for the speed) and
-  the accuracy equal those of the run never killed, bit for bit.
+* after each kill, every checkpoint is readable and the log contains each step once;
+* at the end, the encoder, projection head and classifier, all logged values (except speeds) and the
+  accuracy equal those of the uninterrupted run, bit for bit.
 
-Prints one table and exits with 1 if any of it does not hold.
+It prints one table and exits with code 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ FLAGS = (
     "--pretrain_epochs=25", "--linear_epochs=12", "--knn_interval_epochs=5", "--steps_per_loop=4",
     "--summary_interval_steps=1", "--save_interval_steps=5", "--max_checkpoints_to_keep=3",
 )  # fmt: skip
-# Where to kill, in the order of the run. "steps" is after some steps more, "save" while the next
-# checkpoint after them is written; a file is when it has appeared.
+# When to kill, in the order of the run. "steps" means after some more steps, "save" while the next
+# checkpoint after them is written, and a file name when this file has appeared.
 PRETRAIN = ("start-up", "start-up", "steps", "steps", "steps", "steps", "save", "save", "save",
             "save")  # fmt: skip
 PRETRAIN_END = ("pretrain/projection_head.keras", "pretrain/encoder.keras", "pretrain/result.json")
@@ -42,7 +42,7 @@ LINEAR_END = ("linear/classifier.keras", "linear/result.json")
 
 
 def start(folder, output):
-    """The command, in a process of its own."""
+    """Starts the command in a new process."""
     return subprocess.Popen(
         [sys.executable, "-m", "supcon_tf.main", *FLAGS, f"--model_dir={folder}"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -52,7 +52,7 @@ def start(folder, output):
 
 
 def whole_lines(folder, stage):
-    """The lines of a log that end; a kill may leave half a line behind them."""
+    """Returns the complete lines of a log. A kill can leave a partial line at the end."""
     path = folder / stage / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.split("\n")[:-1]]
@@ -64,10 +64,10 @@ def last_step(folder, stage):
 
 
 def wait_for(target, stage, folder, process, rng):
-    """Returns when the moment to kill has come.
+    """Waits until it is time to kill the run.
 
     Raises:
-        RuntimeError: the run ended before.
+        RuntimeError: If the run ended before.
     """
     until_step = None
     if target == "start-up":
@@ -87,12 +87,12 @@ def wait_for(target, stage, folder, process, rng):
         if process.poll() is not None:
             raise RuntimeError(f"the run ended with {process.returncode} before {target}")
         time.sleep(0.001)
-    # Anywhere in what comes next: a step takes about 20 ms, a save about 30.
+    # A random delay, because a step takes about 20 ms and a save about 30 ms.
     time.sleep(rng.uniform(0.0, 0.02 if target == "save" else 0.2))
 
 
 def describe(folder, stage):
-    """Where a kill hit, as far as the files tell."""
+    """Describes when the run was killed, according to its files."""
     if (folder / "linear/result.json").exists():
         return "after linear"
     if (folder / "pretrain/result.json").exists() and stage == "pretrain":
@@ -103,18 +103,18 @@ def describe(folder, stage):
     text = f"{stage.split(',')[0]} step {last_step(folder, stage.split(',')[0])}"
     if stage.endswith("finished"):
         text = "between stages"
-    return text + (f", {' '.join(unfinished)} half written" if unfinished else "")
+    return text + (f", {' '.join(unfinished)} partially written" if unfinished else "")
 
 
 def unreadable_checkpoints(folder):
-    """Names and reasons of checkpoints that cannot be read, every tensor of them."""
+    """Reads all tensors of all checkpoints; returns unreadable checkpoints with reasons."""
     import tensorflow as tf
 
     problems = []
     for path in folder.glob("*/checkpoints/*"):
         if not path.name.startswith("step_"):
             if not path.name.startswith(("writing_", "deleting_")):
-                problems.append(f"{path.name} lies there")
+                problems.append(f"{path.name} is left over")
             continue
         try:
             step = json.loads((path / "complete.json").read_text())["step"]
@@ -128,19 +128,19 @@ def unreadable_checkpoints(folder):
 
 
 def repeated_steps(folder):
-    """Stages whose log does not have each step from 1 on once."""
+    """Stages whose log does not contain each step, starting from 1, exactly once."""
     logs = {stage: [line["step"] for line in whole_lines(folder, stage)] for stage in
             ("pretrain", "linear")}  # fmt: skip
     return [stage for stage, steps in logs.items() if steps != list(range(1, len(steps) + 1))]
 
 
 def differences(whole, killed):
-    """What differs between the two runs at their end."""
+    """Compares the final results of the two runs and returns the differences."""
     import keras
     import numpy as np
 
     sys.path.insert(0, str(ROOT))
-    from supcon_tf.models import contrastive  # noqa: F401  The projection head is a layer of its own.
+    from supcon_tf.models import contrastive  # noqa: F401  Registers the projection head.
 
     found = []
     for name in (
@@ -164,7 +164,7 @@ def differences(whole, killed):
 
 
 def plan(rng):
-    """[(stage, target)] in the order of the run."""
+    """Draws [(stage, target)] in the order of the run."""
     pretrain, linear = list(PRETRAIN), list(LINEAR)
     rng.shuffle(pretrain)
     rng.shuffle(linear)
@@ -182,7 +182,7 @@ def main():
     with tempfile.TemporaryDirectory() as root:
         whole, killed = pathlib.Path(root) / "whole", pathlib.Path(root) / "killed"
         log = open(pathlib.Path(root) / "output.txt", "w+")  # noqa: SIM115
-        assert start(whole, log).wait() == 0, "the run that is not killed failed"
+        assert start(whole, log).wait() == 0, "the uninterrupted run failed"
         print(
             f"Seed {seed}.\n\n| kill | aimed at | hit | checkpoints | log |\n|---:|---|---|---|---|"
         )
@@ -195,7 +195,7 @@ def main():
             failed |= bool(unreadable or repeated)
             print(
                 f"| {number} | {target} | {describe(killed, stage)} "
-                f"| {'; '.join(unreadable) or 'all read'} "
+                f"| {'; '.join(unreadable) or 'all readable'} "
                 f"| {'not once: ' + ' '.join(repeated) if repeated else 'each step once'} |",
                 flush=True,
             )
@@ -205,9 +205,9 @@ def main():
         log.seek(0)
         continued = log.read().count("resuming at step")
     print(
-        f"\n{number} kills, {continued} times continued from a checkpoint, {lines} steps logged. "
+        f"\n{number} kills, {continued} times resumed from a checkpoint, {lines} steps logged. "
         + ("DIFFERENT: " + "; ".join(different) if different else
-           "Weights, log and accuracy equal the run never killed, bit for bit.")
+           "Weights, log and accuracy equal those of the uninterrupted run, bit for bit.")
     )  # fmt: skip
     sys.exit(bool(failed or different))
 

@@ -1,14 +1,14 @@
-"""One training step of ResNet-50 at batch 6,144 on one machine, by gradient caching.
+"""One training step of ResNet-50 with batch size 6,144 on one machine, by gradient caching.
 
     .venv/bin/python benchmarks/large_batch.py
 
-Two parts, each in processes of their own:
+The script has two parts, each in separate processes:
 
-* The step: ResNet-50 with the CIFAR stem at 32 px, 6,144 examples x 2 views, a microbatch of 64
-  examples: seconds and peak memory.
-* The check: the same step at a batch that fits without caching, against four logical CPUs as
-  replicas without caching whose share is the microbatch (batch norm each its own), which must
-  have the same loss and the same gradient norm.
+* The step: seconds and peak memory of ResNet-50 with the CIFAR stem at 32 px, 6,144 examples x 2
+  views, with a microbatch of 64 examples.
+* The check: the same step with a smaller batch, compared with four replicas on logical CPUs without
+  gradient caching. The local batch of each replica is the microbatch, and each has its own batch
+  norm, so the loss and the gradient norm must be equal.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def create_batch(batch):
 
 
 def cached_step(batch, microbatch, depth, update):
-    """Loss and gradient norm on one device with gradient caching, and an optimizer's update."""
+    """Runs a step with gradient caching on one device; returns the loss and gradient norm."""
     import tensorflow as tf
 
     from supcon_tf.losses import supcon
@@ -85,7 +85,7 @@ def cached_step(batch, microbatch, depth, update):
 
 
 def replicated_step(batch, replicas, depth):
-    """The same over logical CPUs without caching: each replica holds its share at once."""
+    """Runs the same step without caching, on logical CPUs that each process a local batch."""
     import tensorflow as tf
 
     from supcon_tf import strategies

@@ -1,17 +1,18 @@
-"""Time and memory of the loss, forward and backward, against dense implementations.
+"""Time and memory of the loss, forward and backward, compared with dense implementations.
 
     .venv/bin/python benchmarks/loss.py --torch_python=/path/to/python/with/torch
 
-Each case runs in a process of its own, so that its peak memory is its own: 2 views of 128
-features, labels of 1,000 classes. Memory is the peak above the same process before its first
-call; its inputs and libraries are loaded then. `dense` is the equations with tiled masks, as
-https://github.com/google-research/google-research/tree/master/supcon writes them; `PML` is
-SupConLoss of pytorch-metric-learning, left out unless --torch_python names a Python that has it.
+The inputs are 2 views with 128 features, with labels of 1,000 classes. Each case runs in its own
+process. Memory is the increase from just before the first call, when inputs and libraries are
+loaded, to the peak. `dense` computes the equations with tiled masks like
+https://github.com/google-research/google-research/tree/master/supcon. `PML` is SupConLoss of
+pytorch-metric-learning, which is measured only if --torch_python is the path of a Python that has
+it.
 
-The limit is the time of the exact algorithm if only the matrix products and exponentials counted:
-4 N^2 D operations (N rows; each pair of rows once in each direction of the pass, and twice for
-the gradient) and N^2 exponentials, at the rates that this run measures for single operations of
-this shape.
+The limit is the time that the exact algorithm needs for its matrix products and exponentials alone:
+4 N^2 D operations (N rows; each pair of rows once forward and once backward, and twice for the
+gradient) and N^2 exponentials, at the rates measured in the same run for single operations of this
+shape.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ TEMPERATURE = 0.1
 
 
 def dense_supcon_loss(labels, features):
-    """Eq. 2 with the [V B, V B] logits, masks and exponentials, as the reference writes it."""
+    """Eq. 2 with logits, masks and exponentials [V B, V B], like the reference."""
     import tensorflow as tf
 
     batch = tf.shape(features)[0]
@@ -75,7 +76,7 @@ def tensorflow_step(loss, batch, jit_compile):
         gradient.numpy()
         return float(value)
 
-    # An idle TensorFlow process has started its threads and run an operation.
+    # Start the threads of TensorFlow before the baseline of the memory is measured.
     tf.reduce_sum(tf.matmul(features[0], features[0], transpose_b=True)).numpy()
     return run
 
@@ -103,7 +104,7 @@ def peak_megabytes():
 
 
 def measure(name, batch):
-    """Runs one case in this process."""
+    """Runs one case in this process and prints its result."""
     if name == "PML":
         run = torch_step(batch)
     elif name == "dense":
@@ -114,7 +115,7 @@ def measure(name, batch):
         run = tensorflow_step(supcon_loss, batch, jit_compile=name == "blocked, jit")
     idle = peak_megabytes()
     start = time.perf_counter()
-    loss = run()  # traces and compiles, which is nothing beside the largest batches
+    loss = run()  # Traces and compiles, which is negligible for the largest batches.
     first = time.perf_counter() - start
     seconds, start = [first] if first > 30 else [], time.perf_counter()
     while not seconds or (first <= 30 and len(seconds) < 100 and time.perf_counter() - start < 4):
@@ -130,7 +131,7 @@ def measure(name, batch):
 
 
 def measure_rates():
-    """Products of [2048, 128] with its transpose, and exponentials of the result, per second."""
+    """Measures the rates of products [2048, 128] x [128, 2048], and of exponentials of them."""
     import tensorflow as tf
 
     rows = tf.random.stateless_normal([2048, NUM_FEATURES], [1, 2]) / 16
@@ -143,7 +144,9 @@ def measure_rates():
             before = time.perf_counter()
             timed().numpy()
             seconds.append(time.perf_counter() - before)
-        return amount / min(seconds)  # a limit: what the machine can do when nothing disturbs it
+        return amount / min(
+            seconds
+        )  # The fastest one, because it was disturbed least by other load.
 
     return {
         "operations": rate(
@@ -167,7 +170,7 @@ def print_row(cells):
 
 
 def compare(batches, torch_python, repeats):
-    """Prints one row per batch: medians over the repeats, interleaved."""
+    """Prints one row per batch size, with medians over interleaved repeats."""
     rates = in_own_process(sys.executable, "rates")
     print(
         f"{os.cpu_count()} cores; matrix product {rates['operations'] / 1e9:.0f} GFLOP/s at inner "
@@ -211,8 +214,10 @@ def summarize(results, names, batch, rates):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", default="128,512,2048,6144,16384,65536")
-    parser.add_argument("--repeats", type=int, default=3, help="processes per case up to 6,144")
-    parser.add_argument("--torch_python", help="a Python with pytorch-metric-learning")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="processes per case for batch sizes up to 6,144"
+    )
+    parser.add_argument("--torch_python", help="path of a Python that has pytorch-metric-learning")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Peak memory of a pretraining step beside the estimate that refuses runs that cannot fit.
+"""Compares the peak memory of a pretraining step with the estimate that rejects too large runs.
 
     .venv/bin/python benchmarks/memory.py
 
-Each case takes two steps in a process of its own on a batch that is in memory. "measured" is how
-much the resident size grows from the built model to the peak; "estimated" must never lie above it,
-because a run that fits must never be refused.
+Each case runs two steps in its own process, on a batch that is already in memory. "measured" is the
+increase of the resident size from the built model to the peak. "estimated" must never exceed it,
+because a run that fits must never be rejected.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 
-# Encoder, depth, image size, examples (of two views each), precision.
+# Encoder, depth, image size, number of examples (with two views each), precision.
 CASES = (
     ("tiny", 0, 32, 256, "float32"),
     ("tiny", 0, 32, 1024, "float32"),
@@ -65,7 +65,7 @@ def measure(architecture, depth, image_size, examples, precision):
     batch = {"image": tf.constant(pixels), "label": tf.range(examples) % 10}
     before = resident_bytes()
     with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # The peak starts anew here.
+        file.write("5")  # Reset the peak.
     run = tf.function(step)
     for _ in range(2):
         float(run(batch)["loss"])
@@ -82,7 +82,7 @@ def measure(architecture, depth, image_size, examples, precision):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    parser.add_argument("--only", default="", help="Measure only cases of this encoder.")
+    parser.add_argument("--only", default="", help="Measure only the cases with this encoder.")
     arguments = parser.parse_args()
     if arguments.case:
         print(json.dumps(measure(*json.loads(arguments.case))))

@@ -1,4 +1,4 @@
-"""A process that stands still while another is measured."""
+"""A process that is paused while another one is measured."""
 
 import json
 import os
@@ -10,13 +10,13 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 class PausedWorker:
-    """Runs a command that answers each line of its input with one line of JSON.
+    """Runs a command that answers each line of input with one line of JSON.
 
-    It is stopped between questions, so that what it does in the background (filling buffers,
-    spinning threads) does not disturb the others.
+    The process is paused between questions, so that its background work (filling buffers, spinning
+    threads) does not disturb other measurements.
 
     Attributes:
-        greeting: what the process printed when it was ready.
+        greeting: The line that the process printed when it was ready.
     """
 
     def __init__(self, command: list):
@@ -33,7 +33,7 @@ class PausedWorker:
         self._process.send_signal(signal.SIGSTOP)
 
     def ask(self, question) -> object:
-        """Lets the process go on until it has answered."""
+        """Sends a question, resumes the process until it answers, and returns the answer."""
         self._process.send_signal(signal.SIGCONT)
         print(json.dumps(question), file=self._process.stdin, flush=True)
         answer = self._read()
@@ -47,5 +47,7 @@ class PausedWorker:
     def _read(self):
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"A worker ended: {self._process.args}. Run it alone to see why.")
+            raise RuntimeError(
+                f"A worker process exited. Run it by itself to see why: {self._process.args}"
+            )
         return json.loads(line)

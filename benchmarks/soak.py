@@ -1,11 +1,11 @@
-"""A long run of the real command: does its memory, its open files or its threads grow?
+"""Checks that memory, open files and threads do not grow in a long run of the real command.
 
     .venv/bin/python benchmarks/soak.py --minutes=30
 
-Pretraining on the digits with a small model, with a checkpoint every 50 steps, a log line every
-10 and a k-NN evaluation every 2 epochs, until the time is over; then SIGTERM, which must end it
-with the code 75. The resident size of the last quarter must be within 3% of the second quarter's
-(medians), and open files and threads must not be more. Exits with 1 where that fails.
+The run pretrains a small model on the digits, with a checkpoint every 50 steps, a log line every 10
+steps and a k-NN evaluation every 2 epochs. When the time is over, it is stopped with SIGTERM and
+must exit with code 75. The median resident size of the last quarter must be within 3% of the second
+quarter, and the numbers of open files and threads must not have grown. Exits with code 1 otherwise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FLAGS = (
 
 
 def resident_megabytes(process):
-    """What the kernel counts as the process's own memory in RAM."""
+    """The resident memory that belongs to the process alone, according to the kernel."""
     pages = int(pathlib.Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -40,11 +40,11 @@ def count(process, what):
 
 
 def sample(process, seconds, interval_seconds):
-    """[(seconds at work, megabytes, open files, threads)] until the time is over."""
+    """Samples (seconds at work, megabytes, open files, threads) until the time is over."""
     active, last, samples = 0.0, time.monotonic(), []
     while active < seconds:
         if process.poll() is not None:
-            raise SystemExit(f"The run ended early with code {process.returncode}.")
+            raise SystemExit(f"The run exited early with code {process.returncode}.")
         samples.append(
             (
                 active,
@@ -54,7 +54,7 @@ def sample(process, seconds, interval_seconds):
             )
         )
         time.sleep(interval_seconds)
-        # Time in which this machine or these processes stood still does not count.
+        # Do not count the time during which the machine or the processes were suspended.
         active += min(time.monotonic() - last, 2 * interval_seconds)
         last = time.monotonic()
     return samples
@@ -68,7 +68,7 @@ def quarters(samples, column):
 
 
 def done_so_far(folder):
-    """How often the run logged, evaluated and saved."""
+    """Describes how often the run logged, evaluated and saved."""
     lines = (folder / "pretrain/metrics.jsonl").read_text().splitlines()
     checkpoints = sorted((folder / "pretrain/checkpoints").glob("step_*"))
     steps = int(checkpoints[-1].name.removeprefix("step_"))
@@ -97,7 +97,7 @@ def main():
         finally:
             process.kill()
         work = done_so_far(folder)
-    print(f"{work}; ended by SIGTERM with code {code}.\n")
+    print(f"{work}; exited after SIGTERM with code {code}.\n")
     print("| median of quarter | 1 | 2 | 3 | 4 | last / second |\n|---|---:|---:|---:|---:|---:|")
     is_flat = code == 75
     for column, name in ((1, "resident size, MB"), (2, "open files"), (3, "threads")):
@@ -105,7 +105,11 @@ def main():
         ratio = values[3] / values[1]
         is_flat &= abs(ratio - 1) <= LIMIT if column == 1 else ratio <= 1
         print(f"| {name} | {' | '.join(f'{v:.1f}' for v in values)} | {ratio:.4f} |")
-    print("\nFlat." if is_flat else f"\nFAILED: grown beyond {LIMIT:.0%}, or a wrong exit code.")
+    print(
+        "\nOK: no growth."
+        if is_flat
+        else f"\nFAILED: growth above {LIMIT:.0%}, or a wrong exit code."
+    )
     sys.exit(not is_flat)
 
 

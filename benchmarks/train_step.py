@@ -1,16 +1,16 @@
-"""Images per second of the whole pretraining step on the CPU, beside plain PyTorch.
+"""Images per second of the complete pretraining step on the CPU, compared with plain PyTorch.
 
     .venv/bin/python benchmarks/train_step.py --torch_env=FOLDER
     .venv/bin/python benchmarks/train_step.py --overhead
 
-The first form compares steps: ResNet with the CIFAR stem at 32 px, two views, contrastive loss,
-momentum; forward, backward and update on a batch that is in memory. The other side is the same
-model and loss written plainly in PyTorch, channels-last, installed by this script into an
-environment of its own. Images count every view: 128 images are 64 examples. The two sides take
-turns, each stopped while the other is measured, so compare the ratios.
+The first form compares training steps: ResNet with the CIFAR stem at 32 px, two views, contrastive
+loss and momentum; forward, backward and update on a batch in memory. The comparison is the same
+model and loss in plain PyTorch (channels-last), which this script installs in a separate
+environment. Every view counts as an image, so 128 images are 64 examples. The two are measured
+alternately, and each is paused while the other is measured. Compare the ratios.
 
-The second form asks what the loop costs: the rate of the command, input pipeline and log
-included, against the bare step on one batch in memory.
+The second form measures the overhead of the training loop: the rate of the command, including
+input pipeline and logging, compared with the bare step on one batch in memory.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OVERHEAD_FLAGS = (
 
 
 def tensorflow_step(depth, images, precision):
-    """Our step on one batch, as the command builds it; a function that runs it."""
+    """Builds the step like the command, and returns a function that runs it on one batch."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -73,7 +73,7 @@ def tensorflow_step(depth, images, precision):
 
 
 def torch_step(depth, images, precision):
-    """The same in PyTorch: ResNet v1 with its stride on the 3x3 convolution, dense loss."""
+    """The same in PyTorch: ResNet v1 with the stride in the 3x3 convolution, and a dense loss."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -134,7 +134,7 @@ def torch_step(depth, images, precision):
 
 
 def serve(side, depth, images, precision):
-    """Answers each number of seconds with images per second and the peak memory in GB."""
+    """Reads numbers of seconds, and answers with images per second and peak memory in GB."""
     run = (tensorflow_step if side == "ours" else torch_step)(depth, images, precision)
     started = time.perf_counter()
     run()
@@ -151,7 +151,9 @@ def serve(side, depth, images, precision):
 
 
 def compare(torch_python, depths, sizes, rounds, seconds):
-    print("| encoder | images | precision | ours: images/s, GB | PyTorch: images/s, GB | ratio |")
+    print(
+        "| encoder | images | precision | supcon_tf: images/s, GB | PyTorch: images/s, GB | ratio |"
+    )
     print("|---|---:|---|---:|---:|---:|")
     for depth in depths:
         for images in sizes:
@@ -165,7 +167,7 @@ def compare(torch_python, depths, sizes, rounds, seconds):
 
 
 def measure(torch_python, depth, images, precision, rounds, seconds):
-    """Side to (median images per second, peak GB)."""
+    """Returns (median images per second, peak GB) of each side."""
     pythons = {"ours": sys.executable, "PyTorch": torch_python}
     workers = {
         side: PausedWorker([python, __file__, f"--worker={side},{depth},{images},{precision}"])
@@ -184,7 +186,7 @@ def measure(torch_python, depth, images, precision, rounds, seconds):
 
 
 def overhead(rounds):
-    """Prints the rate of the command against that of the bare step, in turns."""
+    """Measures the command and the bare step alternately, and prints their rates."""
     command_rates, bare_rates = [], []
     bare = PausedWorker([sys.executable, __file__, "--worker=ours,18,128,float32"])
     with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +198,7 @@ def overhead(rounds):
     bare.kill()
     bare_rate = statistics.median(rate for rate, _ in bare_rates)
     rate = statistics.median(command_rates)
-    print("| | images/s, median | least to most |\n|---|---:|---:|")
+    print("| | images/s, median | range |\n|---|---:|---:|")
     for name, median, found in (
         ("bare step, ResNet-18, 128 images", bare_rate, [rate for rate, _ in bare_rates]),
         ("command, same step", rate, command_rates),
@@ -206,10 +208,10 @@ def overhead(rounds):
 
 
 class RunningCommand:
-    """The real command, stopped but while its rates are read from its log.
+    """The real command, which is paused except while its rates are read from its log.
 
     Args:
-        folder: for its files.
+        folder: The folder for its files.
     """
 
     def __init__(self, folder):
@@ -222,16 +224,16 @@ class RunningCommand:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        self._wait_for_lines(2)  # The first holds the tracing of the graph.
+        self._wait_for_lines(2)  # The first line includes the tracing of the graph.
         self._process.send_signal(signal.SIGSTOP)
 
     def rates(self, count):
-        """The images per second of that many log lines; the first after a pause is left out."""
+        """Returns the images per second of some log lines, without the first line after a pause."""
         before = len(self._lines())
         self._process.send_signal(signal.SIGCONT)
         self._wait_for_lines(before + count + 1)
         self._process.send_signal(signal.SIGSTOP)
-        # The command counts examples, of two views each.
+        # The command counts examples, which have two views each.
         return [2 * line["images_per_second"] for line in self._lines()[before + 1 :]]
 
     def kill(self):
@@ -245,7 +247,7 @@ class RunningCommand:
     def _wait_for_lines(self, count):
         while len(self._lines()) < count:
             if self._process.poll() is not None:
-                raise RuntimeError("The command ended early. Run it alone to see why.")
+                raise RuntimeError("The command exited early. Run it by itself to see why.")
             time.sleep(0.1)
 
 
@@ -259,12 +261,14 @@ def install_torch(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--torch_env", help="where PyTorch is or gets installed")
-    parser.add_argument("--overhead", action="store_true", help="the loop's cost instead")
+    parser.add_argument("--torch_env", help="environment for PyTorch; created if missing")
+    parser.add_argument(
+        "--overhead", action="store_true", help="measure the overhead of the loop instead"
+    )
     parser.add_argument("--depths", default="18,50")
-    parser.add_argument("--images", default="128,256", help="per step, every view counted")
+    parser.add_argument("--images", default="128,256", help="images per step, counting every view")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of one measurement")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of one measurement")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -280,7 +284,7 @@ def main():
         torch_python = install_torch(arguments.torch_env)
         compare(torch_python, depths, sizes, arguments.rounds, arguments.seconds)
     else:
-        parser.error("give --torch_env=FOLDER or --overhead")
+        parser.error("set --torch_env=FOLDER or --overhead")
 
 
 if __name__ == "__main__":

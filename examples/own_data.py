@@ -2,9 +2,10 @@
 
     .venv/bin/python examples/own_data.py
 
-puts two of scikit-learn's digits into one picture, labels it with both, pretrains with images
-as positives that share at least one digit, trains a linear classifier on the frozen encoder with
-Keras, and prints its mean average precision and that of a logistic regression.
+The example puts two of scikit-learn's digits into each picture and labels it with both. It
+pretrains an encoder, where two pictures are positives if they share at least one digit. Then it
+trains a linear classifier on the frozen encoder with Keras, and prints the mean average precision
+of this classifier and of a logistic regression.
 """
 
 import argparse
@@ -21,7 +22,7 @@ SIZE = 24
 
 
 def create_pairs(split: str, count: int) -> tf.data.Dataset:
-    """(uint8 [20, 40, 3], float32 [10]): two digits side by side, and which digits they are."""
+    """Creates (uint8 [20, 40, 3], float32 [10]): two digits side by side, and their labels."""
     digits = sources.load_source("digits", split)
     first, second = np.random.default_rng(0).integers(len(digits.labels), size=[2, count])
     images = np.concatenate([digits.images[first], digits.images[second]], axis=2)
@@ -30,7 +31,7 @@ def create_pairs(split: str, count: int) -> tf.data.Dataset:
 
 
 def squeeze(image: tf.Tensor, label: tf.Tensor):
-    """For the evaluation: the whole picture in the encoder's size."""
+    """Resizes the whole picture to the input size of the encoder, for the evaluation."""
     return tf.image.resize(image, [SIZE, SIZE]), label
 
 

@@ -2,9 +2,9 @@
 
     .venv/bin/python examples/own_encoder.py
 
-trains two encoders with the supervised contrastive loss on scikit-learn's digits, a network of
-keras.applications and one written here, and prints what a logistic regression on their
-embeddings reaches on the test digits.
+The example trains two encoders with the supervised contrastive loss on scikit-learn's digits: a
+network from keras.applications and a small one defined below. It prints the test accuracy of a
+logistic regression on their embeddings.
 """
 
 import argparse
@@ -20,7 +20,7 @@ SIZE = 32
 
 
 def create_own_encoder() -> keras.Model:
-    """A few convolutions. Scaling is part of the encoder, so that images go in as they are."""
+    """Creates a small convolutional encoder, which scales the images from 0..255 itself."""
     images = keras.Input([SIZE, SIZE, 3], dtype="float32")
     x = layers.Rescaling(1 / 127.5, offset=-1)(images)
     for filters in (16, 32, 64):
@@ -30,7 +30,7 @@ def create_own_encoder() -> keras.Model:
 
 
 def load_digits(split: str) -> tf.data.Dataset:
-    """(image uint8 [32, 32, 3], label) of the digits that come with scikit-learn."""
+    """Loads scikit-learn's digits as (image uint8 [32, 32, 3], label)."""
     digits = sources.load_source("digits", split)
     images = tf.cast(tf.image.resize(digits.images, [SIZE, SIZE]), tf.uint8)
     return tf.data.Dataset.from_tensor_slices((images, digits.labels))

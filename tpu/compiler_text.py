@@ -1,4 +1,4 @@
-"""What the TPU compiler writes, read: its programs and its messages."""
+"""Parses the output of the TPU compiler: programs and error messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%\S+ = (?P<type>\(.*?\)|\S+) (?P<opcode>[a-z0-9-]+)\(")
 _SHAPE = re.compile(r"(?P<type>[a-z]+\d+|pred)\[(?P<sizes>[\d,]*)\]")
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
-# How the compiler says that memory is short, before and after it has scheduled the program.
+# The compiler's out-of-memory messages, before and after it has scheduled the program.
 _SHORT = (
     re.compile(r"Used (?P<used>[\d.]+[KMG]) of (?P<limit>[\d.]+[KMG]) hbm"),
     re.compile(r"\((?P<used>[\d.]+[KMG])\) exceeds available HBM \((?P<limit>[\d.]+[KMG])\)"),
@@ -18,7 +18,7 @@ _UNIT = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def read_failure(message: str) -> dict:
-    """What a failed compile says: that it needs too much memory, and how much, or else."""
+    """Parses the message of a failed compile: out of memory, with the sizes, or another error."""
     for pattern in _SHORT:
         found = pattern.search(message)
         if found:
@@ -32,7 +32,7 @@ def _bytes(text):
 
 
 def read_program(text: str) -> tuple[list[str], int]:
-    """The opcodes outside fusions, and the bytes that go into collectives, of optimized HLO."""
+    """Parses optimized HLO: the opcodes outside fusions, and the bytes exchanged by collectives."""
     opcodes, exchanged_bytes, is_fused = [], 0, False
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith(" "):

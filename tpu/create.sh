@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Asks for a slice: tpu/create.sh [--queued] [--spot] [--dry_run]
-#   --queued  a queued resource, which waits for capacity, instead of a TPU VM at once
-#   --spot    capacity that may be taken back; much cheaper
+# Creates a slice: tpu/create.sh [--queued] [--spot] [--dry_run]
+#   --queued  create a queued resource, which waits for capacity, instead of a TPU VM right away
+#   --spot    use spot capacity, which is much cheaper but can be preempted
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 require TPU_NAME TPU_ZONE TPU_ACCELERATOR TPU_RUNTIME
@@ -12,7 +12,7 @@ for argument in "${ARGUMENTS[@]+"${ARGUMENTS[@]}"}"; do
   case "$argument" in
     --queued) queued=true ;;
     --spot) options+=(--spot) ;;
-    *) fail "unknown argument $argument: create.sh [--queued] [--spot] [--dry_run]" ;;
+    *) fail "unknown argument $argument; usage: create.sh [--queued] [--spot] [--dry_run]" ;;
   esac
 done
 if [[ -n "${TPU_NETWORK:-}" ]]; then

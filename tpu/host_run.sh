@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# On one host of a slice: host_run.sh start image|wheel TPU FLAGS... | state | stop | serve
-#   start  starts `python -m supcon_tf.main FLAGS...` in the background, unless it runs
-#   state  prints running, the exit code of the last run, or none
-#   stop   asks it to save and end
-#   serve  starts this host's TensorFlow server in the background, unless it runs
-# --dry_run prints what would be started.
+# Runs on one host of a slice: host_run.sh start image|wheel TPU FLAGS... | state | stop | serve
+#   start  starts `python -m supcon_tf.main FLAGS...` in the background if it is not running
+#   state  prints "running", the exit code of the last run, or "none"
+#   stop   makes the run save a checkpoint and exit
+#   serve  starts the host's TensorFlow server in the background if it is not running
+# With --dry_run, prints the command instead of starting it.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 FOLDER="$HOME/supcon_run"
@@ -19,7 +19,7 @@ start() { # start image|wheel TPU FLAGS...
   local source="$1" tpu="$2"
   shift 2
   if is_alive train; then
-    echo "The run is under way, as process $(<"$FOLDER/train.pid"): nothing started."
+    echo "The run is already running as process $(<"$FOLDER/train.pid"); nothing started."
     return
   fi
   local variables=()
@@ -34,7 +34,7 @@ start() { # start image|wheel TPU FLAGS...
     return
   fi
   rm -f "$FOLDER/train.exit" "$FOLDER/train.pid"
-  # setsid: the end of the ssh session does not end the run.
+  # With setsid, the run continues after the ssh session ends.
   setsid bash "$HERE/host_run.sh" supervise "${command[@]}" </dev/null >>"$FOLDER/train.log" 2>&1 &
   for _ in {1..50}; do
     [[ ! -f "$FOLDER/train.pid" ]] || break
@@ -43,7 +43,7 @@ start() { # start image|wheel TPU FLAGS...
   echo "Started; the log is $FOLDER/train.log."
 }
 
-supervise() { # supervise COMMAND...: leaves its process number, then its exit code
+supervise() { # supervise COMMAND...: writes the process id, and at the end the exit code
   local code=0
   "$@" &
   echo "$!" >"$FOLDER/train.pid"
@@ -73,12 +73,12 @@ serve() {
 
 case "${ARGUMENTS[0]:-}" in
   start)
-    [[ ${#ARGUMENTS[@]} -ge 4 ]] || fail "host_run.sh start image|wheel TPU FLAGS..."
+    [[ ${#ARGUMENTS[@]} -ge 4 ]] || fail "usage: host_run.sh start image|wheel TPU FLAGS..."
     start "${ARGUMENTS[@]:1}"
     ;;
   supervise) supervise "${ARGUMENTS[@]:1}" ;;
   state) state ;;
   stop) is_alive train && run kill -TERM "$(<"$FOLDER/train.pid")" ;;
   serve) serve ;;
-  *) fail "host_run.sh takes start, state, stop or serve, not '${ARGUMENTS[0]:-}'." ;;
+  *) fail "unknown command '${ARGUMENTS[0]:-}'; usage: host_run.sh start|state|stop|serve" ;;
 esac

@@ -1,11 +1,11 @@
-"""A TensorFlow server on one host of a slice: it owns the host's TPU for the process that trains.
+"""A TensorFlow server on one host of a slice. It makes the host's TPU available for training.
 
-The TPU software images with "pod" in their name run such a server already; with tensorflow-tpu
-from the package index, on Google Kubernetes Engine or a plain image, this is it.
+TPU software images with "pod" in their name already run such a server. This script is for all other
+installations: tensorflow-tpu from the package index on a plain image, and Google Kubernetes Engine.
 
-TensorFlow's servers listen on every network interface, whatever address they are given, and run
-what anyone who reaches the port sends them. Only the hosts of the slice may reach it: README.md,
-"Who may reach the servers".
+TensorFlow servers listen on every network interface, whatever address they are given, and execute
+what anyone who can connect to the port sends. Allow only the hosts of the slice to connect: see
+"Who may reach the servers" in README.md.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ import tensorflow as tf
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, default=8470, help="where TensorFlow looks for it")
+    parser.add_argument(
+        "--port", type=int, default=8470, help="Port of the server; TensorFlow expects 8470."
+    )
     port = parser.parse_args().port
-    # The process that trains tells each server of the others when it connects.
+    # When the training process connects, it tells each server about the other servers.
     server = tf.distribute.Server(
         {"worker": [f"0.0.0.0:{port}"]}, job_name="worker", task_index=0, protocol="grpc"
     )
     print(
-        f"Serving on port {port} of every interface, without authentication: only the hosts of "
-        "the slice may reach it.",
+        f"Serving on port {port} of every network interface without authentication. Make sure "
+        "that only the hosts of the slice can connect.",
         flush=True,
     )
     server.join()

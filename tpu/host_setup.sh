@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# On one host of a slice: makes ~/supcon_env. host_setup.sh image|wheel [--dry_run]
-#   image  with the TensorFlow of the TPU software image, whose servers must be the same version
-#   wheel  with tensorflow-tpu and libtpu of requirements.txt
+# Creates ~/supcon_env on one host of a slice: host_setup.sh image|wheel [--dry_run]
+#   image  use the TensorFlow of the TPU software image, whose servers must have the same version
+#   wheel  install tensorflow-tpu and libtpu from requirements.txt
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 environment="$HOME/supcon_env"
 requirements="$HERE/requirements.txt"
 case "${ARGUMENTS[0]:-}" in
   image)
-    # The image's TensorFlow stays; everything else is as pinned.
+    # Keep the TensorFlow of the image and install the other pinned packages.
     run python3 -m venv --system-site-packages "$environment"
     filtered="$(mktemp)"
     trap 'rm -f "$filtered"' EXIT
@@ -16,9 +16,9 @@ case "${ARGUMENTS[0]:-}" in
     requirements="$filtered"
     ;;
   wheel) run python3 -m venv "$environment" ;;
-  *) fail "host_setup.sh takes image or wheel, not '${ARGUMENTS[0]:-}'." ;;
+  *) fail "unknown source '${ARGUMENTS[0]:-}'; usage: host_setup.sh image|wheel [--dry_run]" ;;
 esac
 run "$environment/bin/pip" install -q --upgrade pip
 run "$environment/bin/pip" install -q -r "$requirements"
-# The package asks for tensorflow, which would come beside tensorflow-tpu and hide it.
+# --no-deps, because the package requires tensorflow, which would hide tensorflow-tpu.
 run "$environment/bin/pip" install -q --no-deps "$HERE/.."

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# One pod of tpu/job.yaml: pod.sh --recipe=NAME [--flag=value ...] [--dry_run]
-# GKE says which host of the slice this is (TPU_WORKER_ID) and which there are
-# (TPU_WORKER_HOSTNAMES). Every host serves its TPU; the first one also trains.
+# The program of each pod of tpu/job.yaml: pod.sh --recipe=NAME [--flag=value ...] [--dry_run]
+# GKE sets the index of this host in TPU_WORKER_ID and all hosts of the slice in
+# TPU_WORKER_HOSTNAMES. Every host serves its TPU. The first host also runs the training.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 IFS=, read -r -a hosts <<<"${TPU_WORKER_HOSTNAMES:-localhost}"
@@ -12,7 +12,7 @@ if [[ ${#hosts[@]} -eq 1 ]]; then
   exit 0
 fi
 if [[ "${TPU_WORKER_ID:-0}" -ne 0 ]]; then
-  # Until GKE ends it: the job is done when the first host is.
+  # Runs until GKE stops it. The job is complete when the first host is.
   run exec python "$HERE/host_server.py"
   exit 0
 fi

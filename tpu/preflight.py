@@ -23,28 +23,40 @@ from tpu.problems import UnfitStep
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Before TensorFlow is imported, below.
 GIB = 2**30
-# How often the largest batch is made smaller when the straight line promised too much.
+# Number of attempts with smaller batches if the extrapolated batch does not fit.
 ATTEMPTS = 4
 
 
 def define_flags():
-    flags.DEFINE_string("topology", None, "Slice, as v5e:4x4, or a generation with --num_cores.")
-    flags.DEFINE_integer("num_cores", None, "Cores that share the batch; default: the slice's.")
+    flags.DEFINE_string(
+        "topology",
+        None,
+        "Slice such as v5e:4x4, or a generation such as v5e together with --num_cores.",
+    )
+    flags.DEFINE_integer(
+        "num_cores", None, "Number of cores of the slice. Defaults to that of --topology."
+    )
     flags.DEFINE_string(
         "env_dir",
         "~/.cache/supcon_tf/preflight",
-        "Where the compiler's environment is, and is made when it is missing.",
+        "Directory of the compiler's Python environment, which is created if it is missing.",
     )
-    flags.DEFINE_bool("find_largest", True, "Also find the largest batch that fits: 2-4 compiles.")
-    flags.DEFINE_string("json", None, "Append the figures to this file as one line of JSON.")
-    flags.DEFINE_integer("num_examples", None, "Training examples of a dataset unknown here.")
-    flags.DEFINE_integer("num_classes", None, "Its classes.")
+    flags.DEFINE_bool(
+        "find_largest", True, "Also find the largest batch that fits (2 to 4 more compiles)."
+    )
+    flags.DEFINE_string("json", None, "Append the results to this file as one line of JSON.")
+    flags.DEFINE_integer(
+        "num_examples", None, "Number of training examples, for a dataset that is not known here."
+    )
+    flags.DEFINE_integer(
+        "num_classes", None, "Number of classes, for a dataset that is not known here."
+    )
     flags.mark_flag_as_required("topology")
 
 
 @dataclasses.dataclass
 class Compiled:
-    """A step that was lowered and given to the compiler."""
+    """The result of compiling a step."""
 
     batch_per_core: int
     microbatch: int | None
@@ -94,13 +106,13 @@ class Preflight:
         return Compiled(batch_per_core, microbatch, result)
 
     def largest(self, known: list[Compiled], compile_size, limit: int, divides: int | None = None):
-        """The largest size up to limit that fits: a line through two that do, then one compile.
+        """Finds the largest size that fits, by extrapolation from two sizes that fit.
 
         Args:
-            known: compiled before, of this kind.
-            compile_size: size -> Compiled.
-            limit: the largest size of interest.
-            divides: only divisors of this count.
+            known: Earlier results of the same kind.
+            compile_size: Maps a size to its `Compiled`.
+            limit: The largest size to consider.
+            divides: Consider only divisors of this number.
 
         Returns:
             (size, Compiled), or None if not even one example fits.
@@ -126,39 +138,40 @@ class Preflight:
             compiled = compile_size(size)
             if compiled.fits:
                 return size, compiled
-            # The line through what failed, where the compiler said by how much.
+            # Interpolate with the memory that the compiler reported for the failed size.
             excess = (compiled.result["hbm_bytes"] - b.result["hbm_bytes"]) / room
             size = min(size - 1, int(size * 0.95), high + int((size - high) / excess))
         return high, b
 
 
 def sizes(compiled: Compiled) -> int:
-    """What is varied: the pieces of gradient caching, else the batch."""
+    """The size that the search varies: the microbatch if there is one, otherwise the batch."""
     return compiled.microbatch or compiled.batch_per_core
 
 
 def floor_size(size: int, divides: int | None) -> int:
-    """The largest divisor up to size; without one the largest multiple of 8 (of 1 below 8)."""
+    """The largest divisor of `divides` up to size, or the largest multiple of 8 (of 1 below 8)."""
     if divides is None:
         return size if size < 8 else size // 8 * 8
     return max(d for d in range(1, max(size, 1) + 1) if divides % d == 0)
 
 
 def describe_failure(result: dict) -> str:
-    """What the compiler's process said, in a sentence."""
+    """Describes a failed compile in one sentence."""
     if result["error"] == "dynamic":
         places = "\n  ".join(result["ops"])
         return f"does not compile: these ops make a size depend on values:\n  {places}"
     if result["error"] == "topology":
-        return f"The compiler does not know this slice: {result['message']}"
+        return f"the compiler does not support this slice: {result['message']}"
     return f"does not compile: {result['message']}"
 
 
 def run(flag_values) -> dict:
-    """Compiles, prints the report, returns its figures.
+    """Compiles the step, prints the report and returns the results.
 
     Raises:
-        ValueError, lowering.UnfitStep: what does not compile, or flags that do not fit.
+        UnfitStep: If the step contains ops that a TPU does not run.
+        ValueError: If the flags are invalid or the step does not compile.
     """
     topology, num_cores = slices.parse(flag_values.topology, flag_values.num_cores)
     if flag_values.batch_size % num_cores:
@@ -187,14 +200,14 @@ def run(flag_values) -> dict:
 
 
 def find_largest(preflight: Preflight, asked: Compiled) -> dict:
-    """The largest batch, and if the recipe's does not fit, the pieces in which it does."""
+    """Finds the largest batch, and a microbatch if the recipe's batch does not fit."""
     found = {}
     if asked.microbatch is None:
         result = preflight.largest([asked], preflight.compile, limit=2**14)
         found["largest_batch_per_core"] = result[0] if result else 0
         batch = found["largest_batch_per_core"]
         say(
-            f"  largest batch  {batch} examples per core, a global batch of "
+            f"  largest batch  {batch} examples per core, global batch "
             f"{batch * preflight.num_cores:,} (confirmed by compiling it)"
         )
     if not asked.fits:
@@ -208,16 +221,16 @@ def find_largest(preflight: Preflight, asked: Compiled) -> dict:
         found["largest_microbatch"] = result[0] if result else 0
         if result:
             say(
-                f"  microbatch     the recipe's {batch} per core fit with --microbatch_size="
+                f"  microbatch     the recipe's {batch} per core fits with --microbatch_size="
                 f"{result[0]} --nouse_global_batch_norm (confirmed by compiling it)"
             )
         else:
-            say("  microbatch     no size makes the recipe's batch fit on this slice")
+            say("  microbatch     the recipe's batch does not fit on this slice at any size")
     return found
 
 
 def summarize(preflight: Preflight, compiled: Compiled, device_kind: str) -> dict:
-    """The figures of one compile."""
+    """Collects the results of one compile."""
     work, result = preflight.workload, compiled.result
     figures = {
         "recipe": preflight.flags.recipe,
@@ -239,7 +252,7 @@ def summarize(preflight: Preflight, compiled: Compiled, device_kind: str) -> dic
 
 
 def print_report(flag_values, f: dict) -> None:
-    """One line for each figure."""
+    """Prints one line per result."""
     pieces = f" in pieces of {f['microbatch']}" if f["microbatch"] else ""
     exchanged = ["global batch norm"] if flag_values.use_global_batch_norm else []
     exchanged += ["gathered embeddings"] if flag_values.loss != "cross_entropy" else []
@@ -270,11 +283,11 @@ def print_report(flag_values, f: dict) -> None:
         f"{f['num_collectives']} exchanges"
     )
     if f["step_seconds"] is None:
-        say("  step time      not told by the compiler")
+        say("  step time      no estimate from the compiler")
         return
     say(
-        f"  step time      {f['step_seconds']:.3f} s by the compiler's own estimate: every op at "
-        "the limit of the chip, without the exchanges and the input; a lower bound"
+        f"  step time      at least {f['step_seconds']:.3f} s: the compiler's own estimate at the "
+        "peak rates of the chip, without exchanges between cores and input"
     )
     say(
         f"  so at most     {f['examples_per_second']:,.0f} examples/s, at least "
@@ -300,12 +313,12 @@ def main(argv):
 
 
 def parse(argv):
-    # What run.sh gives too; a recipe or the command line may say otherwise.
+    # The default of run.sh. A recipe or the command line can override it.
     argv = [argv[0], "--precision=mixed_bfloat16", *command_line.expand_recipe(argv)[1:]]
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        print(f"ERROR: {error}\n(--helpfull lists every flag.)", file=sys.stderr)
+        print(f"ERROR: {error}\n(See --helpfull for all flags.)", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,9 +1,9 @@
-"""One replica of many: builds the program that one core of a slice runs, where there is no slice.
+"""A strategy for tracing the program of one TPU core on a machine without a TPU.
 
-`tf.distribute.TPUStrategy` needs a TPU before anything can be traced. This strategy has one
-device and says that it is one of N: what the replicas exchange becomes XLA's all-reduce over N
-replicas, with the gather written as TPUStrategy writes it. The functions can be lowered to HLO
-(`tf.function.experimental_get_compiler_ir`) but not run: the other replicas do not exist.
+`tf.distribute.TPUStrategy` needs a TPU to trace anything. The strategy in this module has one
+device but reports N replicas. Exchanges between replicas become XLA all-reduces over N replicas,
+and gathers are written in the same way as by TPUStrategy. The functions can be lowered to HLO
+(`tf.function.experimental_get_compiler_ir`), but not run, because the other replicas do not exist.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from tensorflow.python.distribute import distribute_lib, one_device_strategy
 
 
 class OneOfManyStrategy(tf.distribute.Strategy):
-    """The program of one of `num_replicas` replicas, on the CPU's compiler.
+    """Traces the program of one of `num_replicas` replicas on the CPU.
 
     Args:
-        num_replicas: cores of the slice.
+        num_replicas: Number of cores of the slice.
     """
 
     def __init__(self, num_replicas: int):
@@ -51,7 +51,7 @@ class _Extended(one_device_strategy.OneDeviceExtended):
 
 class _ReplicaContext(distribute_lib.ReplicaContext):
     def all_gather(self, value, axis, options=None):
-        """As TPUReplicaContext: each replica fills its own part of zeros, and all are added."""
+        """As in TPUReplicaContext: each replica fills its part of a zero tensor; all are summed."""
         replicas = self.num_replicas_in_sync
         mask = tf.cast(tf.one_hot(self.replica_id_in_sync_group, replicas), value.dtype)
         mask = tf.reshape(mask, [1] * axis + [replicas] + [1] * (value.shape.rank - axis))

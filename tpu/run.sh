@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Starts or continues a run on the slice: tpu/run.sh RECIPE [--flag=value ...] [--dry_run]
+# Starts or resumes a run on the slice: tpu/run.sh RECIPE [--flag=value ...] [--dry_run]
 #   tpu/run.sh supcon_imagenet_resnet50 --model_dir=gs://my-bucket/runs/first
-# It goes on when this terminal is closed; tpu/logs.sh follows it.
+# The run continues after this terminal is closed. tpu/logs.sh shows its log.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 require TPU_NAME TPU_ZONE TPU_RUNTIME
 place
 [[ ${#ARGUMENTS[@]} -gt 0 && "${ARGUMENTS[0]}" != -* ]] ||
-  fail "the recipe comes first: run.sh RECIPE [--flag=value ...] [--dry_run]"
+  fail "a recipe is required; usage: run.sh RECIPE [--flag=value ...] [--dry_run]"
 recipe="${ARGUMENTS[0]}"
 overrides=("${ARGUMENTS[@]:1}")
 [[ -f "$HERE/../flags/$recipe.flags" ]] ||
-  fail "there is no recipe $recipe; there are $(cd "$HERE/../flags" && echo *.flags)"
+  fail "unknown recipe $recipe; expected one of $(cd "$HERE/../flags" && echo *.flags)"
 [[ " ${overrides[*]-} " == *" --model_dir=gs://"* ]] ||
-  fail "give --model_dir=gs://BUCKET/FOLDER: what is on a TPU's own disk goes with the TPU."
+  fail "set --model_dir=gs://BUCKET/FOLDER; files on a TPU's own disk are lost with the TPU."
 
-# One process on the first host drives all hosts; with several, through a server on each.
+# One process on the first host drives all hosts. If there are several, each runs a server.
 addresses=(HOST_ADDRESS)
 if ! $DRY_RUN; then
   read -r -a addresses <<<"$(host_addresses)"
@@ -23,7 +23,7 @@ elif [[ "${TPU_HOSTS:-1}" -gt 1 ]]; then
   addresses=()
   for ((index = 0; index < TPU_HOSTS; index++)); do addresses+=("HOST_ADDRESS_$index"); done
 fi
-[[ ${#addresses[@]} -gt 0 ]] || fail "$TPU_NAME has no hosts: has it been created?"
+[[ ${#addresses[@]} -gt 0 ]] || fail "$TPU_NAME has no hosts; create the slice with tpu/create.sh."
 source="$(tensorflow_source)"
 if [[ ${#addresses[@]} -eq 1 ]]; then
   tpu=local

@@ -3,10 +3,10 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 require TPU_NAME TPU_ZONE TPU_RUNTIME
-[[ ${#ARGUMENTS[@]} -eq 0 ]] || fail "setup.sh takes only --dry_run, not ${ARGUMENTS[*]}."
+[[ ${#ARGUMENTS[@]} -eq 0 ]] || fail "unexpected arguments ${ARGUMENTS[*]}; usage: setup.sh [--dry_run]"
 place
 
-# Only what runs there: no .git, no .venv, no results.
+# Only the files that the hosts need, without .git, .venv and results.
 archive="$(mktemp -t supcon_tf.XXXXXX)"
 trap 'rm -f "$archive"' EXIT
 run tar -czf "$archive" -C "$HERE/.." setup.py pyproject.toml README.md LICENSE supcon_tf flags tpu

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Keeps a run going on a queued resource until it is done, whatever is taken away:
+# Keeps a run going on queued resources until it is done, through preemptions and failures:
 #   tpu/survive.sh RECIPE [--flag=value ...] [--on_demand] [--dry_run]
-# It creates the slice, installs, starts the run, looks at it every TPU_POLL_SECONDS, starts it
-# again when it was stopped, and asks for a new slice when this one is gone. The run continues from
-# its last checkpoint. May itself be stopped and started again.
+# It creates the slice, installs the package and starts the run. Every TPU_POLL_SECONDS it checks
+# the run, restarts it if it was stopped, and creates a new slice if the slice was preempted. The
+# run resumes from its last checkpoint. This script can be stopped and started again at any time.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 require TPU_NAME TPU_ZONE TPU_ACCELERATOR TPU_RUNTIME
@@ -17,10 +17,10 @@ for argument in "${ARGUMENTS[@]+"${ARGUMENTS[@]}"}"; do
   esac
 done
 [[ ${#run_arguments[@]} -gt 0 ]] ||
-  fail "the recipe comes first: survive.sh RECIPE [--flag=value ...] [--on_demand] [--dry_run]"
+  fail "a recipe is required; usage: survive.sh RECIPE [--flag=value ...] [--on_demand] [--dry_run]"
 poll_seconds="${TPU_POLL_SECONDS:-60}"
 max_failures="${TPU_MAX_FAILURES:-5}"
-stopped_code=75 # Of a run that was told to stop and has saved: no failure.
+stopped_code=75 # Exit code of a run that was asked to stop and has saved; not a failure.
 
 if $DRY_RUN; then
   "${create[@]}" --dry_run
@@ -33,7 +33,7 @@ fi
 
 say() { echo "$(date +%H:%M:%S) $*"; }
 
-# running, an exit code, none, or unreachable
+# Prints "running", an exit code, "none" or "unreachable".
 train_state() {
   local said
   if said="$(on_hosts 0 "bash supcon_tf/tpu/host_run.sh state" 2>/dev/null)"; then
@@ -47,9 +47,9 @@ delete_queued() {
   gcloud compute tpus queued-resources delete "$(queued_name)" "${PLACE[@]}" --force --quiet
 }
 
-# A call to the cloud may fail for a minute; the next look mends it.
+# Calls to the cloud can fail for a while. The next check tries again.
 attempt() {
-  "$@" || say "failed, and will be tried again: $1"
+  "$@" || say "failed, will be retried: $1"
 }
 
 installed=false
@@ -67,7 +67,7 @@ while true; do
       attempt "${create[@]}"
       ;;
     SUSPENDED | FAILED)
-      say "the slice was taken away; asking for another"
+      say "the slice was preempted; creating a new one"
       installed=false
       attempt delete_queued
       continue
@@ -77,7 +77,7 @@ while true; do
         if "$HERE/setup.sh"; then
           installed=true
         else
-          say "installing failed, and will be tried again"
+          say "installation failed, will be retried"
           sleep "$poll_seconds"
           continue
         fi
@@ -86,16 +86,16 @@ while true; do
         running | unreachable) ;;
         none) attempt "$HERE/run.sh" "${run_arguments[@]}" ;;
         0)
-          say "done; tpu/delete.sh gives the slice back"
+          say "done; delete the slice with tpu/delete.sh"
           exit 0
           ;;
         "$stopped_code")
-          say "the run was stopped; it goes on"
+          say "the run was stopped; resuming it"
           attempt "$HERE/run.sh" "${run_arguments[@]}"
           ;;
         *)
           failures=$((failures + 1))
-          say "the run failed ($failures of $max_failures); tpu/logs.sh shows why"
+          say "the run failed ($failures of $max_failures); see tpu/logs.sh for the reason"
           [[ "$failures" -lt "$max_failures" ]] || exit 1
           attempt "$HERE/run.sh" "${run_arguments[@]}"
           ;;
