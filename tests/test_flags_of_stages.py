@@ -62,6 +62,7 @@ EVALUATED = {
     "crop_padding": Row("evaluated", "--crop_padding=6", "--eval_crop_method=resize_then_crop"),
 }
 READ = {
+    "holdout_classes": Row("evaluated", "--holdout_classes=3"),
     "skip_broken_images": Row(
         "refused", "--skip_broken_images", "--dataset=folder --data_dir={broken}"
     ),
@@ -82,6 +83,7 @@ def of_csv(shows):
 
 
 BATCHES = {
+    "holdout_classes": Row("batch", "--holdout_classes=3"),
     "dataset": Row("batch", FOLDER),
     "data_dir": Row("batch", "--data_dir={other_folder}", FOLDER),
     **of_csv("batch"),

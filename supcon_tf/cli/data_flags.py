@@ -94,6 +94,17 @@ for split, alternative in (("train", ""), ("test", ", or validation if there is 
         "train[:80%] or train+validation. See https://www.tensorflow.org/datasets/splits.",
     )
 define(
+    "holdout_classes",
+    NameList(),
+    default=None,
+    stages=IMAGE_STAGES,
+    group="Data",
+    decides_fitted_linear=True,
+    help="Classes to leave out of training, separated by commas. --mode=eval then measures how "
+    "well the embeddings retrieve the held-out classes and how well the model notices them as "
+    "unknown. Not available for TensorFlow Datasets.",
+)
+define(
     "image_size",
     Integer(at_least=8, at_most=4_096),
     default=None,

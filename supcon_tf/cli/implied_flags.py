@@ -18,7 +18,7 @@ from supcon_tf.storage import sealed
 # These flags name the data together: with another --dataset, the others do not apply.
 DATASET_FLAGS = (
     "dataset", "data_dir", "data_csv", "label_type", "label_columns", "validation_split",
-    "train_split", "test_split", "skip_broken_images",
+    "train_split", "test_split", "holdout_classes", "skip_broken_images",
 )  # fmt: skip
 # Where stages after pretraining look for flags first: at the classifier that they would use.
 NEWEST_FIRST = ("finetune", "linear", "pretrain")

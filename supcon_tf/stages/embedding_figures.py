@@ -75,9 +75,12 @@ def describe(result: dict) -> list[str]:
         names = ("alignment", "uniformity", "within_class_cosine", "between_class_cosine")
         alignment, uniformity, within, between = (_show(geometry[name]) for name in names)
         lines.append(
-            f"  geometry        alignment {alignment}, uniformity {uniformity}, cosine within "
+            f"  geometry         alignment {alignment}, uniformity {uniformity}, cosine within "
             f"classes {within}, between {between}, effective rank {geometry['effective_rank']:.1f}"
         )
+    held_out = result.get("held_out_classes", {})
+    if "retrieval" in held_out:
+        lines.append(_describe_retrieval("held-out classes", held_out))
     for name, found in result.get("out_of_distribution", {}).items():
         scores = [key for key in ("knn", "mahalanobis", "max_softmax") if key in found]
         figures = "; ".join(
@@ -85,7 +88,8 @@ def describe(result: dict) -> list[str]:
             for key in scores
         )
         lines.append(
-            f"  unlike training {found['num_examples']:,} images of {name}: AUROC (FPR95) {figures}"
+            f"  unlike training  {found['num_examples']:,} images of {name}: AUROC (FPR95) "
+            f"{figures}"
         )
     return lines
 
@@ -95,7 +99,7 @@ def _describe_retrieval(title, result):
     low, high = found["intervals_95"]["precision_at_1"]
     recall = ", ".join(f"recall@{k} {found[f'recall_at_{k}']:.4f}" for k in (5, 10))
     return (
-        f"  {title:<15} precision@1 {found['precision_at_1']:.4f} [{low:.4f}, {high:.4f}], "
+        f"  {title:<16} precision@1 {found['precision_at_1']:.4f} [{low:.4f}, {high:.4f}], "
         f"R-precision {found['r_precision']:.4f}, MAP@R {found['map_at_r']:.4f}, {recall}, among "
         f"{result['num_similarity_examples']:,} test images"
     )

@@ -108,6 +108,18 @@ def as_of_classifier(labels: np.ndarray, numbers: np.ndarray, num_classes: int) 
     return matched
 
 
+def held_out_classes(flags: FlagValues, data: EvalData, split: str) -> EvalData | None:
+    """Reads the examples of --holdout_classes in the split of --dataset that is evaluated.
+
+    Returns:
+        None without --holdout_classes, or if other data than that of the run is evaluated.
+    """
+    if not (flags.holdout_classes and data.is_own):
+        return None
+    source = inputs.held_out_classes_from_flags(flags, split)
+    return EvalData(source, f"held-out classes {inputs.first_ten(source.class_names)}", True)
+
+
 def out_of_distribution_data(
     flags: FlagValues, train_source: sources.Source | None
 ) -> list[EvalData]:

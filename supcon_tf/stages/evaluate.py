@@ -23,7 +23,8 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         model = trained.load_trained(flags, needs_classifier=True)
     with process.open_folder(flags, strategy, "eval", always_restarts=True) as folder:
         inputs.check_eval_batches(flags, strategy)
-        data = eval_data.eval_data_from_flags(flags, flags.eval_split or "test")
+        split = flags.eval_split or "test"
+        data = eval_data.eval_data_from_flags(flags, split)
         if data.is_own:
             eval_data.check_own(flags, model.stage)
         class_names = model.class_names or ()
@@ -32,6 +33,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         if flags.eval_train_examples:
             train_source = eval_data.training_source(flags, model.stage, data)
         others = eval_data.out_of_distribution_data(flags, train_source)
+        held_out = eval_data.held_out_classes(flags, data, split)
 
         outputs, labels = _predict(flags, strategy, model, data.source)
         labels = eval_data.as_of_classifier(labels, numbers, len(class_names))
@@ -44,13 +46,20 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         figures |= embedding_figures.similarity(
             outputs["unnormalized_embeddings"], labels, limit=flags.eval_similarity_examples
         )
-        if train is not None and others:
-            figures["out_of_distribution"] = {
-                other.name: embedding_figures.detection(
-                    train, outputs, _predict(flags, strategy, model, other.source)[0]
-                )
-                for other in others
-            }
+        for other in [*others, *([held_out] if held_out else [])]:
+            other_outputs, other_labels = _predict(flags, strategy, model, other.source)
+            if train is not None:
+                found = embedding_figures.detection(train, outputs, other_outputs)
+                figures.setdefault("out_of_distribution", {})[other.name] = found
+            if other is held_out:
+                figures["held_out_classes"] = {
+                    "classes": list(other.source.class_names),
+                    **embedding_figures.similarity(
+                        other_outputs["unnormalized_embeddings"],
+                        other_labels,
+                        limit=flags.eval_similarity_examples,
+                    ),
+                }
         result = {
             **figures,
             "data": data.name,
@@ -132,14 +141,14 @@ def describe_evaluation(result: dict) -> str:
     lines = [
         f"eval: {result['num_examples']:,} examples of {result['data']} "
         "(in brackets: 95% intervals; docs/evaluation.md explains the figures)",
-        f"  classifier      top-1 {show('top_1')}{top_5}, mean per class "
+        f"  classifier       top-1 {show('top_1')}{top_5}, mean per class "
         f"{show('mean_per_class_accuracy')}",
-        f"  calibration     error {result['expected_calibration_error']:.4f}, negative log "
+        f"  calibration      error {result['expected_calibration_error']:.4f}, negative log "
         f"likelihood {show('negative_log_likelihood')}",
     ]
     if "knn_top_1" in result:
         lines.append(
-            f"  embeddings      k-NN {show('knn_top_1')}, logistic regression "
+            f"  embeddings       k-NN {show('knn_top_1')}, logistic regression "
             f"{show('linear_probe_top_1')}, from {result['num_train_examples']:,} training examples"
         )
     return "\n".join([*lines, *embedding_figures.describe(result)])
@@ -151,12 +160,12 @@ def _multi_label_lines(result):
     lines = [
         f"eval: {result['num_examples']:,} examples of {result['data']} (docs/evaluation.md "
         "explains the figures)",
-        f"  classifier      {stage_figures.describe_classifier(result)}",
-        f"  lowest AP       {shown}",
+        f"  classifier       {stage_figures.describe_classifier(result)}",
+        f"  lowest AP        {shown}",
     ]
     if "linear_probe_mean_average_precision" in result:
         lines.append(
-            "  embeddings      logistic regressions with mAP "
+            "  embeddings       logistic regressions with mAP "
             f"{result['linear_probe_mean_average_precision']:.4f}, from "
             f"{result['num_train_examples']:,} training examples"
         )

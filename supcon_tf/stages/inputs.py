@@ -14,7 +14,16 @@ from absl.flags import FlagValues
 
 from supcon_tf.augment import policies
 from supcon_tf.cli import flag_rules
-from supcon_tf.data import decode, defaults, folder_layout, pipeline, sources, streams, whitening
+from supcon_tf.data import (
+    decode,
+    defaults,
+    folder_layout,
+    held_out_classes,
+    pipeline,
+    sources,
+    streams,
+    whitening,
+)
 from supcon_tf.data.folder_layout import printable
 from supcon_tf.stages.stage_folder import StageFolder
 from supcon_tf.training import progress
@@ -23,8 +32,18 @@ from supcon_tf.training import progress
 
 
 def splits_from_flags(flags: FlagValues) -> sources.Splits:
-    """Returns the splits of --dataset. They are read once per process."""
-    return _read_splits(flags.dataset, flags.data_dir, _data_options(flags))
+    """Returns the splits of --dataset, without --holdout_classes; read once per process."""
+    place = flags.dataset, flags.data_dir, _data_options(flags)
+    if flags.holdout_classes:
+        return _without_held_out_classes(*place, tuple(flags.holdout_classes))
+    return _read_splits(*place)
+
+
+def held_out_classes_from_flags(flags: FlagValues, split: str) -> sources.Source:
+    """Returns the examples of --holdout_classes in a split; validation stands in for test."""
+    splits = _read_splits(flags.dataset, flags.data_dir, _data_options(flags))
+    source = getattr(splits, split) or splits.validation
+    return held_out_classes.only_classes(source, flags.holdout_classes)
 
 
 def sources_from_flags(flags: FlagValues) -> tuple[sources.Source, sources.Source]:
@@ -142,6 +161,24 @@ def _read_splits(dataset, data_dir, options):
     return sources.Splits(
         **{name: sources.finest_level(source) for name, source in found.items() if source}
     )
+
+
+@functools.lru_cache(maxsize=1)
+def _without_held_out_classes(dataset, data_dir, options, names):
+    splits = _read_splits(dataset, data_dir, options)
+    found = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    kept = sources.Splits(
+        **{
+            name: held_out_classes.without_classes(source, names)
+            for name, source in found.items()
+            if source
+        }
+    )
+    print(
+        f"Without the classes {first_ten(names)} (--holdout_classes): "
+        f"{kept.train.num_examples:,} training examples of {len(kept.train.class_names)} classes."
+    )
+    return kept
 
 
 def _and(parts):

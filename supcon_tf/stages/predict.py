@@ -88,11 +88,19 @@ def _answer_images(flags, strategy, model, source, class_names, gallery):
             gallery=gallery,
             top_k=flags.predict_top_k,
             num_neighbors=flags.predict_neighbors,
+            is_multi_label=_has_several_labels(model, gallery),
             strategy=strategy,
         ):
             rows.append(row)
             bar.update()
     return rows
+
+
+def _has_several_labels(model, gallery):
+    """Whether an image may show any number of classes, as those did that were learned from."""
+    if model.linear_head is None:
+        return gallery.labels.ndim == 2
+    return model.is_multi_label
 
 
 def _write_tables(flags, folder, rows, num_classes):
