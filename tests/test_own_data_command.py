@@ -68,6 +68,16 @@ def test_one_folder_per_class_is_all_it_takes(tmp_path, trained, capsys):
     assert read(run / "eval/eval.json")["num_examples"] == 40
 
 
+def predict_rows(run, images, folder):
+    """What predict says of two of the images."""
+    folder.mkdir(exist_ok=True)
+    for path in sorted(images.glob("*.png"))[:2]:
+        shutil.copy(path, folder)
+    run_inside("--mode=predict", f"--model_dir={run}", f"--predict_dir={folder}", *SMALL)
+    with open(run / "predict/predictions.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_several_labels_are_fitted_evaluated_and_embedded(tmp_path, trained, several):
     run = tmp_path / "run"
     run_inside(
@@ -84,6 +94,22 @@ def test_several_labels_are_fitted_evaluated_and_embedded(tmp_path, trained, sev
     arrays = np.load(run / "embed/embeddings.npz")
     assert arrays["labels"].dtype == arrays["predictions"].dtype == bool
     assert np.mean(arrays["labels"] == arrays["predictions"]) > 0.8
+    predictions = read_predictions(str(run / "eval/predictions.npz"))
+    assert predictions.labels.dtype == bool and predictions.probabilities.max() <= 1
+    found = multi_label_metrics(
+        predictions.probabilities, predictions.labels, class_names=predictions.class_names
+    )
+    assert found["micro_f1"] == pytest.approx(result["micro_f1"])
+    assert result["retrieval"]["precision_at_1"] > 0.8
+    predicted = predict_rows(run, several.parent, tmp_path / "new")
+    assert [row["classes"] for row in predicted] == [
+        "|".join(row[f"class_{k}"] for k in (1, 2) if float(row[f"probability_{k}"]) >= 0.5)
+        for row in predicted
+    ]
+    shutil.rmtree(run / "linear")  # The neighbors of each image vote for each class.
+    shutil.copytree(trained / "pretrain", run / "pretrain")
+    votes = predict_rows(run, several.parent, tmp_path / "new")
+    assert all(float(row["probability"]) > 0.4 and "classes" in row for row in votes)
     other = tmp_path / "other.csv"  # Matched by name; without the class green.
     other.write_text("filename,label\n0.png,blue|red\n1.png,red\n")
     with pytest.raises(ValueError, match="knows the classes green, red.*blue"):
