@@ -1,6 +1,8 @@
 """One's own folders and CSV files through the command: splits, label types, other data."""
 
+import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from helpers.tiny_images import write_images
 from helpers.trained_folder import write_trained
 
 from supcon_tf.data import sources
+from supcon_tf.evaluation.multi_label import multi_label_metrics
+from supcon_tf.evaluation.prediction_files import read_predictions
 from supcon_tf.training import steps
 
 SMALL = ("--eval_batch_size=16", "--strategy=one_device")
@@ -68,12 +72,13 @@ def test_one_folder_per_class_is_all_it_takes(tmp_path, trained, capsys):
     assert read(run / "eval/eval.json")["num_examples"] == 40
 
 
-def predict_rows(run, images, folder):
+def predict_rows(run, images, folder, *arguments):
     """What predict says of two of the images."""
     folder.mkdir(exist_ok=True)
-    for path in sorted(images.glob("*.png"))[:2]:
-        shutil.copy(path, folder)
-    run_inside("--mode=predict", f"--model_dir={run}", f"--predict_dir={folder}", *SMALL)
+    for name in ("0.png", "1.png"):
+        shutil.copy(images / name, folder)
+    where = (f"--model_dir={run}", f"--predict_dir={folder}")
+    run_inside("--mode=predict", *where, *arguments, *SMALL)
     with open(run / "predict/predictions.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -106,10 +111,6 @@ def test_several_labels_are_fitted_evaluated_and_embedded(tmp_path, trained, sev
         "|".join(row[f"class_{k}"] for k in (1, 2) if float(row[f"probability_{k}"]) >= 0.5)
         for row in predicted
     ]
-    shutil.rmtree(run / "linear")  # The neighbors of each image vote for each class.
-    shutil.copytree(trained / "pretrain", run / "pretrain")
-    votes = predict_rows(run, several.parent, tmp_path / "new")
-    assert all(float(row["probability"]) > 0.4 and "classes" in row for row in votes)
     other = tmp_path / "other.csv"  # Matched by name; without the class green.
     other.write_text("filename,label\n0.png,blue|red\n1.png,red\n")
     with pytest.raises(ValueError, match="knows the classes green, red.*blue"):
@@ -117,6 +118,12 @@ def test_several_labels_are_fitted_evaluated_and_embedded(tmp_path, trained, sev
             "--mode=eval", f"--model_dir={run}", "--eval_dataset=csv", f"--eval_data_csv={other}",
             f"--eval_data_dir={several.parent}", *SMALL,
         )  # fmt: skip
+    shutil.rmtree(run / "linear")  # The neighbors of each image vote for each class.
+    shutil.copytree(trained / "pretrain", run / "pretrain")
+    data = (f"--data_csv={several}", "--label_type=multi_label")
+    votes = predict_rows(run, several.parent, tmp_path / "new", *data)
+    assert [row["file"] for row in votes] == [row["file"] for row in predicted]
+    assert votes[1]["classes"] == "red"  # 1.png
 
 
 @pytest.mark.parametrize("validation", ["0.25", "0"])

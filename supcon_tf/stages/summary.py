@@ -100,8 +100,8 @@ def _figures(results):
     if "eval" in results:
         evaluation = results["eval"]
         lines.append(
-            f"eval:     {figures.describe_classifier(evaluation)} on {evaluation['num_examples']:,} test "
-            "images"
+            f"eval:     {figures.describe_classifier(evaluation)} on "
+            f"{evaluation['num_examples']:,} test images"
         )
     return lines
 
