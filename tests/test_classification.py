@@ -1,6 +1,9 @@
 """Cross-entropy in stage 1: alone, beside a contrastive loss, and the classifier it leaves."""
 
+import contextlib
+import io
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
-from helpers.command import SHORT, run_inside
+from helpers.command import run_inside
 
 from supcon_tf.cli import command_line
 from supcon_tf.losses import supcon
@@ -86,23 +89,80 @@ def test_the_classifier_moves_the_encoder_unless_its_gradient_is_stopped():
         assert np.any(joint != alone)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [("--loss=cross_entropy", "--num_views=1"), ("--cross_entropy_weight=1",)],
-    ids=["cross-entropy", "joint"],
-)
-def test_without_linear_epochs_the_classifier_of_pretraining_is_evaluated(arguments, tmp_path):
-    common = (*SHORT, *arguments, f"--model_dir={tmp_path}", "--nonormalize_embedding")
-    run_inside(*common, "--linear_epochs=0", "--mode=pretrain,linear,eval", "--pretrain_epochs=4")
-    evaluation = json.loads((tmp_path / "eval/eval.json").read_text())
+KINDS = {
+    "cross-entropy": ("--loss=cross_entropy", "--num_views=1"),
+    "joint": ("--cross_entropy_weight=1",),
+}
+SMALL = (
+    "--image_size=8", "--num_images=512", "--pretrain_epochs=4", "--pretrain_warmup_epochs=0",
+    "--knn_interval_epochs=0", "--augmentation_type=identity", "--linear_warmup_epochs=0",
+    "--nonormalize_embedding",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def trained(request, tmp_path_factory):
+    """One pretraining with a classifier, then eval, embed and export; and what it printed."""
+    model_dir, said = tmp_path_factory.mktemp("trained") / "run", io.StringIO()
+    arguments = KINDS[request.param]
+    with contextlib.redirect_stdout(said):
+        run_inside(
+            *SMALL, *arguments, f"--model_dir={model_dir}", "--mode=pretrain,eval,embed,export"
+        )
+    return model_dir, arguments, said.getvalue()
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """The pretraining alone, in a folder that a test may change, and the flags for it."""
+    model_dir, arguments, _ = trained
+    shutil.copytree(model_dir / "pretrain", tmp_path / "run/pretrain")
+    return tmp_path / "run", (*SMALL, *arguments, f"--model_dir={tmp_path / 'run'}")
+
+
+def load(model_dir, *names):
+    return [keras.models.load_model(model_dir / name) for name in names]
+
+
+def test_eval_embed_and_export_take_the_classifier_that_pretraining_left(trained):
+    model_dir, arguments, said = trained
+    assert "that pretraining trained" in said
+    evaluation = json.loads((model_dir / "eval/eval.json").read_text())
+    assert evaluation["classifier"] == str(model_dir / "pretrain/linear_head.keras")
     assert evaluation["top_1"] > 0.3  # Chance is 0.1: what stage 1 learned is there.
-    encoder, head, classifier = (
-        keras.models.load_model(tmp_path / name)
-        for name in (
-            "pretrain/encoder.keras",
-            "pretrain/linear_head.keras",
-            "linear/classifier.keras",
-        )  # fmt: skip
+    names = json.loads((model_dir / "export/class_names.json").read_text())
+    assert names == [str(digit) for digit in range(10)]
+    has_head = (model_dir / "pretrain/projection_head.keras").exists()
+    assert has_head == ("--loss=cross_entropy" not in arguments)
+
+    encoder, head = load(model_dir, "pretrain/encoder.keras", "pretrain/linear_head.keras")
+    embedded = np.load(model_dir / "embed/embeddings.npz")
+    predictions = np.argmax(head.predict(embedded["embeddings"], verbose=0), axis=1)
+    np.testing.assert_array_equal(embedded["predictions"], predictions)
+    assert evaluation["top_1"] == np.mean(predictions == embedded["labels"])
+    images = np.random.default_rng(0).integers(0, 256, [2, *encoder.input_shape[1:]], np.uint8)
+    exported = tf.saved_model.load(str(model_dir / "export/saved_model"))
+    np.testing.assert_allclose(
+        exported.signatures["serving_default"](images=tf.constant(images))["logits"],
+        head(encoder(images.astype(np.float32))),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_without_linear_epochs_the_classifier_of_pretraining_is_evaluated(trained, copied):
+    model_dir, flags_of_run = copied
+    run_inside(*flags_of_run, "--linear_epochs=0", "--mode=linear,eval")
+    evaluation, before = (
+        json.loads((folder / "eval/eval.json").read_text()) for folder in (model_dir, trained[0])
+    )
+    assert evaluation["classifier"] == str(model_dir / "linear/classifier.keras")
+    assert evaluation["top_1"] == before["top_1"]
+    encoder, head, classifier = load(
+        model_dir,
+        "pretrain/encoder.keras",
+        "pretrain/linear_head.keras",
+        "linear/classifier.keras",
     )
     images = np.random.default_rng(0).uniform(0, 255, [4, *encoder.input_shape[1:]])
     np.testing.assert_allclose(
@@ -111,59 +171,20 @@ def test_without_linear_epochs_the_classifier_of_pretraining_is_evaluated(argume
         rtol=1e-4,
         atol=1e-5,
     )
-    has_head = (tmp_path / "pretrain/projection_head.keras").exists()
-    assert has_head == ("--loss=cross_entropy" not in arguments)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [("--loss=cross_entropy", "--num_views=1"), ("--cross_entropy_weight=1",)],
-    ids=["cross-entropy", "joint"],
-)
-def test_eval_embed_and_export_take_the_classifier_that_pretraining_left(
-    arguments, tmp_path, capsys
-):
-    common = ("--image_size=8", "--num_images=256", f"--model_dir={tmp_path}")
-    train = ("--pretrain_epochs=1", "--pretrain_warmup_epochs=0", "--knn_interval_epochs=0")
-    run_inside(*common, *train, *arguments, "--mode=pretrain,eval,embed,export")
-    assert "that pretraining trained" in capsys.readouterr().out
-    evaluation = json.loads((tmp_path / "eval/eval.json").read_text())
-    assert evaluation["classifier"] == str(tmp_path / "pretrain/linear_head.keras")
-    names = json.loads((tmp_path / "export/class_names.json").read_text())
-    assert names == [str(digit) for digit in range(10)]
-
-    encoder, head = (
-        keras.models.load_model(tmp_path / "pretrain" / name)
-        for name in ("encoder.keras", "linear_head.keras")
+def test_linear_epochs_train_a_new_classifier_which_counts_more(copied):
+    """With cross-entropy, the two-stage training of the paper's Table 7."""
+    model_dir, flags_of_run = copied
+    run_inside(
+        *flags_of_run, "--mode=linear,eval", "--linear_epochs=1", "--summary_interval_steps=1"
     )
-    embedded = np.load(tmp_path / "embed/embeddings.npz")
-    predictions = np.argmax(head.predict(embedded["embeddings"], verbose=0), axis=1)
-    np.testing.assert_array_equal(embedded["predictions"], predictions)
-    assert evaluation["top_1"] == np.mean(predictions == embedded["labels"])
-    images = np.random.default_rng(0).integers(0, 256, [2, *encoder.input_shape[1:]], np.uint8)
-    exported = tf.saved_model.load(str(tmp_path / "export/saved_model"))
-    np.testing.assert_allclose(
-        exported.signatures["serving_default"](images=tf.constant(images))["logits"],
-        head(encoder(images.astype(np.float32))),
-        rtol=1e-4,
-        atol=1e-5,
-    )
-    # A later linear stage counts more.
-    run_inside(*common, "--mode=linear,eval", "--linear_epochs=1")
-    evaluation = json.loads((tmp_path / "eval/eval.json").read_text())
-    assert evaluation["classifier"] == str(tmp_path / "linear/classifier.keras")
-
-
-def test_linear_epochs_train_a_new_classifier_on_the_encoder_of_cross_entropy(tmp_path):
-    """The two-stage cross-entropy of the paper's Table 7."""
-    common = (*SHORT, "--loss=cross_entropy", "--num_views=1", "--nonormalize_embedding")
-    run_inside(*common, f"--model_dir={tmp_path}", "--mode=pretrain,linear", "--linear_epochs=1")
-    head = keras.models.load_model(tmp_path / "pretrain/linear_head.keras")
-    classifier = keras.models.load_model(tmp_path / "linear/classifier.keras")
+    (head, classifier) = load(model_dir, "pretrain/linear_head.keras", "linear/classifier.keras")
     trained = classifier.layers[-1].get_weights()[0]
     assert np.any(trained != head.get_weights()[0])
-    lines = (tmp_path / "linear/metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 22
+    assert len((model_dir / "linear/metrics.jsonl").read_text().splitlines()) == 8
+    evaluation = json.loads((model_dir / "eval/eval.json").read_text())
+    assert evaluation["classifier"] == str(model_dir / "linear/classifier.keras")
 
 
 def test_flags_of_the_classifier_reach_the_step():
