@@ -18,7 +18,7 @@ def short_run(tmp_path_factory):
     data = write_images(root / "data")
     return [
         f"--data_dir={data}", f"--model_dir={root / 'run'}", "--pretrain_epochs=1",
-        "--knn_interval_epochs=0",
+        "--knn_interval_epochs=0", "--augmentation_type=identity",
     ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ SHORT = (
     "--pretrain_epochs=2", "--pretrain_warmup_epochs=0", "--linear_epochs=1",
     "--knn_interval_epochs=0", "--summary_interval_steps=1", "--save_interval_steps=2",
     "--eval_train_examples=0", "--projection_head_layers=8", "--cross_entropy_weight=1",
+    "--augmentation_type=identity",
 )  # fmt: skip
 DAMAGES = ("deleted", "truncated", "bit flipped", "{}", "[]", "another run's")
 # By far the most that a case takes; a hang would be longer.
@@ -52,8 +53,7 @@ class FinishedRun:
         run_inside("--mode=pretrain,linear,eval,embed,export", *self.flags)
         shutil.copytree(self.path, self.whole)
         run_inside(
-            "--mode=pretrain,linear,eval,embed,export", *self.flags, f"--model_dir={self.other}",
-            "--seed=1",
+            "--mode=pretrain,linear", *self.flags, f"--model_dir={self.other}", "--seed=1",
         )  # fmt: skip
         self.state = self.describe()
 
@@ -182,8 +182,22 @@ def test_a_damaged_file_is_named_and_the_printed_command_makes_it_again(
 @pytest.mark.slow
 def test_no_damage_of_a_finished_run_is_silent_or_a_dead_end(finished, capsys):
     names = list(recorded(finished))
-    cases = [(name, how) for name in names for how in DAMAGES]
-    others = [path.relative_to(finished.whole) for path in finished.whole.rglob("*")]
+    cases = [
+        (name, how)
+        for name in names
+        for how in DAMAGES
+        if not (name.endswith(".keras") and how in ("{}", "[]"))  # As good as truncated.
+    ]
+    older = [
+        checkpoint
+        for stage in ("pretrain", "linear")
+        for checkpoint in sorted((finished.whole / stage / "checkpoints").iterdir())[:-1]
+    ]
+    others = [
+        path.relative_to(finished.whole)
+        for path in finished.whole.rglob("*")
+        if not any(path.is_relative_to(checkpoint) for checkpoint in older)
+    ]
     files = sorted(str(path) for path in others if (finished.whole / path).is_file())
     for name in files:
         if name in names:

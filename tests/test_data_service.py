@@ -87,7 +87,7 @@ def test_the_service_makes_each_batch_once_in_some_order(address, tmp_path, kind
 def test_the_command_trains_from_the_service_and_says_what_that_costs(address, tmp_path, capsys):
     run_inside(
         *SHORT, "--mode=pretrain", f"--model_dir={tmp_path}", f"--data_service={address}",
-        "--batch_size=128",
+        "--batch_size=128", "--augmentation_type=identity",
     )  # fmt: skip
     assert "cannot be repeated exactly" in capsys.readouterr().out
     lines = (tmp_path / "pretrain/metrics.jsonl").read_text().splitlines()

@@ -85,7 +85,7 @@ def test_every_stage_says_what_it_waits_for(monkeypatch, capsys, tmp_path):
     command.run_inside(
         "--mode=pretrain,linear,eval", f"--model_dir={tmp_path}", "--pretrain_epochs=0.2",
         "--linear_epochs=0.2", "--pretrain_warmup_epochs=0", "--image_size=8",
-        "--eval_train_examples=200",
+        "--eval_train_examples=200", "--augmentation_type=identity",
     )  # fmt: skip
     out, err = capsys.readouterr()
     for what in (
