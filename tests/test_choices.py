@@ -89,9 +89,7 @@ def test_a_given_warmup_that_is_too_long_is_refused_with_the_remedy(stage, tmp_p
     assert parse(f"--{stage}_epochs=0.5")[f"{stage}_epochs"] == 0.5
     (tmp_path / "some.flags").write_text(warmup)
     for given in (warmup, f"--flagfile={tmp_path / 'some.flags'}"):
-        with pytest.raises(
-            flags.Error, match=f"take --{stage}_warmup_epochs=0.4 or .*--{stage}_epochs=50"
-        ):
+        with pytest.raises(flags.Error, match=f"--{stage}_warmup_epochs=0.4.* --{stage}_epochs=50"):
             parse(length, given)
-    with pytest.raises(flags.Error, match="pretrain_warmup_epochs=10, from .* a recipe"):
+    with pytest.raises(flags.Error, match="pretrain_warmup_epochs=10.* a recipe"):
         parse("--recipe=simclr_cifar10_resnet50", "--pretrain_epochs=1")
