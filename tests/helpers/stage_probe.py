@@ -1,6 +1,7 @@
 """What a stage makes of its flags: first batch, weights, loss, settings; without training."""
 
 import contextlib
+import functools
 import hashlib
 import io
 from unittest import mock
@@ -22,6 +23,10 @@ SETTINGS = (
     "evaluate_interval_steps", "jit_compile", "max_to_keep", "stopped",
 )  # fmt: skip
 STEP = ("batch", "initial", "loss", "weights")
+
+
+# Collectives of a second MirroredStrategy in a process meet the keys of the first one's.
+_create_strategy = functools.cache(strategies.create_strategy)
 
 
 class Enough(BaseException):
@@ -47,7 +52,7 @@ def observe(*arguments, until):
         if name == until:
             raise Enough
 
-    create_strategy = strategies.create_strategy
+    create_strategy = _create_strategy
     create_batches = pipeline.create_train_batches
 
     def creating_strategy(*args, **options):
