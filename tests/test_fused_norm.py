@@ -159,25 +159,21 @@ def kernel_calls(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("train", [train_with_fit, train_with_steps])
-def test_the_model_chooses_the_kernel_however_it_trains(train, kernel_calls):
+def test_the_model_chooses_the_kernel_however_it_trains(kernel_calls):
     """`fit` and the command's step use it, or not, as the model says; the weights are equal."""
-    stock = create_model(use_fused_batch_norm=False)
-    expected = train(stock)
-    assert not kernel_calls
-    fused = create_model()
-    losses = train(fused)
-    assert kernel_calls
-    np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    for one, other in zip(fused.get_weights(), stock.get_weights(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
-
-
-def test_fit_and_the_step_of_the_command_reach_the_same_weights():
-    with_fit, with_steps = create_model(), create_model()
-    np.testing.assert_allclose(train_with_fit(with_fit), train_with_steps(with_steps), rtol=1e-5)
-    for one, other in zip(with_fit.get_weights(), with_steps.get_weights(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    trained = []
+    for train in (train_with_fit, train_with_steps):
+        stock, fused = create_model(use_fused_batch_norm=False), create_model()
+        kernel_calls.clear()
+        trained.append((train(stock), stock.get_weights()))
+        assert not kernel_calls
+        trained.append((train(fused), fused.get_weights()))
+        assert kernel_calls
+    expected_losses, expected_weights = trained[0]
+    for losses, weights in trained[1:]:
+        np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+        for one, other in zip(weights, expected_weights, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("is_fused", [True, False])
