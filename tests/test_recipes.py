@@ -259,7 +259,7 @@ def flags_named_as_ours():
 
 def test_the_page_for_newcomers_names_flags_and_recipes_that_exist():
     names = {*flags.FLAGS} | {f"no{name}" for name in flags.FLAGS}
-    same = PAGE.split("The same name and meaning:")[1].split("Values that were")[0]
+    same = PAGE.split("same name and meaning:")[1].split("Upper-case values")[0]
     same = re.findall(r"`(\w+)`", same)
     assert len(same) > 30
     # What only the others have stands on the page to say that it is not here.
