@@ -131,8 +131,9 @@ class SupConClassifier(
             X: Images, or a `tf.data.Dataset` of (image, label).
             y: Labels; None with a dataset.
             validation_data: (images, labels) or a dataset. The k-NN accuracy on it is shown
-                during the training (not for multi-hot labels), and `validation_score_` is the
-                classifier's score. It does not change the training.
+                during the training (for multi-hot labels the mean average precision of the
+                neighbors' vote), and `validation_score_` is the classifier's score. It does not
+                change the training.
 
         Raises:
             ValueError: If images, labels or a parameter cannot be used.

@@ -22,7 +22,7 @@ import tensorflow as tf
 from supcon_tf.augment import policies
 from supcon_tf.data import data_identity, defaults, pipeline, whitening
 from supcon_tf.data.sources import ArraySource
-from supcon_tf.evaluation import linear_fit, metrics, predictions
+from supcon_tf.evaluation import linear_fit, multi_label, predictions
 from supcon_tf.losses.create import create_loss
 from supcon_tf.models import applications, batch_norm, contrastive
 from supcon_tf.storage import artifacts
@@ -239,20 +239,19 @@ def create_step(
     Raises:
         ValueError: If the loss is unknown or does not fit the labels.
     """
+    if settings.loss == "npairs" and source.label_type == "multi_label":
+        raise ValueError(
+            "loss='npairs' needs one class per image, and these labels are multi-hot: use "
+            "loss='supcon', 'triplet' or 'max_margin'."
+        )
     encoder = _create_encoder(settings, source)
     num_features, num_classes = encoder.output_shape[-1], len(source.class_names)
-    is_multi_label = source.labels.ndim == 2
 
     def create_optimizer(*models):
         parts = [(model, True) for model in models]
         return stage_optimizer.optimizer_of_parts("adam", schedule, parts=parts)
 
     if settings.loss == "cross_entropy":
-        if is_multi_label:
-            raise ValueError(
-                "loss='cross_entropy' expects one label per image, and these are multi-hot: use "
-                "loss='supcon'."
-            )
         head = contrastive.create_linear_head(num_features, num_classes)
         batch_norm.use_fused_batch_norm(encoder)
         return steps.ClassifierStep(
@@ -263,9 +262,7 @@ def create_step(
             train_encoder=True,
         )
     head = contrastive.ProjectionHead(name="projection_head")
-    probe = None
-    if not is_multi_label:
-        probe = contrastive.create_linear_head(num_features, num_classes, name="probe")
+    probe = contrastive.create_linear_head(num_features, num_classes, name="probe")
     model = contrastive.ContrastiveModel(encoder, head)
     return steps.ContrastiveStep(
         model=model,
@@ -346,8 +343,8 @@ def _open_checkpoints(folder, step, source, settings, is_kept):
 
 
 def _knn_of(strategy, encoder, source, validation) -> Callable[[], dict[str, float]] | None:
-    """A function that measures k-NN on the validation examples; None if it cannot."""
-    if validation is None or validation.labels.ndim == 2:
+    """A function that measures k-NN on the validation examples; None without any."""
+    if validation is None:
         return None
     embed = predictions.create_predictor(strategy, lambda images: encoder(images, training=False))
     size = encoder.input_shape[1]
@@ -355,7 +352,7 @@ def _knn_of(strategy, encoder, source, validation) -> Callable[[], dict[str, flo
 
     def measure():
         arrays = [array for part in parts for array in predictions.in_order(embed(part))]
-        return {"knn_accuracy": metrics.knn_accuracy(*arrays)}
+        return multi_label.knn_figure(*arrays)
 
     return measure
 

@@ -265,12 +265,17 @@ def test_it_works_in_a_pipeline_and_a_grid_search(examples):
 def test_images_with_several_labels(examples):
     images, labels = examples
     multi_hot = np.stack([labels == "lion", labels != "tiger"], axis=1)
-    classifier = small(loss=SupConLoss(temperature=0.2)).fit(images, multi_hot)
+    classifier = small(loss=SupConLoss(temperature=0.2))
+    classifier.fit(images, multi_hot, validation_data=(images, multi_hot))
+    assert classifier.history_[-1]["knn_mean_average_precision"] > 0.7
     probabilities = classifier.predict_proba(images)
     assert probabilities.shape == multi_hot.shape
     assert np.array_equal(classifier.predict(images), probabilities > 0.5)
     score = classifier.score(images, multi_hot)
     assert score == average_precision_score(multi_hot, probabilities, average="macro") > 0.8
+    assert classifier.validation_score_ == score
+    with pytest.raises(ValueError, match="npairs.*supcon"):
+        small(loss="npairs").fit(images, multi_hot)
 
 
 def test_a_dataset_stands_for_arrays():

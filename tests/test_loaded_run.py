@@ -75,6 +75,17 @@ def test_without_a_classifier_the_nearest_training_images_vote(tmp_path, images)
     assert run.predict(images).tolist() == [str(i) for i in probabilities.argmax(axis=1)]
 
 
+def test_several_labels_per_image(tmp_path, images):
+    folder = write_trained(tmp_path)
+    (tmp_path / "linear/label_type.json").write_text('"multi_label"')
+    run = load_run(folder.model_dir)
+    probabilities = run.predict_proba(images)
+    logits = run.classifier.predict(images.astype("float32"), verbose=0)
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), atol=1e-4)
+    for names, row in zip(run.predict(images), probabilities, strict=True):
+        assert names == [run.class_names[i] for i in np.flatnonzero(row >= 0.5)]
+
+
 def test_what_is_no_finished_run(tmp_path):
     with pytest.raises(ValueError, match="nowhere.*--model_dir"):
         load_run(tmp_path / "nowhere")

@@ -160,7 +160,8 @@ class LabelEncoding:
     def source(self, images: np.ndarray, labels: np.ndarray) -> ArraySource:
         """Returns images uint8 [M, H, W, 3] with these labels as a source of training examples."""
         names = tuple(str(name) for name in self.classes)
-        return ArraySource(images, self.encode(labels), names)
+        label_type = "multi_label" if self.is_multi_label else "class"
+        return ArraySource(images, self.encode(labels), names, label_type)
 
 
 def _as_vector_or_rows(labels):

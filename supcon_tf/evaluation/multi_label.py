@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from supcon_tf.evaluation import retrieval
+from supcon_tf.evaluation import metrics, retrieval
 
 
 def multi_label_metrics(
@@ -139,3 +139,24 @@ def knn_regression(
     k = min(num_neighbors, len(targets))
     indices, similarities = retrieval.nearest(embeddings, train_embeddings, k)
     return retrieval.neighbor_vote(similarities, targets[indices], temperature=temperature)
+
+
+def knn_figure(
+    train_embeddings: np.ndarray,
+    train_labels: np.ndarray,
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+) -> dict[str, float]:
+    """Returns knn_accuracy; for multi-hot labels knn_mean_average_precision, of the votes.
+
+    Args:
+        train_embeddings: [M, D] of any norm.
+        train_labels: int [M], or multi-hot [M, C].
+        embeddings: [N, D] of any norm.
+        labels: int [N], or multi-hot [N, C].
+    """
+    if np.ndim(labels) == 2:
+        votes = knn_regression(train_embeddings, train_labels, embeddings)
+        return {"knn_mean_average_precision": metrics.mean_average_precision(votes, labels)}
+    accuracy = metrics.knn_accuracy(train_embeddings, train_labels, embeddings, labels)
+    return {"knn_accuracy": accuracy}

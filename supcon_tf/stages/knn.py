@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl.flags import FlagValues
 
 from supcon_tf.data import sources
-from supcon_tf.evaluation import metrics, multi_label, predictions
+from supcon_tf.evaluation import multi_label, predictions
 from supcon_tf.stages import chance, inputs
 from supcon_tf.training import progress
 
@@ -80,11 +80,7 @@ class KnnEvaluation:
             waiting = progress.waiting(f"pretrain: computing {count:,} embeddings for k-NN")
             with inputs.naming_broken_images(source), waiting:
                 arrays += predictions.in_order(self._embed(batches))
-        embeddings, labels, test_embeddings, test_labels = arrays
         with progress.waiting(f"pretrain: measuring k-NN on {len(arrays[0]):,} embeddings"):
-            if labels.ndim == 2:
-                votes = multi_label.knn_regression(embeddings, labels, test_embeddings)
-                value = metrics.mean_average_precision(votes, test_labels)
-                return {"knn_mean_average_precision": value}
-            self.test_labels = chance.of_labels(test_labels)
-            return {"knn_accuracy": metrics.knn_accuracy(*arrays)}
+            if arrays[3].ndim == 1:
+                self.test_labels = chance.of_labels(arrays[3])
+            return multi_label.knn_figure(*arrays)

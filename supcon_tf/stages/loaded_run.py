@@ -16,6 +16,7 @@ from supcon_tf.cli import command_line
 from supcon_tf.data import data_identity, in_memory, sources
 from supcon_tf.evaluation import predictions
 from supcon_tf.evaluation.predict_images import Gallery, class_probabilities
+from supcon_tf.evaluation.prediction_files import PRESENT_FROM
 from supcon_tf.models import contrastive
 from supcon_tf.stages import inputs, trained, training_embeddings
 from supcon_tf.stages.run_directory import FLAGS, RunDirectory
@@ -30,7 +31,7 @@ class Neighbors(NamedTuple):
 
     Attributes:
         names: Text [N, k]: the paths of image files, or the numbers of the examples.
-        labels: The class of each, text [N, k].
+        labels: The class of each, text [N, k]; or multi-hot, bool [N, k, C].
         similarities: Cosine similarity of the embeddings, float32 [N, k].
     """
 
@@ -110,18 +111,29 @@ class LoadedRun:
     def predict_proba(self, images: Any) -> np.ndarray:
         """Returns the probability of each class, float64 [N, C].
 
-        Without a classifier it is the vote of the nearest training images, which must then still
-        be where they were.
+        With several labels per image each class has a probability of its own. Without a
+        classifier it is the vote of the nearest training images, which must then still be where
+        they were.
         """
         outputs = self._outputs(images)
         gallery = self._training_images() if self.classifier is None else None
         return class_probabilities(
-            outputs["unnormalized_embeddings"], outputs.get("logits"), gallery
+            outputs["unnormalized_embeddings"],
+            outputs.get("logits"),
+            gallery,
+            self._model.is_multi_label,
         )
 
-    def predict(self, images: Any) -> np.ndarray:
-        """Returns the name of the most probable class of each image, text [N]."""
-        return np.array(self.class_names)[self.predict_proba(images).argmax(axis=1)]
+    def predict(self, images: Any) -> np.ndarray | list[list[str]]:
+        """Returns the name of the most probable class of each image, text [N].
+
+        With several labels per image, returns a list of the classes of each image: those with a
+        probability of at least 0.5.
+        """
+        probabilities, names = self.predict_proba(images), np.array(self.class_names)
+        if self._model.is_multi_label:
+            return [names[row >= PRESENT_FROM].tolist() for row in probabilities]
+        return names[probabilities.argmax(axis=1)]
 
     def nearest(self, images: Any, k: int = 5) -> Neighbors:
         """Finds the most similar training images of each image.
@@ -134,7 +146,9 @@ class LoadedRun:
         """
         embeddings, gallery = self.embed(images), self._training_images()
         indices, similarities = gallery.nearest(embeddings, k)
-        labels = np.array(gallery.class_names)[gallery.labels[indices]]
+        labels = gallery.labels[indices]
+        if labels.ndim == 2:  # Numbers of classes; else multi-hot.
+            labels = np.array(gallery.class_names)[labels]
         return Neighbors(np.asarray(gallery.names)[indices], labels, similarities)
 
     def _outputs(self, images):
