@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from supcon_tf.evaluation import intervals, metrics
+from supcon_tf.evaluation import intervals, metrics, retrieval
 
 
 def test_wilson_of_published_examples():
@@ -136,3 +136,33 @@ def test_inputs_that_mean_nothing_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_figures_of_a_classifier_get_the_interval_of_their_kind():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 7, size=200)
+    logits = rng.normal(size=(200, 7)) + 2 * np.eye(7)[labels]
+    figures = metrics.classification_metrics(logits, labels)
+    found = intervals.classification_intervals(logits, labels)
+    assert set(found) == {"top_1", "top_5", "mean_per_class_accuracy", "negative_log_likelihood"}
+    for name, (low, high) in found.items():
+        assert low < figures[name] < high, name
+    for k in (1, 5):
+        hits = round(200 * figures[f"top_{k}"])
+        assert found[f"top_{k}"] == intervals.wilson_interval(hits, 200)
+    # The same by resampling whole sets of logits.
+    for name, metric in (
+        ("mean_per_class_accuracy", metrics.mean_per_class_accuracy),
+        ("negative_log_likelihood", metrics.negative_log_likelihood),
+    ):
+        whole = intervals.bootstrap_interval((logits, labels), metric, num_resamples=100, seed=1)
+        np.testing.assert_allclose(found[name], whole, atol=0.04)
+    assert "top_5" not in intervals.classification_intervals(logits[:, :5], labels % 5)
+
+
+def test_a_perfect_retrieval_has_an_interval_that_ends_at_one():
+    labels = np.arange(30) % 3
+    found = retrieval.retrieve(np.eye(3)[labels], labels)
+    limits = intervals.retrieval_intervals(found)
+    assert limits["precision_at_1"] == intervals.wilson_interval(30, 30)
+    assert limits["r_precision"] == limits["map_at_r"] == (1.0, 1.0)

@@ -64,6 +64,7 @@ def test_one_folder_per_class_is_all_it_takes(tmp_path, trained, capsys):
     assert lines[0] == "filename,split" and len(lines) == 41
     assert held_out == sorted(sources.file_names(splits.validation))
     assert "--validation_split=0.2 --seed=0" in said
+    assert f"--mode=predict --predict_dir=NEW_IMAGES --model_dir={run}" in said
     assert "Ignored 2 hidden or system files" in said and "Thumbs.db" in said
     result = read(run / "eval/eval.json")
     assert result["num_examples"] == len(held_out) and result["data"] == "folder, validation"

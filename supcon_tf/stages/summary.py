@@ -131,7 +131,11 @@ def _next_command(flags, results, arguments):
             f"{shlex.join(program)} --dataset=folder --data_dir=YOUR_IMAGES  "
             "# one folder per class, see docs/own_data.md"
         )
-    return _tensorboard(RunDirectory.of(flags).path)
+    model_dir = RunDirectory.of(flags).path
+    if "predict" not in results and flags.label_type != "real":
+        stage = ["--mode=predict", "--predict_dir=NEW_IMAGES", f"--model_dir={model_dir}"]
+        return f"{shlex.join([*program, *stage])}  # a folder of images without labels"
+    return _tensorboard(model_dir)
 
 
 def _tensorboard(model_dir):
