@@ -14,6 +14,7 @@ from helpers.image_folders import encode
 from helpers.tiny_images import write_images
 from helpers.trained_folder import write_trained
 
+from supcon_tf import load_run
 from supcon_tf.data import sources
 from supcon_tf.evaluation.multi_label import multi_label_metrics
 from supcon_tf.evaluation.prediction_files import read_predictions
@@ -100,6 +101,10 @@ def test_several_labels_are_fitted_evaluated_and_embedded(tmp_path, trained, sev
     arrays = np.load(run / "embed/embeddings.npz")
     assert arrays["labels"].dtype == arrays["predictions"].dtype == bool
     assert np.mean(arrays["labels"] == arrays["predictions"]) > 0.8
+    loaded = load_run(run)
+    image = str(several.parent / "3.png")
+    assert set(loaded.predict([image])[0]) <= {"green", "red"}
+    assert loaded.nearest([image], 4).labels[0].all(axis=1).sum() >= 2  # Of both classes.
     predictions = read_predictions(str(run / "eval/predictions.npz"))
     assert predictions.labels.dtype == bool and predictions.probabilities.max() <= 1
     found = multi_label_metrics(
@@ -125,6 +130,29 @@ def test_several_labels_are_fitted_evaluated_and_embedded(tmp_path, trained, sev
     votes = predict_rows(run, several.parent, tmp_path / "new", *data)
     assert [row["file"] for row in votes] == [row["file"] for row in predicted]
     assert votes[1]["classes"] == "red"  # 1.png
+
+
+def test_hierarchies_use_their_finest_level_and_numbers_are_stored(tmp_path, several, capsys):
+    lines = ["filename,family,kind,size"]
+    for index in range(48):
+        kind = ("a", "b", "c")[index % 3]
+        lines.append(f"{index}.png,{'x' if kind == 'a' else 'y'},{kind},{index / 2}")
+    (several.parent / "levels.csv").write_text("\n".join(lines))
+    run = write_trained(tmp_path / "run", with_classifier=False).model_dir
+    csv = f"--data_csv={several.parent / 'levels.csv'}"
+    run_inside(
+        "--mode=linear,eval", csv, f"--model_dir={run}", "--label_type=hierarchy",
+        "--label_columns=family,kind", *SMALL,
+    )  # fmt: skip
+    assert "2 levels; training and evaluation use the finest, 3 classes" in capsys.readouterr().out
+    assert read(run / "linear/class_names.json") == ["a", "b", "c"]
+    run = write_trained(tmp_path / "other", with_classifier=False).model_dir
+    run_inside(
+        "--mode=embed", csv, f"--model_dir={run}", "--label_type=real", "--label_columns=size",
+        "--validation_split=0", "--embed_split=train", *SMALL,
+    )  # fmt: skip
+    arrays = np.load(run / "embed/embeddings.npz")
+    assert arrays["labels"].tolist() == [index / 2 for index in range(48)]
 
 
 @pytest.mark.parametrize("validation", ["0.25", "0"])

@@ -14,6 +14,7 @@ from absl.flags import FlagValues
 from supcon_tf import strategies
 from supcon_tf.cli import command_line
 from supcon_tf.data import data_identity, in_memory, sources
+from supcon_tf.data.image_files import check_files
 from supcon_tf.evaluation import predictions
 from supcon_tf.evaluation.predict_images import Gallery, class_probabilities
 from supcon_tf.evaluation.prediction_files import PRESENT_FROM
@@ -201,6 +202,7 @@ def _source_of(images: Any) -> sources.Source:
         missing = [path for path in paths if not tf.io.gfile.exists(path)]
         if missing:
             raise ValueError(f"There is no image at {', '.join(missing[:5])}.")
-        return sources.FileSource(paths, np.full(len(paths), sources.NO_LABEL, np.int32), ())
+        labels = np.full(len(paths), sources.NO_LABEL, np.int32)
+        return check_files(sources.FileSource(paths, labels, ()), skip_broken_images=False)
     array = in_memory.images_in_memory(images)
     return sources.ArraySource(array, np.full(len(array), sources.NO_LABEL, np.int32), ())

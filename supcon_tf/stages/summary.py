@@ -99,10 +99,8 @@ def _figures(results):
             )
     if "eval" in results:
         evaluation = results["eval"]
-        lines.append(
-            f"eval:     {figures.describe_classifier(evaluation)} on "
-            f"{evaluation['num_examples']:,} test images"
-        )
+        what = figures.describe_classifier(evaluation)
+        lines.append(f"eval:     {what} on {evaluation['num_examples']:,} test images")
     return lines
 
 
