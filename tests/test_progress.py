@@ -92,7 +92,7 @@ def test_every_stage_says_what_it_waits_for(monkeypatch, capsys, tmp_path):
         "pretrain: compiling the training step", "embeddings for k-NN",
         "pretrain: measuring k-NN on 1,437 embeddings", "pretrain: saving the checkpoint of step 4",
         "pretrain: saving the encoder", "linear: loading the encoder",
-        "linear: compiling the training step", "linear: evaluating on 360 test images",
+        "linear: compiling the training step", "linear: evaluating on 360 held-out images",
         "linear: saving the classifier", "eval: loading the classifier",
         "eval: computing the outputs for 360 images", "eval: fitting k-NN and logistic regression",
     ):  # fmt: skip

@@ -42,7 +42,7 @@ def is_plain_jpeg(encoded: tf.Tensor) -> tf.Tensor:
 def png_shape(encoded: tf.Tensor) -> tf.Tensor:
     """The stored height and width of a PNG, int32 [2]."""
     width_height = tf.io.decode_raw(tf.strings.substr(_start(encoded), 16, 8), tf.int32, False)
-    return width_height[::-1]
+    return tf.reverse(width_height, [0])
 
 
 def _start(encoded):

@@ -146,7 +146,7 @@ def finish_classifier(
     started: float,
     figures: dict,
 ) -> dict:
-    """Evaluates the classifier on the test images, saves it, and finishes the stage.
+    """Evaluates the classifier on validation or test images, saves it, and finishes the stage.
 
     Args:
         flags: The parsed flags.
@@ -155,7 +155,7 @@ def finish_classifier(
         encoder: The encoder.
         linear_head: [B, F] -> logits [B, C].
         class_names: The classes in the order of the logits.
-        test_source: The test images.
+        test_source: The validation images, or the test images if there are none.
         started: `time.monotonic()` at the start of the training.
         figures: What the training adds to the result.
 
@@ -165,7 +165,7 @@ def finish_classifier(
     with strategy.scope():
         classifier = contrastive.create_classifier(encoder, linear_head)
     with progress.waiting(
-        f"{folder.stage}: evaluating on {test_source.num_examples:,} test images"
+        f"{folder.stage}: evaluating on {test_source.num_examples:,} held-out images"
     ):
         logits, labels = predict_source(
             flags, strategy, classifier, test_source, image_size=encoder.input_shape[1]

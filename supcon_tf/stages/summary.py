@@ -100,7 +100,7 @@ def _figures(results):
     if "eval" in results:
         evaluation = results["eval"]
         what = figures.describe_classifier(evaluation)
-        lines.append(f"eval:     {what} on {evaluation['num_examples']:,} test images")
+        lines.append(f"eval:     {what} on {evaluation['num_examples']:,} images")
     return lines
 
 
