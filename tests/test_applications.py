@@ -93,7 +93,7 @@ def test_global_batch_norm_is_set_and_saved(encoder, tmp_path):
 
 
 @pytest.mark.slow
-def test_four_replicas_normalise_as_one_device(mirrored):
+def test_four_replicas_normalize_as_one_device(mirrored):
     """The statistics of one training call on 8 images, 2 on each of four replicas."""
     images = random_images(8)
 

@@ -82,8 +82,13 @@ def test_the_step_of_other_options_is_lowered(parsed, options):
     assert b"all-reduce" in hlo
 
 
+@pytest.mark.slow
 def test_the_step_compiles_and_runs_as_one_program(parsed):
-    """With blur and a head with batch norm: on one core, on the CPU's XLA."""
+    """With blur and a head with batch norm: on one core, on the CPU's XLA.
+
+    Without --slow, the recipe of SimCLR lowers these parts above, and a smaller step is compiled
+    and run in test_strategies.py.
+    """
     options = parsed(
         "--augmentation_type=simclr", "--blur_probability=0.5", "--projection_head_layers=8,8",
         "--projection_head_use_batch_norm", *TINY,
