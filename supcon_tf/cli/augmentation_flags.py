@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supcon_tf.cli.declare import BATCH_STAGES, IMAGE_STAGES, define
+from supcon_tf.cli.declare import BATCH_STAGES, EVALUATING_STAGES, define
 from supcon_tf.cli.flag_types import Boolean, Enum, Integer, Number, NumberList
 
 PROBABILITY = Number(at_least=0, at_most=1)
@@ -164,7 +164,7 @@ define(
     "eval_crop_method",
     Enum(["auto", "resize_then_crop", "crop_then_resize", "crop_then_distort", "identity"]),
     default="auto",
-    stages=IMAGE_STAGES,
+    stages=EVALUATING_STAGES,
     group="Augmentation",
     decides_fitted_linear=True,
     help="How to crop evaluation images. auto (the default) keeps images that already have the "
@@ -177,7 +177,7 @@ define(
     "crop_padding",
     Integer(at_least=0, at_most=4_096),
     default=32,
-    stages=IMAGE_STAGES,
+    stages=EVALUATING_STAGES,
     group="Augmentation",
     unit="pixels",
     decides_fitted_linear=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supcon_tf.cli.declare import BATCH_STAGES, IMAGE_STAGES, define
+from supcon_tf.cli.declare import BATCH_STAGES, IMAGE_STAGES, TRAINING_STAGES, define
 from supcon_tf.cli.flag_types import Boolean, Enum, Integer, NameList, Number, Text
 
 define(
@@ -109,11 +109,10 @@ define(
     Integer(at_least=8, at_most=4_096),
     default=None,
     unset_means="the size of the data",
-    stages=IMAGE_STAGES,
+    stages=("pretrain", "preview"),
     group="Data",
     unit="pixels",
     common=True,
-    decides_fitted_linear=True,
     help="Height and width of the images that the encoder sees. The default is at most 224, or at "
     "most 32 with --encoder=tiny.",
     paper="224 for ImageNet, 32 for CIFAR (released code)",
@@ -201,7 +200,7 @@ define(
     "data_service",
     Text(),
     default=None,
-    stages=BATCH_STAGES,
+    stages=TRAINING_STAGES,
     group="Data",
     changes_result=False,
     help="Address of a tf.data service dispatcher, as grpc://host:port, whose workers make the "

@@ -46,6 +46,8 @@ STAGES = {
 TRAINING_STAGES = ("pretrain", "linear", "finetune")
 # Every stage that reads images.
 IMAGE_STAGES = ("pretrain", "linear", "finetune", "eval", "predict", "embed", "preview")
+# The stages that evaluate the encoder or a classifier on whole images.
+EVALUATING_STAGES = ("pretrain", "linear", "finetune", "eval", "predict", "embed")
 # The stages that make augmented training batches.
 BATCH_STAGES = ("pretrain", "linear", "finetune", "preview")
 # The subjects of the help, in its order.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supcon_tf.cli.declare import IMAGE_STAGES, define
+from supcon_tf.cli.declare import EVALUATING_STAGES, define
 from supcon_tf.cli.flag_types import Enum, Integer, Text
 
 GROUP = "Evaluation and embeddings"
@@ -11,7 +11,7 @@ define(
     "eval_batch_size",
     Integer(at_least=1, at_most=65_536),
     default=256,
-    stages=IMAGE_STAGES,
+    stages=EVALUATING_STAGES,
     group=GROUP,
     unit="examples",
     changes_result=False,

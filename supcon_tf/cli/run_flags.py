@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supcon_tf.cli.declare import IMAGE_STAGES, STAGES, TRAINING_STAGES, define
+from supcon_tf.cli.declare import BATCH_STAGES, IMAGE_STAGES, STAGES, TRAINING_STAGES, define
 from supcon_tf.cli.flag_types import Boolean, Enum, Integer, NameList, Text
 
 INTERVAL = Integer(at_least=1)
@@ -44,7 +44,7 @@ define(
     "seed",
     Integer(at_least=0),
     default=0,
-    stages=(*IMAGE_STAGES, "export"),
+    stages=BATCH_STAGES,
     group="Run",
     decides_fitted_linear=True,
     help="Seed of all random numbers. The same seed gives the same batches and initial weights.",
@@ -62,33 +62,30 @@ define(
     "save_interval_steps",
     INTERVAL,
     default=200,
-    stages=IMAGE_STAGES,
+    stages=TRAINING_STAGES,
     group="Checkpoints and logs",
     unit="steps",
     changes_result=False,
-    decides_fitted_linear=True,
     help="Training steps between checkpoints. A killed run resumes from the newest checkpoint.",
 )
 define(
     "max_checkpoints_to_keep",
     INTERVAL,
     default=5,
-    stages=IMAGE_STAGES,
+    stages=TRAINING_STAGES,
     group="Checkpoints and logs",
     unit="checkpoints",
     changes_result=False,
-    decides_fitted_linear=True,
     help="Number of checkpoints to keep per stage. Older checkpoints are deleted.",
 )
 define(
     "summary_interval_steps",
     INTERVAL,
     default=20,
-    stages=IMAGE_STAGES,
+    stages=TRAINING_STAGES,
     group="Checkpoints and logs",
     unit="steps",
     changes_result=False,
-    decides_fitted_linear=True,
     help="Training steps between two lines of metrics.jsonl. Each line describes the last batch: "
     "loss; positives and negatives, the mean cosine similarity between projections of the same "
     "class (of the same image with --nouse_labels) and of different classes, which move apart as "
@@ -101,11 +98,10 @@ define(
     "steps_per_loop",
     INTERVAL,
     default=20,
-    stages=IMAGE_STAGES,
+    stages=TRAINING_STAGES,
     group="Devices and speed",
     unit="steps",
     changes_result=False,
-    decides_fitted_linear=True,
     help="Maximum number of training steps per call of the compiled loop. Raise it for fast steps "
     "on a TPU or GPU. Slow steps run in smaller groups, so that the progress is updated every two "
     "seconds.",
