@@ -40,6 +40,12 @@ def trained(tmp_path_factory):
     return write_trained(tmp_path_factory.mktemp("trained"))
 
 
+def copy_run(trained, folder, *without):
+    """A copy of the run, without the results of predict and without other stages."""
+    left_out = shutil.ignore_patterns("predict", *without)
+    shutil.copytree(trained.model_dir, folder, dirs_exist_ok=True, ignore=left_out)
+
+
 def run_predict(model_dir, images, *arguments):
     run_inside("--mode=predict", f"--model_dir={model_dir}", f"--predict_dir={images}", *arguments)
     with open(model_dir / "predict/predictions.csv", encoding="utf-8", newline="") as file:
@@ -116,12 +122,12 @@ def test_training_embeddings_are_kept_until_what_made_them_changes(trained, imag
     assert training_embeddings.is_valid(str(folder), record)
 
 
-def test_without_a_classifier_the_neighbors_vote(tmp_path, images, capsys):
-    folder = write_trained(tmp_path, with_classifier=False)
+def test_without_a_classifier_the_neighbors_vote(trained, tmp_path, images, capsys):
+    copy_run(trained, tmp_path, "linear")
     rows, _ = run_predict(tmp_path, images, "--predict_neighbors=0", "--predict_top_k=10")
     train = sources.load_source("digits", "train")
-    gallery = folder.encoder.predict(prepared(train), verbose=0).astype(np.float64)
-    embeddings = folder.encoder.predict(
+    gallery = trained.encoder.predict(prepared(train), verbose=0).astype(np.float64)
+    embeddings = trained.encoder.predict(
         prepared(sources.load_unlabeled(str(images))), verbose=0
     ).astype(np.float64)
     gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
@@ -139,9 +145,9 @@ def test_without_a_classifier_the_neighbors_vote(tmp_path, images, capsys):
     assert "20 nearest training images (the run has no classifier)" in capsys.readouterr().out
 
 
-def test_the_training_images_are_not_needed_without_neighbors(tmp_path, images):
+def test_the_training_images_are_not_needed_without_neighbors(trained, tmp_path, images):
     """The training data of a folder run is gone."""
-    write_trained(tmp_path)
+    copy_run(trained, tmp_path)
     arguments = ("--dataset=folder", f"--data_dir={tmp_path / 'gone'}")
     rows, _ = run_predict(tmp_path, images, "--predict_neighbors=0", *arguments)
     assert len(rows) == 6
@@ -154,8 +160,8 @@ def test_the_training_images_are_not_needed_without_neighbors(tmp_path, images):
 
 
 @pytest.mark.slow
-def test_four_replicas_predict_what_one_predicts(tmp_path, images, mirrored):
-    write_trained(tmp_path)
+def test_four_replicas_predict_what_one_predicts(trained, tmp_path, images, mirrored):
+    copy_run(trained, tmp_path)
     one, _ = run_predict(tmp_path, images)
     shutil.rmtree(tmp_path / "predict")
     with flagsaver.flagsaver():
@@ -237,8 +243,8 @@ def test_with_several_labels_every_class_from_one_half_on_is_listed():
     assert [record["classes"] for record in records] == [["cat", "dog"], []]
 
 
-def test_the_linear_stage_shares_the_embeddings_of_its_encoder(tmp_path):
-    write_trained(tmp_path)
+def test_the_linear_stage_shares_the_embeddings_of_its_encoder(trained, tmp_path):
+    copy_run(trained, tmp_path)
     with flagsaver.flagsaver():
         flags.FLAGS(["supcon_tf", f"--model_dir={tmp_path}"])
         classifier = trained_models.load_trained(flags.FLAGS)

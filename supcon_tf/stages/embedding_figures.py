@@ -101,7 +101,7 @@ def _describe_retrieval(title, result):
     return (
         f"  {title:<16} precision@1 {found['precision_at_1']:.4f} [{low:.4f}, {high:.4f}], "
         f"R-precision {found['r_precision']:.4f}, MAP@R {found['map_at_r']:.4f}, {recall}, among "
-        f"{result['num_similarity_examples']:,} test images"
+        f"{result['num_similarity_examples']:,} images"
     )
 
 
