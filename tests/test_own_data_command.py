@@ -132,6 +132,7 @@ def test_several_labels_are_fitted_evaluated_and_embedded(tmp_path, trained, sev
     assert votes[1]["classes"] == "red"  # 1.png
 
 
+@pytest.mark.slow
 def test_hierarchies_use_their_finest_level_and_numbers_are_stored(tmp_path, several, capsys):
     lines = ["filename,family,kind,size"]
     for index in range(48):
@@ -155,7 +156,7 @@ def test_hierarchies_use_their_finest_level_and_numbers_are_stored(tmp_path, sev
     assert arrays["labels"].tolist() == [index / 2 for index in range(48)]
 
 
-@pytest.mark.parametrize("validation", ["0.25", "0"])
+@pytest.mark.parametrize("validation", ["0.25", pytest.param("0", marks=pytest.mark.slow)])
 def test_several_labels_are_pretrained_on(tmp_path, several, capsys, validation):
     run = tmp_path / "run"
     run_inside(
@@ -249,7 +250,7 @@ def _named(source, host):
     return [(example["label"], example["tfds_id"]) for example in stored]
 
 
-@pytest.mark.parametrize("kind", ["labels", "objects"])
+@pytest.mark.parametrize("kind", ["labels", pytest.param("objects", marks=pytest.mark.slow)])
 def test_several_labels_of_tfds_are_multi_hot(tmp_path, kind):
     prepared_tfds.write_several_labels(tmp_path, kind)
     name = f"several_{kind}"
