@@ -171,6 +171,7 @@ def classifying(stage):
 WIDE = "--projection_head_layers=8,4"
 RESNET = "--encoder=resnet_v1 --resnet_depth="
 JOINT = "--cross_entropy_weight=1"
+HALF = f"{FOLDER} --validation_split=0.5"  # The seed decides which half.
 OTHER = "--ood_data_dir={other_folder}"
 ROWS = {
     "pretrain": {
@@ -253,6 +254,7 @@ ROWS = {
     "linear": classifying("linear"),
     "finetune": classifying("finetune"),
     "eval": {
+        "seed": Row("evaluated", "--seed=1", f"{HALF} --eval_split=train"),
         **PLACE, **EVALUATED, **READ, **of_csv("evaluated"),
         "eval_data_csv": Row(
             "evaluated", "--eval_data_csv={other_csv}", "--eval_dataset=csv --eval_data_csv={csv}"
@@ -268,6 +270,7 @@ ROWS = {
         "ood_data_dir": Row("written", OTHER, FOLDER),
     },
     "predict": {
+        "seed": Row("evaluated", "--seed=1", HALF),
         **PLACE, **EVALUATED, **READ, **of_csv("evaluated"),
         "dataset": Row("evaluated", FOLDER),
         "data_dir": Row("evaluated", "--data_dir={other_folder}", FOLDER),
@@ -276,6 +279,7 @@ ROWS = {
         "predict_neighbors": Row("written", "--predict_neighbors=1", FOLDER),
     },
     "embed": {
+        "seed": Row("evaluated", "--seed=1", f"{HALF} --embed_split=train"),
         **PLACE, **EVALUATED, **READ, **of_csv("evaluated"),
         "eval_data_csv": Row(
             "evaluated", "--eval_data_csv={other_csv}", "--eval_dataset=csv --eval_data_csv={csv}"

@@ -101,7 +101,6 @@ def test_the_newest_stage_names_the_flags_and_a_stage_resumes_with_its_own(tmp_p
     write_stage(tmp_path, "eval", "--seed=4")
     model_dir = f"--model_dir={tmp_path}"
     assert parse("--mode=eval", model_dir)["seed"] == 3
-    assert parse("--mode=export", model_dir)["seed"] == 3
     linear = parse("--mode=linear,eval", model_dir)
     assert (linear["seed"], linear["linear_epochs"], linear["batch_size"]) == (2, 7, 8)
 
@@ -118,10 +117,10 @@ def test_a_default_of_the_run_does_not_count_as_given(tmp_path):
 
 
 def test_unlabeled_images_need_no_dataset_of_the_run(tmp_path):
-    write_stage(tmp_path, "pretrain", "--dataset=folder", "--data_dir=gone", "--image_size=8")
+    write_stage(tmp_path, "pretrain", "--dataset=folder", "--data_dir=gone", "--seed=8")
     arguments = ("--mode=embed,export", "--embed_dir=new", f"--model_dir={tmp_path}")
     values = parse(*arguments)
-    assert (values["data_dir"], values["image_size"]) == (None, 8)
+    assert (values["data_dir"], values["seed"]) == (None, 8)
 
 
 def test_a_default_model_dir_stays_where_the_run_was_found(tmp_path, monkeypatch):

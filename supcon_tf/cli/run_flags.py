@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supcon_tf.cli.declare import BATCH_STAGES, IMAGE_STAGES, STAGES, TRAINING_STAGES, define
+from supcon_tf.cli.declare import IMAGE_STAGES, STAGES, TRAINING_STAGES, define
 from supcon_tf.cli.flag_types import Boolean, Enum, Integer, NameList, Text
 
 INTERVAL = Integer(at_least=1)
@@ -44,10 +44,11 @@ define(
     "seed",
     Integer(at_least=0),
     default=0,
-    stages=BATCH_STAGES,
+    stages=IMAGE_STAGES,
     group="Run",
     decides_fitted_linear=True,
-    help="Seed of all random numbers. The same seed gives the same batches and initial weights.",
+    help="Seed of all random numbers. The same seed gives the same batches, initial weights and "
+    "--validation_split.",
 )
 define(
     "override_flags",
