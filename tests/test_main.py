@@ -238,7 +238,7 @@ def bad_folder(tmp_path, kind):
     "kind,message",
     [
         ("missing", "is not a folder"),
-        ("empty", "is missing; .* holds nothing"),
+        ("empty", "holds nothing"),
         ("one class", r"1 class folder\(s\).* at least two"),
         ("empty file", r"3.png: empty"),
         ("text file", r"notes.jpg: starts with b'not an i'"),
@@ -254,7 +254,7 @@ def test_a_bad_folder_is_refused_before_training(tmp_path, kind, message):
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (["--dataset=no_such_dataset"], "neither 'digits' nor 'folder' nor a TensorFlow Datasets"),
+        (["--dataset=no_such_dataset"], "neither .*digits.*folder.*TensorFlow Datasets"),
         (["--dataset=cifar-10"], "Did you mean --dataset=cifar10 or"),
         (["--dataset=CIFAR10:3.*.*"], "Did you mean --dataset=cifar10 or"),
         (["--dataset=Folder"], "Did you mean --dataset=folder?"),
@@ -290,7 +290,7 @@ def test_an_error_is_one_message_and_a_failing_exit(tmp_path):
 
 
 def test_a_batch_that_replicas_cannot_share_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="=66 .* 4 replicas: take 64 or 68"):
+    with pytest.raises(ValueError, match="=66 .* 4 replicas: .*64 or 68"):
         run_inside(*SHORT, "--strategy=mirrored", "--batch_size=66", f"--model_dir={tmp_path}")
 
 
