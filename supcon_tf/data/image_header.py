@@ -7,6 +7,7 @@ EXIF 2.3: https://www.cipa.jp/std/documents/e/DC-008-2012_E.pdf, tag 0x0112.
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -98,5 +99,7 @@ def _number(data, place, size, is_little=False):
 def _numbers(digits, is_little):
     """Unsigned integers from their bytes, int64 [..., size]."""
     size = digits.shape[-1]
-    weights = tf.constant([256**power for power in range(4)], tf.int64)[:size]
-    return tf.reduce_sum(digits * tf.where(is_little, weights, weights[::-1]), axis=-1)
+    # Constants of NumPy: TensorFlow's graph optimizer logs an error for a slice of negative stride.
+    little = np.array([256**power for power in range(size)], np.int64)
+    weights = tf.where(is_little, little, little[::-1].copy())
+    return tf.reduce_sum(digits * weights, axis=-1)
