@@ -1,6 +1,8 @@
 """Four logical CPUs stand for replicas in every test."""
 
+import itertools
 import os
+import weakref
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Two threads that wait for each other are far slower than one where several tests share a core.
@@ -12,6 +14,15 @@ import tensorflow as tf
 from supcon_tf import strategies
 
 strategies.split_cpu(4)
+
+# TensorFlow numbers the collective operations of every strategy from the same key, so that those of
+# two strategies in one process would be taken for the same and fail when their shapes differ. The
+# tests create many strategies in a process: each gets keys of its own.
+_KEYS: weakref.WeakKeyDictionary[tf.distribute.Strategy, int] = weakref.WeakKeyDictionary()
+_count_strategies = itertools.count(1)
+tf.distribute.MirroredStrategy._collective_key_base = property(
+    lambda strategy: _KEYS.setdefault(strategy, 1000 * next(_count_strategies))
+)
 
 
 def pytest_addoption(parser):
@@ -33,12 +44,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def two_replicas():
     """MirroredStrategy over two logical CPUs, which takes half as long to trace as over four."""
-
-    class TwoReplicas(tf.distribute.MirroredStrategy):
-        # A process cannot have groups of two sizes under the same key.
-        _collective_key_base = 1000
-
-    return TwoReplicas(["CPU:0", "CPU:1"])
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 @pytest.fixture(scope="session")
