@@ -208,6 +208,7 @@ TINY_STAGES = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_trains_a_network_of_keras(tmp_path, capsys):
     arguments = (f"--encoder={NAME}", "--mode=pretrain", f"--model_dir={tmp_path}")
     with pytest.raises(ValueError, match="image_size=20"):  # The side of the digits.

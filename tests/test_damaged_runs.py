@@ -164,12 +164,12 @@ def recorded(finished):
     [
         ("pretrain/encoder.keras", "bit flipped"),
         ("pretrain/identity.json", "deleted"),
-        ("pretrain/stage.flags", "another run's"),
-        ("pretrain/identity.json", "another run's"),
-        ("linear/identity.json", "another run's"),
+        pytest.param("pretrain/stage.flags", "another run's", marks=pytest.mark.slow),
+        pytest.param("pretrain/identity.json", "another run's", marks=pytest.mark.slow),
+        pytest.param("linear/identity.json", "another run's", marks=pytest.mark.slow),
         ("linear/classifier.keras", "truncated"),
         ("linear/class_names.json", "deleted"),
-        ("linear/result.json", "{}"),
+        pytest.param("linear/result.json", "{}", marks=pytest.mark.slow),
     ],
 )
 def test_a_damaged_file_is_named_and_the_printed_command_makes_it_again(

@@ -61,6 +61,7 @@ def test_a_network_of_keras_trains_in_the_example():
     assert network > 0.1
 
 
+@pytest.mark.slow
 def test_own_data_with_several_labels_is_learned(monkeypatch, capsys):
     classifier, probe = run_inside(
         "own_data.py", "--steps=40", "--pictures=500", monkeypatch=monkeypatch, capsys=capsys

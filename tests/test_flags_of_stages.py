@@ -382,7 +382,7 @@ def written(folder):
     return (folder / name).read_text()
 
 
-OWN = ("linear_", "finetune_", "eval_", "ood_", "predict_", "embed_", "preview_")
+OWN = ("linear_", "finetune_", "eval_")
 
 
 def cases():

@@ -484,7 +484,7 @@ def test_higher_ranks_are_flattened():
         (None, np.ones((3, 2, 4)), {"positives_cap": -2}, "positives_cap=-2 must be -1"),
     ],
 )
-def test_bad_arguments_say_what_to_mend(labels, features, options, message):
+def test_bad_arguments_say_how_to_fix_them(labels, features, options, message):
     with pytest.raises(ValueError, match=message):
         supcon_loss(labels, features, **options)
 

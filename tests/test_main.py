@@ -151,7 +151,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(digits, tmp_path):
         run_inside(*SHORT, f"--model_dir={copy}", "--resnet_width=2", "--override_flags")
 
 
-def test_a_refused_run_does_not_stand_in_the_way_of_the_mended_one(tmp_path):
+def test_a_rejected_run_does_not_block_the_corrected_one(tmp_path):
     data_dir, model_dir = write_folder(tmp_path / "data"), tmp_path / "run"
     data = ("--dataset=folder", f"--data_dir={data_dir}", f"--model_dir={model_dir}")
     with pytest.raises(ValueError, match="batch_size=64 is larger than the 16"):

@@ -331,7 +331,14 @@ def draw_views():
     return draw
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# The other recipes take their step with --slow.
+QUICK_STEPS = ("digits", "supcon_cifar10_resnet50", "simclr_imagenet_resnet50")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK_STEPS else pytest.mark.slow) for name in RECIPES],
+)
 def test_a_recipe_takes_one_step(name, draw_views):
     """With the tiny encoder and the digits, and everything else as the recipe has it."""
     with recipe(name, *SMALL):

@@ -327,6 +327,7 @@ def test_tfds_streams_start_anywhere_and_ignore_the_seed_of_the_process(prepared
     assert list(epochs[0]) != list(epochs[1])
 
 
+@pytest.mark.slow
 def test_a_prepared_tfds_dataset_runs_through_the_command(tmp_path, capsys):
     prepared_tfds.write_two_greys(tmp_path / "tfds")
     run_inside(

@@ -281,7 +281,7 @@ def in_float32():
 
 
 @pytest.mark.parametrize("name", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("num_replicas", [1, 4])
+@pytest.mark.parametrize("num_replicas", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_lower_precision_trains_alike_with_loss_and_outputs_in_float32(
     name, num_replicas, policy, mirrored, in_float32
 ):
@@ -343,8 +343,10 @@ def of_one_replica(values):
     return tf.where(is_third, broken_gradient(values), values)
 
 
-@pytest.mark.parametrize("poison", [broken_gradient, of_one_replica])
-def test_a_broken_gradient_is_left_out_by_all_replicas_while_a_scale_may_mend_it(poison, mirrored):
+@pytest.mark.parametrize(
+    "poison", [broken_gradient, pytest.param(of_one_replica, marks=pytest.mark.slow)]
+)
+def test_a_broken_gradient_is_left_out_by_all_replicas_unless_scaled(poison, mirrored):
     strategy = mirrored if poison is of_one_replica else one_device()
     step = create_step(strategy, scale=8.0, poison=poison)
     before = weights(step)
@@ -359,7 +361,7 @@ def test_a_broken_gradient_is_left_out_by_all_replicas_while_a_scale_may_mend_it
     assert done == 1 and np.isnan(metrics["finite"])
 
 
-@pytest.mark.parametrize("microbatch_size", [None, 4])
+@pytest.mark.parametrize("microbatch_size", [None, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_compiled_step_equals_the_plain_one(microbatch_size):
     losses = []
     for jit_compile in (False, True):
