@@ -505,6 +505,11 @@ def test_every_flag_is_read_by_a_stage(tmp_path, monkeypatch):
         *short, "--mode=pretrain", third, "--cross_entropy_weight=1", "--whitening=given",
         "--whitening_mean=0,0,0", "--whitening_std=1,1,1",
     )  # fmt: skip
+    Image.new("RGB", (20, 20), "white").save(tmp_path / "images/white.png")
+    (tmp_path / "labels.csv").write_text("filename,label\nimages/black.png,0\nimages/white.png,1\n")
+    run_inside(
+        "--mode=eval", first, "--eval_dataset=csv", f"--eval_data_csv={tmp_path / 'labels.csv'}"
+    )
     # main.py and cli/ read the first two; the last is read when a stage resumes with other flags.
     assert set(command_line.own_flags()) - read == {"mode", "model_dir", "override_flags"}
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from absl import flags
 from absl.testing import flagsaver
 from helpers.command import run_inside
@@ -176,6 +177,10 @@ def outcome_of(name, value):
     arguments = [*FEW_STEPS, f"--mode={stage}"]
     if name != "model_dir":
         arguments.append(f"--model_dir={model_dir}")
+    if stage == "predict":
+        Path("new_images").mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20)).save("new_images/black.png")
+        arguments.append("--predict_dir=new_images")
     try:
         run_inside(*arguments, f"--{name}={value}")
     except (ValueError, OSError) as error:

@@ -218,7 +218,7 @@ ROWS = {
             "initial", "--noprojection_head_use_batch_norm_beta",
             f"{WIDE} --projection_head_use_batch_norm",
         ),
-        "normalize_embedding": Row("loss", "--nonormalize_embedding", WIDE),
+        "normalize_embedding": Row("loss", "--nonormalize_embedding", JOINT),
         "loss": Row("loss", "--loss=npairs"),
         "cross_entropy_weight": Row("initial", JOINT),
         "stop_gradient_before_classifier": Row(

@@ -143,9 +143,12 @@ def out_of_distribution_data(
     if dataset == "folder":
         unlabeled = inputs.unlabeled_from_flags(flags, flags.ood_data_dir)
         return [EvalData(unlabeled, flags.ood_data_dir, False)]
-    source = sources.load_source(
-        dataset, "test", flags.ood_data_dir, max_pixels=inputs.max_pixels_from_flags(flags)
-    )
+    try:
+        source = sources.load_source(
+            dataset, "test", flags.ood_data_dir, max_pixels=inputs.max_pixels_from_flags(flags)
+        )
+    except ValueError as error:
+        raise ValueError(f"--ood_dataset={dataset}: {error}") from error
     return [EvalData(source, f"{dataset}, test", False)]
 
 
