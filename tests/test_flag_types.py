@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from absl import flags
 from absl.testing import flagsaver
 from helpers.command import run_inside
+from PIL import Image
 
 from supcon_tf.cli import command_line, flag_types
 
