@@ -171,7 +171,7 @@ class SupConClassifier(
     def predict_proba(self, X: Any) -> np.ndarray:
         """Returns the probability of every class, [N, C] in the order of `classes_`.
 
-        For multi-hot labels each class has a probability of its own; they do not add up to 1.
+        For multi-hot labels each class has its own probability; they do not add up to 1.
         """
         from scipy.special import expit, softmax
 

@@ -137,7 +137,7 @@ def _cluster_of_tf_config():
     if set(cluster) - {"chief", "worker"}:
         raise ValueError(
             f"TF_CONFIG names the jobs {', '.join(cluster)}; expected only 'worker' and at most "
-            "one 'chief'. For evaluation run the stage --mode=eval instead of a job of its own."
+            "one 'chief'. For evaluation run the stage --mode=eval instead of a separate job."
         )
     if job not in cluster or not 0 <= index < len(cluster[job]):
         raise ValueError(

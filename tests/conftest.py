@@ -1,4 +1,4 @@
-"""Four logical CPUs stand for replicas in every test."""
+"""Every test has four logical CPUs, which serve as replicas."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ strategies.split_cpu(4)
 
 # TensorFlow numbers the collective operations of every strategy from the same key, so that those of
 # two strategies in one process would be taken for the same and fail when their shapes differ. The
-# tests create many strategies in a process: each gets keys of its own.
+# tests create many strategies in a process: each gets separate keys.
 _KEYS: weakref.WeakKeyDictionary[tf.distribute.Strategy, int] = weakref.WeakKeyDictionary()
 _count_strategies = itertools.count(1)
 tf.distribute.MirroredStrategy._collective_key_base = property(

@@ -209,7 +209,7 @@ def test_no_damage_of_a_finished_run_is_silent_or_a_dead_end(finished, capsys):
     for name, how in cases:
         try:
             ended = try_damage(finished, name, how, capsys)
-        except BaseException as error:  # The sweep goes on, so that its counts are complete.
+        except BaseException as error:  # The sweep continues, so that its counts are complete.
             if isinstance(error, KeyboardInterrupt):
                 raise
             failed.append((name, how, f"{type(error).__name__}: {error}"))
@@ -396,7 +396,7 @@ def test_a_lost_log_is_restored_from_what_tensorboard_has(tmp_path):
 
 @contextlib.contextmanager
 def full_disk():
-    """A limit of 3 kB per file stands for a full disk."""
+    """A limit of 3 kB per file simulates a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, before[1]))
     try:

@@ -153,7 +153,7 @@ def test_tfds_examples_are_named(tmp_path):
 
 @pytest.mark.parametrize("folder", ["local", "ram://embed"])
 def test_an_archive_is_written_in_pieces_and_read_by_numpy(folder, tmp_path):
-    """TensorFlow's in-memory file system stands for gs://."""
+    """TensorFlow's in-memory file system takes the place of gs://."""
     folder = str(tmp_path) if folder == "local" else folder
     tf.io.gfile.makedirs(folder)
     path, rows = f"{folder}/embeddings.npz", np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -17,7 +17,7 @@ def numbers(output):
 
 
 def run_example(name, *arguments):
-    """The script in a process of its own; the numbers that it prints."""
+    """The script in a new process; the numbers that it prints."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / name, *arguments],

@@ -223,7 +223,7 @@ def test_a_folder_is_whitened_by_what_was_measured_once(tmp_path, capsys):
     (found,) = whitening_in(tmp_path)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
-    # A run that goes on does not measure again, whatever the folder holds by then.
+    # A resumed run does not measure again, even if the folder has changed.
     write_photos(tmp_path / "data", "train", 16)
     run_on_photos(tmp_path, "--pretrain_epochs=2", "--override_flags")
     np.testing.assert_allclose(whitening_in(tmp_path)[0], expected, atol=1e-5)

@@ -384,7 +384,7 @@ def test_other_workers_take_part_in_a_save_and_leave_nothing(tmp_path, monkeypat
 
 @pytest.fixture
 def small_files_only():
-    """A limit of 20 kB per file stands for a full disk."""
+    """A limit of 20 kB per file simulates a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     yield
@@ -459,7 +459,7 @@ def test_tensorboard_shows_each_step_once(tmp_path):
 
 
 def test_a_flag_of_a_later_version_had_its_default_before(tmp_path):
-    """A folder begun without it goes on; with another value it is refused."""
+    """A folder begun without it resumes; with another value it is refused."""
     arguments = (*TINY, "--mode=pretrain", "--pretrain_epochs=1", f"--model_dir={tmp_path}")
     run_inside(*arguments)
     path = tmp_path / "pretrain/stage.flags"

@@ -129,7 +129,7 @@ def test_a_second_run_in_the_same_folder_is_refused(digits):
 
 
 def test_a_remote_folder_works_and_is_locked_while_its_owner_is_alive():
-    """TensorFlow's in-memory file system stands for gs://."""
+    """TensorFlow's in-memory file system takes the place of gs://."""
     from supcon_tf.storage import files
 
     run_inside(*SHORT, "--model_dir=ram://run")

@@ -68,7 +68,7 @@ def test_pieces_give_the_gradient_of_the_whole_batch(size):
 
 
 def test_pieces_train_a_classifier_on_the_embeddings_too():
-    """The objective of joint training uses both outputs and has variables of its own."""
+    """The objective of joint training uses both outputs and has its own variables."""
     model, (images, labels) = create_model(), draw_batch()
     head = contrastive.create_linear_head(8, 3)
 

@@ -83,7 +83,7 @@ def test_lars_leaves_zero_weights_and_zero_gradients_unscaled():
 
 
 def create_parts():
-    """A projection head with batch norm, and an encoder whose batch norm has a name of its own,
+    """A projection head with batch norm, and an encoder whose batch norm has another name,
     as in keras.applications; every weight away from its start."""
     head = contrastive.ProjectionHead([4, 4], use_batch_norm=True)
     head.build((None, 3))

@@ -43,7 +43,7 @@ MADE = {}
 
 
 def create(source, num_steps=3, *, fresh=False, batch_size=8, policy=SIMCLR, seed=0, **options):
-    """The first batches of a source. Tests share them, because every dataset is traced anew."""
+    """The first batches of a source. Tests share them, because every dataset is traced again."""
     key = (id(source), num_steps, batch_size, id(policy), seed, *sorted(options.items()))
     if fresh or key not in MADE:
         batches = pipeline.create_train_batches(

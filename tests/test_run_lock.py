@@ -40,7 +40,7 @@ def _starts_that_hold(path, num_starts):
 
 @pytest.mark.parametrize("system", ["ram", "file", "local"])
 def test_one_of_many_simultaneous_starts_holds_the_lock(system, tmp_path):
-    """TensorFlow's in-memory file system and its file:// paths stand for gs://."""
+    """TensorFlow's in-memory file system and its file:// paths take the place of gs://."""
     folder = {"ram": "ram://locks", "file": f"file://{tmp_path}", "local": str(tmp_path)}[system]
     tf.io.gfile.makedirs(folder)
     counts = [_starts_that_hold(f"{folder}/lock", 2 + i % 3) for i in range(200)]

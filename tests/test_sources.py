@@ -255,7 +255,7 @@ def test_label_noise_is_uniform_and_fixed_by_seed_and_example(kind):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A real TFDS dataset of 24 images in four files, each of a gray of its own."""
+    """A real TFDS dataset of 24 images in four files, each of another gray."""
     import tensorflow_datasets as tfds
 
     class PlainGreys(tfds.core.GeneratorBasedBuilder):

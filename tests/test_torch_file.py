@@ -1,4 +1,4 @@
-"""PyTorch checkpoints are read without PyTorch, whoever wrote them."""
+"""PyTorch checkpoints are read without PyTorch, from any project."""
 
 import argparse
 import collections
@@ -82,7 +82,7 @@ def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(function, tm
 
 
 def nested_tuples(count):
-    """Each of two references to the one before: 2^count elements for whoever walks them."""
+    """Each of two references to the one before: 2^count elements for code that walks them."""
     pairs = b"".join(b"q%ch%c\x86" % (index, index) for index in range(count))
     return b")" + pairs
 

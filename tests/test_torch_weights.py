@@ -42,7 +42,7 @@ def test_a_checkpoint_of_torch_gives_the_outputs_of_torch(depth, tmp_path):
 
 @pytest.fixture(scope="module")
 def encoder():
-    """A ResNet-18 with statistics of its own and the identity in its first shortcut."""
+    """A ResNet-18 with its own statistics and the identity in its first shortcut."""
     encoder = create_encoder(18)
     rng = np.random.default_rng(0)
     for layer in encoder.layers:

@@ -1,4 +1,4 @@
-"""Weights from another run: copied by name, what is missing is listed, fine-tuning goes on."""
+"""Weights from another run: copied by name, what is missing is listed, fine-tuning continues."""
 
 import json
 

@@ -76,8 +76,8 @@ define(
     stages=("pretrain",),
     group="Loss",
     unit="positives",
-    help="Maximum number of positives per anchor, in addition to the other views of its own image. "
-    "-1 sets no limit; other values must be a multiple of --num_views.",
+    help="Maximum number of positives per anchor, in addition to the other views of the same "
+    "image. -1 sets no limit; other values must be a multiple of --num_views.",
     paper="-1 (Table 5)",
 )
 define(

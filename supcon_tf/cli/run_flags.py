@@ -36,7 +36,7 @@ define(
     stages=(),
     group="Run",
     common=True,
-    help="Directory of the run, where each stage writes to a folder of its own. If --mode does not "
+    help="Directory of the run, where each stage writes to its own folder. If --mode does not "
     "include pretrain, the dataset and the other flags are taken from the run in this directory, "
     "except those given on the command line.",
 )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 BATCH_SIZE = 64
 # Share of an image that a random crop of pretraining covers.
 CROP_AREA_RANGE = (0.5, 1.0)
-# Whitening constants are measured on at most so many training images, spread evenly.
+# Whitening constants are measured on at most this number of training images, spread evenly.
 WHITENING_EXAMPLES = 2_000
 # The largest side in pixels that is chosen for the user, by encoder; and the smallest.
 LARGEST_TINY_PX, LARGEST_PX, SMALLEST_PX = 32, 224, 8

@@ -12,7 +12,7 @@ from supcon_tf.data.streams import StreamSource
 
 
 def without_classes(source: Source, names: Sequence[str]) -> Source:
-    """Removes the examples of some classes; the others are numbered anew, in the same order.
+    """Removes the examples of some classes; the others are renumbered, in the same order.
 
     Args:
         source: Examples with one class each.

@@ -99,7 +99,7 @@ def _as_text(label):
 
 @dataclasses.dataclass(frozen=True)
 class LabelEncoding:
-    """The classes of some labels, and the numbers or the multi-hot rows that stand for them.
+    """The classes of some labels, and the numbers or the multi-hot rows that represent them.
 
     Attributes:
         classes: The distinct labels in sorted order; for multi-hot labels the columns' numbers.

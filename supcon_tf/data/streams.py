@@ -239,10 +239,10 @@ def label_feature(builder: Any, dataset: str) -> tuple[tuple[str, ...], Any]:
 
 
 def find_split(builder: Any, split: str) -> str | None:
-    """The TFDS split that stands for "train" or "test", or None if there is none.
+    """The TFDS split to use as "train" or "test", or None if there is none.
 
     Without a test split, or if its labels are not published, the validation split is used. Any
-    other name is left as it is.
+    other name is returned unchanged.
     """
     available = list(builder.info.splits)
     if split == "test":

@@ -76,7 +76,7 @@ def supcon_loss(
         labels: Integers [B] or [B, 1] (or floats with integer values), one-hot or multi-hot
             [B, C] (positives share at least one nonzero entry), or None: the only positives of
             an example are its own other views (SimCLR). An example with a NaN label has a NaN
-            loss; for the other examples it belongs to a class of its own.
+            loss; the other examples treat it as the only member of its class.
         features: [B, V, D], or [B, D] for one view. Further axes are flattened into D. Any float
             type; the computation is in float32.
         temperature, contrast_mode, summation_location, denominator_mode, positives_cap,

@@ -77,7 +77,7 @@ def _write(flags, strategy, model, source, path):
 
 
 def _with_rows(array, count, index, rows):
-    """The array of `count` rows with some of them set; made anew from the first rows."""
+    """The array of `count` rows with some of them set; created when the first rows arrive."""
     rows = rows.astype(np.int32) if rows.dtype == np.int64 else rows
     if not len(array):
         array = np.zeros([count, *rows.shape[1:]], rows.dtype)

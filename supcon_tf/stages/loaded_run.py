@@ -112,7 +112,7 @@ class LoadedRun:
     def predict_proba(self, images: Any) -> np.ndarray:
         """Returns the probability of each class, float64 [N, C].
 
-        With several labels per image each class has a probability of its own. Without a
+        With several labels per image each class has its own probability. Without a
         classifier it is the vote of the nearest training images, which must then still be where
         they were.
         """

@@ -167,7 +167,7 @@ def _load_classifier(run, stage):
     projector = _load_projector(pretrained) if has_encoder and stage != "finetune" else None
     encoder, head = contrastive.split_classifier(artifacts.load_model("classifier.keras"))
     names = tuple(artifacts.read_json("class_names.json", list))
-    # The linear stage leaves the encoder as it is, so its embeddings stay those of pretraining.
+    # The linear stage does not change the encoder, so its embeddings stay those of pretraining.
     identity = old if old and stage == "linear" else artifacts.identity("classifier.keras")
     is_multi_label = _is_multi_label(artifacts)
     return Trained(encoder, path, stage, projector, head, names, identity, is_multi_label)
@@ -180,7 +180,7 @@ def _is_multi_label(artifacts):
 
 
 def write_classes(artifacts: Artifacts, class_names: Sequence[str], label_type: str) -> None:
-    """Writes which classes the logits of a classifier stand for, and how many an image may have."""
+    """Writes which classes the logits of a classifier belong to, and how many an image may have."""
     artifacts.write_json("class_names.json", list(class_names))
     artifacts.write_json("label_type.json", label_type)
 

@@ -1,4 +1,4 @@
-"""The command, in this process or in one of its own."""
+"""The command, in this process or in a new one."""
 
 import json
 import subprocess

@@ -1,6 +1,6 @@
 """Makes tests/helpers/retrieval_numbers.npz: what pytorch-metric-learning's calculator gives.
 
-Not a test. It ran once, in an environment of its own, with pytorch-metric-learning 2.9.0, torch
+Not a test. It ran once, in a separate environment, with pytorch-metric-learning 2.9.0, torch
 2.14.1, scikit-learn 1.9.1 and numpy 2.4.6 on Python 3.11:
 
     python -m venv torch_metrics
@@ -48,7 +48,7 @@ reference_centers = np.concatenate([centers, random.normal(size=(2, 8))])
 reference = reference_centers[reference_labels] + 2 * random.normal(size=(77, 8))
 reference = reference.astype(np.float32)
 multi_hot = random.random((60, 7)) < 0.2  # Some without any class.
-multi_hot[0] = [False] * 6 + [True]  # A class of its own.
+multi_hot[0] = [False] * 6 + [True]  # The only member of its class.
 multi_hot[1:, 6] = False
 multi_hot_embeddings = (multi_hot @ random.normal(size=(7, 8))).astype(np.float32)
 multi_hot_embeddings += random.normal(size=(60, 8)).astype(np.float32)

@@ -2,7 +2,7 @@
 
 In float32 its own rounding passes 1e-4 from 32 px on.
 
-Not a test. It ran once, in an environment of its own, because tensorflow-addons needs
+Not a test. It ran once, in a separate environment, because tensorflow-addons needs
 TensorFlow < 2.16:
 
     python3.11 -m venv addons
