@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import Pipeline
 
 ECE_BINS = 15
@@ -120,16 +121,21 @@ def knn_accuracy(
         train_embeddings, test_embeddings: [M, F]; they need not have unit norm.
         train_labels, test_labels: int [M].
     """
+    vote = create_knn_vote(min(num_neighbors, len(train_labels)), temperature)
+    vote.fit(train_embeddings, train_labels)
+    return float(vote.score(test_embeddings, test_labels))
+
+
+def create_knn_vote(num_neighbors: int = 20, temperature: float = 0.07) -> KNeighborsClassifier:
+    """Creates the unfitted scikit-learn classifier of `knn_accuracy`."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    classifier = KNeighborsClassifier(
-        n_neighbors=min(num_neighbors, len(train_labels)),
+    return KNeighborsClassifier(
+        n_neighbors=num_neighbors,
         metric="cosine",
         algorithm="brute",
         weights=lambda distances: np.exp((1.0 - distances) / temperature),
     )
-    classifier.fit(train_embeddings, train_labels)
-    return float(classifier.score(test_embeddings, test_labels))
 
 
 def mean_per_class_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

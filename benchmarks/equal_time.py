@@ -1,0 +1,341 @@
+"""Contrastive training against cross-entropy at equal training time, on a folder of photographs.
+
+.venv/bin/python benchmarks/equal_time.py --photographs=FOLDER
+.venv/bin/python benchmarks/equal_time.py --photographs=FOLDER --table
+
+FOLDER holds train/<class>/ and test/<class>/. Without it the embedded digits are used. The work is
+done in four parts, and each finished part is read back from results/equal_time when the command is
+started again:
+
+1. calibration: a short run of every setting, in turns, measures the time to start and the speed.
+   From them follow the epochs that each setting trains in a given time, so that the later runs
+   train the same number of steps whatever else the machine does.
+2. trials: as many settings of each side, with the same two learning rates, trained on 90% of the
+   training images (seed 0) and compared on the other 10%.
+3. runs: the best setting of each side, trained on all training images for each time and seed.
+4. the table: means over the seeds, and paired bootstrap intervals of the differences over the test
+   images (of the mean correctness of the seeds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+RESULTS = ROOT / "results/equal_time"
+CONTRASTIVE, CROSS_ENTROPY = "contrastive", "cross_entropy"
+CROP_AND_FLIP = ("--augmentation_type=identity",)
+JOINT = ("--cross_entropy_weight=1", "--nonormalize_embedding")
+ONE_VIEW = ("--num_views=1",)
+BASELINE = ("--loss=cross_entropy", "--num_views=1", "--nonormalize_embedding")
+RATES = (0.003, 0.01)
+# What is compared: side -> name -> flags. Each is tried with both learning rates.
+SETTINGS = {
+    CONTRASTIVE: {
+        "joint_one_view": (*JOINT, *ONE_VIEW, *CROP_AND_FLIP),
+        "joint_two_views": (*JOINT, *CROP_AND_FLIP),
+    },
+    CROSS_ENTROPY: {
+        "crop_and_flip": (*BASELINE, *CROP_AND_FLIP),
+        "autoaugment": (*BASELINE, "--augmentation_type=autoaugment_cifar10"),
+    },
+}
+COMMON = (
+    "--encoder=tiny",
+    "--batch_size=128",
+    "--pretrain_optimizer=adam",
+    "--knn_interval_epochs=0",
+    "--save_interval_steps=1000000",
+)
+CALIBRATION_STEPS, CALIBRATION_ROUNDS = 400, 2
+FIGURES = ("classifier", "knn", "logistic_regression")
+
+
+def trial_names():
+    """The names of all trials, "<setting>@<learning rate>", by side."""
+    return {
+        side: [f"{name}@{rate}" for name in settings for rate in RATES]
+        for side, settings in SETTINGS.items()
+    }
+
+
+def flags_of(trial):
+    """The flags of a trial."""
+    name, rate = trial.split("@")
+    flags = next(settings[name] for settings in SETTINGS.values() if name in settings)
+    return [*COMMON, *flags, f"--pretrain_base_learning_rate={rate}"]
+
+
+def data_flags(photographs):
+    """The flags that name the data."""
+    return [f"--data_dir={photographs}"] if photographs else ["--dataset=digits"]
+
+
+def run_command(folder, mode, flags):
+    """Runs the command; returns its seconds."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "supcon_tf.main", f"--mode={mode}", f"--model_dir={folder}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join([*command, *flags])}\n{done.stdout}\n{done.stderr}")
+    return time.perf_counter() - started
+
+
+def metrics_of(folder):
+    """The lines of the run's metrics.jsonl."""
+    lines = (pathlib.Path(folder) / "pretrain/metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def calibrate(arguments, folder):
+    """Measures start and speed of every setting; returns {setting: seconds and images/s}."""
+    path = RESULTS / "calibration.json"
+    if path.exists():
+        return json.loads(path.read_text())["settings"]
+    count = arguments.num_examples
+    epochs = max(CALIBRATION_STEPS * 128 / count, 0.01)
+    found = {}
+    for round_number in range(CALIBRATION_ROUNDS):
+        for settings in SETTINGS.values():
+            for name in settings:
+                run = folder / f"calibration/{name}/{round_number}"
+                flags = [*flags_of(f"{name}@{RATES[0]}"), f"--pretrain_epochs={epochs}"]
+                flags += ["--pretrain_warmup_epochs=0", *data_flags(arguments.photographs)]
+                seconds = run_command(run, "pretrain", flags)
+                speed = np.median([line["images_per_second"] for line in metrics_of(run)[2:]])
+                start = seconds - epochs * count / speed
+                found.setdefault(name, []).append((start, speed))
+                print(f"calibration: {name}: start {start:.1f} s, {speed:.0f} images/s", flush=True)
+    settings = {
+        name: {
+            "start_seconds": round(float(np.median([start for start, _ in rows])), 1),
+            "images_per_second": round(float(np.median([speed for _, speed in rows])), 1),
+        }
+        for name, rows in found.items()
+    }
+    write_json(path, {"settings": settings, "rounds": CALIBRATION_ROUNDS, **environment_facts()})
+    return settings
+
+
+def epochs_within(speed, minutes, num_examples):
+    """The epochs that a setting trains in this time, start included."""
+    seconds = minutes * 60 - speed["start_seconds"]
+    return round(seconds * speed["images_per_second"] / num_examples, 1)
+
+
+def run_trial(trial, minutes, arguments, speeds, folder):
+    """Trains one trial on 90% of the training images; returns its cell."""
+    path = RESULTS / f"trials/{trial}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    run = folder / f"trials/{trial}"
+    count = round(arguments.num_examples * 0.9)
+    epochs = epochs_within(speeds[trial.split("@")[0]], minutes, count)
+    flags = [*flags_of(trial), f"--pretrain_epochs={epochs}", *data_flags(arguments.photographs)]
+    if arguments.photographs:
+        flags += ["--validation_split=0.1", "--eval_split=validation"]
+    run_command(run, "pretrain,eval", flags)
+    result = json.loads((run / "eval/eval.json").read_text())
+    cell = {
+        "classifier": result["top_1"],
+        "knn": result["knn_top_1"],
+        "logistic_regression": result["linear_probe_top_1"],
+        "num_examples": result["num_examples"],
+        "epochs": epochs,
+        "minutes": minutes,
+    }
+    write_json(path, cell)
+    shutil.rmtree(run)
+    return cell
+
+
+def run_cell(trial, minutes, seed, arguments, speeds, folder):
+    """Trains a chosen setting on all training images; returns its cell."""
+    target = RESULTS / f"runs/{trial}/{minutes}min/{seed}"
+    if (target / "cell.json").exists():
+        return json.loads((target / "cell.json").read_text())
+    run = folder / f"runs/{trial}/{minutes}min/{seed}"
+    epochs = epochs_within(speeds[trial.split("@")[0]], minutes, arguments.num_examples)
+    data = data_flags(arguments.photographs)
+    flags = [*flags_of(trial), f"--pretrain_epochs={epochs}", f"--seed={seed}", *data]
+    if minutes == max(arguments.minutes):  # The curve over time.
+        flags += [f"--knn_interval_epochs={max(epochs / 15, 1):.1f}"]
+    seconds = run_command(run, "pretrain,eval", flags)
+    correct = correctness_of(run)
+    result = json.loads((run / "eval/eval.json").read_text())
+    cell = {
+        **{name: float(np.mean(correct[name])) for name in FIGURES},
+        "expected_calibration_error": result["expected_calibration_error"],
+        "epochs": epochs,
+        "seconds_with_eval_and_curve": round(seconds, 1),
+    }
+    target.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(target / "correct.npz", **correct)
+    shutil.copy(run / "pretrain/stage.flags", target / "stage.flags")
+    hide_paths(target / "stage.flags", run, arguments.photographs)
+    keys = ("step", "epoch", "loss", "knn_accuracy", "probe_accuracy", "collapse_ratio")
+    lines = [{k: line[k] for k in keys if k in line} for line in metrics_of(run)]
+    kept = [line for n, line in enumerate(lines) if "knn_accuracy" in line or n % 20 == 0]
+    (target / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    write_json(target / "cell.json", {**cell, **environment_facts()})
+    shutil.rmtree(run)
+    return cell
+
+
+def correctness_of(run):
+    """Whether each test example is classified correctly, bool [N], by each of `FIGURES`."""
+    from supcon_tf.evaluation import metrics, prediction_files
+
+    splits = {}
+    for split in ("train", "test"):
+        run_command(run, "embed", [f"--embed_split={split}"])
+        with np.load(run / "embed/embeddings.npz") as file:
+            splits[split] = file["embeddings"], file["labels"]
+    (train, train_labels), (test, test_labels) = splits["train"], splits["test"]
+    predictions = prediction_files.read_predictions(str(run / "eval/predictions.npz"))
+    correct = {"classifier": predictions.is_correct()}
+    vote, probe = metrics.create_knn_vote(), metrics.create_linear_probe()
+    models = {"knn": vote, "logistic_regression": probe}
+    for name, model in models.items():
+        correct[name] = model.fit(train, train_labels).predict(test) == test_labels
+    return correct
+
+
+def hide_paths(path, run, photographs):
+    """Replaces the folders of this machine in a file of flags by their role."""
+    text = path.read_text().replace(str(run), "RUN")
+    path.write_text(text.replace(str(photographs), "FOLDER") if photographs else text)
+
+
+def write_json(path, content):
+    """Writes a small JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def environment_facts():
+    """Versions and machine, for the record."""
+    import importlib.metadata as metadata
+
+    names = ("tensorflow", "keras", "numpy", "scikit-learn")
+    return {
+        "versions": {name: metadata.version(name) for name in names},
+        "python": platform.python_version(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def best_of(side):
+    """The best finished trial of a side by its classifier on the validation images, or None."""
+    cells = {name: RESULTS / f"trials/{name}.json" for name in trial_names()[side]}
+    if not all(path.exists() for path in cells.values()):
+        return None
+    return max(cells, key=lambda name: json.loads(cells[name].read_text())["classifier"])
+
+
+def mean_correct(trial, minutes, seeds):
+    """Correctness per test example as mean over the finished seeds, and those seeds."""
+    folders = {seed: RESULTS / f"runs/{trial}/{minutes}min/{seed}" for seed in seeds}
+    done = [seed for seed, folder in folders.items() if (folder / "cell.json").exists()]
+    rows = []
+    for seed in done:
+        with np.load(folders[seed] / "correct.npz") as file:
+            rows.append({name: file[name].astype(float) for name in FIGURES})
+    return done, {name: np.mean([row[name] for row in rows], axis=0) for name in FIGURES}
+
+
+def print_table(arguments):
+    """Prints the trials, and the runs with the differences of the two sides."""
+    from supcon_tf.evaluation.intervals import paired_bootstrap
+
+    print("| side | trial | epochs | classifier | k-NN | logistic regression |")
+    print("|---|---|---:|---:|---:|---:|")
+    for side, names in trial_names().items():
+        for name in names:
+            path = RESULTS / f"trials/{name}.json"
+            cell = json.loads(path.read_text()) if path.exists() else None
+            shown = [f"{cell[f]:.4f}" for f in FIGURES] if cell else ["not run"] * 3
+            print(f"| {side} | {name} | {cell['epochs'] if cell else ''} | {' | '.join(shown)} |")
+    best = {side: best_of(side) for side in SETTINGS}
+    if None in best.values():
+        return
+    print("\n| minutes | figure | contrastive | cross-entropy | difference, 95% | seeds |")
+    print("|---:|---|---:|---:|---|---|")
+    for minutes in arguments.minutes:
+        sides = {s: mean_correct(best[s], minutes, arguments.seeds) for s in SETTINGS}
+        shared = [seed for seed in arguments.seeds if all(seed in sides[s][0] for s in SETTINGS)]
+        if not shared:
+            continue
+        means = {s: mean_correct(best[s], minutes, shared)[1] for s in SETTINGS}
+        for name in FIGURES:
+            new, old = means[CONTRASTIVE][name], means[CROSS_ENTROPY][name]
+            change = paired_bootstrap(old, new)
+            print(
+                f"| {minutes} | {name} | {new.mean():.4f} | {old.mean():.4f} | "
+                f"{change.difference:+.4f} [{change.low:+.4f}, {change.high:+.4f}] | "
+                f"{', '.join(map(str, shared))} |"
+            )
+    print(f"\nContrastive: {best[CONTRASTIVE]}; cross-entropy: {best[CROSS_ENTROPY]}.")
+
+
+def num_training_examples(photographs):
+    """The number of training images."""
+    if not photographs:
+        return 1_437
+    return sum(1 for path in (pathlib.Path(photographs) / "train").rglob("*") if path.is_file())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photographs", help="folder with train/<class> and test/<class>")
+    parser.add_argument("--minutes", default="5,15")
+    parser.add_argument("--trial_minutes", type=float, default=3)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--part", choices=["calibration", "trials", "runs"], help="stop after it")
+    parser.add_argument("--table", action="store_true", help="only print what is finished")
+    arguments = parser.parse_args()
+    arguments.minutes = [int(text) for text in arguments.minutes.split(",")]
+    arguments.seeds = [int(text) for text in arguments.seeds.split(",")]
+    if not arguments.table:
+        arguments.num_examples = num_training_examples(arguments.photographs)
+        with tempfile.TemporaryDirectory() as folder:
+            run_all(arguments, pathlib.Path(folder))
+    print_table(arguments)
+
+
+def run_all(arguments, folder):
+    """Runs whatever is not finished."""
+    speeds = calibrate(arguments, folder)
+    if arguments.part == "calibration":
+        return
+    # The sides take turns, so that an unfinished study has both.
+    for pair in zip(*trial_names().values(), strict=True):
+        for trial in pair:
+            cell = run_trial(trial, arguments.trial_minutes, arguments, speeds, folder)
+            print(f"{trial}: {cell}", flush=True)
+    if arguments.part == "trials":
+        return
+    for minutes in arguments.minutes:
+        for seed in arguments.seeds:
+            for side in SETTINGS:
+                cell = run_cell(best_of(side), minutes, seed, arguments, speeds, folder)
+                print(f"{best_of(side)}, {minutes} minutes, seed {seed}: {cell}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
