@@ -56,6 +56,7 @@ setup(
     ],
     extras_require={
         "cuda": ["tensorflow[and-cuda]>=2.18"],
+        "docs": ["furo", "myst-parser", "sphinx"],
         "test": [
             "build",
             "hypothesis",
