@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from supcon_tf.evaluation import intervals, metrics, retrieval
+from supcon_tf.evaluation import intervals, metrics, multi_label, retrieval
 
 
 def test_wilson_of_published_examples():
@@ -166,3 +166,32 @@ def test_a_perfect_retrieval_has_an_interval_that_ends_at_one():
     limits = intervals.retrieval_intervals(found)
     assert limits["precision_at_1"] == intervals.wilson_interval(30, 30)
     assert limits["r_precision"] == limits["map_at_r"] == (1.0, 1.0)
+
+
+def test_intervals_of_several_labels_are_those_of_the_bootstrap(monkeypatch):
+    """scikit-learn on every resample, with ties among the scores and a class that may be absent."""
+    rng = np.random.default_rng(0)
+    labels = rng.random([40, 3]) < [0.5, 0.2, 0.03]
+    assert labels.any(axis=0).all()
+    scores = np.round(rng.normal(size=[40, 3]) + labels, 1)
+    monkeypatch.setattr(intervals, "NUM_RESAMPLES", 60)
+    found = intervals.multi_label_intervals(scores, labels)
+    for name in ("mean_average_precision", "micro_f1", "macro_f1"):
+
+        def figure(scores, labels, name=name):
+            return multi_label.multi_label_metrics(scores, labels, threshold=0.5, from_logits=True)[
+                name
+            ]
+
+        expected = intervals.bootstrap_interval((scores, labels), figure, num_resamples=60)
+        np.testing.assert_allclose(found[name], expected, rtol=1e-9)
+        assert found[name].low < figure(scores, labels) < found[name].high
+
+
+def test_intervals_of_several_labels_do_not_depend_on_the_block_size(monkeypatch):
+    rng = np.random.default_rng(0)
+    labels = rng.random([30, 2]) < 0.4
+    scores = rng.normal(size=[30, 2])
+    whole = intervals.multi_label_intervals(scores, labels)
+    monkeypatch.setattr(intervals, "_BLOCK_SIZE", 100)
+    assert intervals.multi_label_intervals(scores, labels) == whole

@@ -145,8 +145,14 @@ def test_hierarchies_use_their_finest_level_and_numbers_are_stored(tmp_path, sev
         "--mode=linear,eval", csv, f"--model_dir={run}", "--label_type=hierarchy",
         "--label_columns=family,kind", *SMALL,
     )  # fmt: skip
-    assert "2 levels; training and evaluation use the finest, 3 classes" in capsys.readouterr().out
+    assert (
+        "2 levels; training and the classifier use the finest, 3 classes" in capsys.readouterr().out
+    )
     assert read(run / "linear/class_names.json") == ["a", "b", "c"]
+    result = read(run / "eval/eval.json")
+    (level,) = result["levels"]
+    assert level["level"] == "family" and level["num_classes"] == 2
+    assert level["accuracy"] >= result["top_1"]  # A right kind is nearly always a right family.
     run = write_trained(tmp_path / "other", with_classifier=False).model_dir
     run_inside(
         "--mode=embed", csv, f"--model_dir={run}", "--label_type=real", "--label_columns=size",
@@ -195,7 +201,7 @@ def test_a_sigmoid_per_class_and_its_accuracy():
         (["--label_type=real"], "label_type=real has no effect with --dataset=digits"),
         (["--label_columns=a"], "label_columns=a has no effect with --dataset=digits"),
         (["--data_csv=x.csv", "--label_columns=a,b"], "--label_type=multi_label or hierarchy"),
-        (["--data_csv=x.csv", "--label_type=real", "--mode=linear"], "--mode=pretrain,embed"),
+        (["--data_csv=x.csv", "--label_type=real", "--mode=finetune"], "Use --mode=linear"),
         (["--data_csv=x.csv", "--label_type=real", "--mode=pretrain"], "--nouse_labels"),
         (["--validation_split=0.2"], "no effect with --dataset=digits"),
         (

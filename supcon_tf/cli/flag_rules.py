@@ -69,6 +69,7 @@ def define_rules(stages: tuple[str, ...]) -> None:
         register_rule(names, _check_warmup_start)
     register_rule(["loss", *SUPCON_FLAGS, *PROJECTION_FLAGS], _check_flags_of_the_loss)
     register_rule(["mode", "linear_optimizer"], _check_linear_optimizer)
+    register_rule(["label_type", "mode", "linear_optimizer"], _check_ridge)
     register_rule(["loss", "num_views"], _check_views_of_the_loss)
     register_rule(
         [
@@ -208,6 +209,24 @@ def _check_linear_optimizer(values):
             "linear_optimizer=lbfgs fits the classifier without training steps, so "
             f"{', '.join(unused)} (from the command line or a recipe) would have no effect. Leave "
             "them out, or train in steps with --linear_optimizer=momentum."
+        )
+    return True
+
+
+def _check_ridge(values):
+    """The regression on real targets is fitted in closed form, never trained in steps."""
+    if values["label_type"] != "real" or "linear" not in values["mode"]:
+        return True
+    if values["linear_optimizer"] != "auto":
+        raise flags.ValidationError(
+            f"linear_optimizer={values['linear_optimizer']} trains a classifier, but with "
+            "--label_type=real the linear stage fits a ridge regression. Leave it out."
+        )
+    unused = [f"--{name}" for name in LINEAR_TRAINING_FLAGS if is_given(flags.FLAGS, name)]
+    if unused:
+        raise flags.ValidationError(
+            f"label_type=real makes the linear stage fit a ridge regression, so {', '.join(unused)}"
+            " (from the command line or a recipe) would have no effect. Leave them out."
         )
     return True
 

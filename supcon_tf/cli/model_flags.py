@@ -185,7 +185,7 @@ define(
     stages=("pretrain",),
     group="Pretraining",
     help="Train a linear classifier alongside pretraining. Its accuracy shows how good the "
-    "embeddings are; it does not change the encoder.",
+    "embeddings are; it does not change the encoder. There is none with --label_type=real.",
 )
 define(
     "knn_interval_epochs",

@@ -10,8 +10,8 @@ from absl import flags
 from supcon_tf.cli.rules import register_rule
 from supcon_tf.data import csv_labels
 
-# The stages that need classes.
-CLASSIFYING = ("linear", "finetune", "eval", "predict")
+# Flags that need classes, beside finetune and the contrastive loss with labels.
+NEEDING_CLASSES = ("class_balanced", "cross_entropy_weight")
 
 
 def define_run_rules() -> None:
@@ -23,7 +23,10 @@ def define_run_rules() -> None:
         ["dataset", "eval_dataset", "data_csv", "label_type", "label_columns"], _check_csv
     )
     register_rule(["dataset", "validation_split", "train_split", "test_split"], _check_splits)
-    register_rule(["label_type", "use_labels", "loss", "mode"], _check_real_labels)
+    register_rule(
+        ["label_type", "use_labels", "loss", "mode", *NEEDING_CLASSES],
+        _check_real_labels,
+    )
     register_rule(
         ["embed_split", "embed_dir", "eval_dataset", "eval_data_dir", "eval_split"], _check_embed
     )
@@ -120,13 +123,17 @@ def _check_real_labels(values):
     """Numbers are no classes: what compares or predicts classes cannot use them."""
     if values["label_type"] != "real":
         return True
-    classifying = [mode for mode in values["mode"] if mode in CLASSIFYING]
-    if classifying:
+    if "finetune" in values["mode"]:
         raise flags.ValidationError(
-            f"label_type=real has no classes, which --mode={classifying[0]} needs. Use "
-            "--mode=pretrain,embed and fit a regression to the embeddings, or store the numbers as "
-            "classes."
+            "label_type=real has no classes, which --mode=finetune needs. Use --mode=linear, which "
+            "fits a regression to the embeddings, or store the numbers as classes."
         )
+    for name in NEEDING_CLASSES:
+        if values[name]:
+            raise flags.ValidationError(
+                f"{name} needs classes, but the labels of --label_type=real are numbers. Leave it "
+                "out."
+            )
     uses_labels = values["use_labels"] or values["loss"] != "supcon"
     if "pretrain" in values["mode"] and uses_labels:
         raise flags.ValidationError(

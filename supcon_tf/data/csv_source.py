@@ -66,6 +66,7 @@ def load_csv(
         max_pixels=max_pixels,
         label_type=table.label_type,
         level_names=table.level_names,
+        parents=_parents(table),
         names=table.filenames,
     )
     if table.splits is None:
@@ -85,6 +86,14 @@ def load_csv(
         for split, source in loaded.items()
         if split in splits
     }
+
+
+def _parents(table):
+    """Returns the class at each coarser level of each class of the finest level of a hierarchy."""
+    if table.label_type != "hierarchy":
+        return ()
+    _, first = np.unique(table.labels[:, -1], return_index=True)
+    return tuple(tuple(level) for level in table.labels[first, :-1].T.tolist())
 
 
 def _read_labels(data_csv, label_type, label_columns):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from supcon_tf.data.sources import ArraySource, Source
+from supcon_tf.data.sources import ArraySource, FileSource, Source
 from supcon_tf.data.streams import StreamSource
 
 
@@ -64,6 +64,10 @@ def _of_classes(source, names):
     labels = numbers[source.labels]
     kept = labels >= 0
     renamed = dataclasses.replace(source, labels=labels, class_names=tuple(names))
+    if isinstance(renamed, FileSource) and renamed.parents:
+        kept_classes = np.flatnonzero(numbers >= 0)
+        parents = tuple(tuple(level[c] for c in kept_classes) for level in renamed.parents)
+        renamed = dataclasses.replace(renamed, parents=parents)
     if isinstance(renamed, ArraySource):
         return dataclasses.replace(renamed, images=renamed.images[kept], labels=labels[kept])
     return renamed.choose(kept)

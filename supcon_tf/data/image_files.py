@@ -26,6 +26,8 @@ class FileSource:
         max_pixels: larger images are not decoded.
         label_type: one of `csv_labels.LABEL_TYPES`.
         level_names: for a hierarchy, the class names of each level, from coarse to fine.
+        parents: for a hierarchy, for each level but the finest, the class at that level of each
+            class of the finest level.
         needs_pillow: whether some files are in formats that TensorFlow does not decode.
         ignored: names of hidden and system files beside the images, and of repeated links.
         held_out: how this split was chosen, if it is one side of a validation split.
@@ -39,6 +41,7 @@ class FileSource:
     max_pixels: int = decode.MAX_PIXELS
     label_type: str = "class"
     level_names: tuple[tuple[str, ...], ...] = ()
+    parents: tuple[tuple[int, ...], ...] = ()
     needs_pillow: bool = False
     ignored: tuple[str, ...] = ()
     held_out: HeldOut | None = None

@@ -124,6 +124,12 @@ class LabelEncoding:
         labels = _as_vector_or_rows(labels)
         if labels.ndim == 2:
             return cls(np.arange(labels.shape[1]), True, labels.dtype.name)
+        if labels.dtype.kind == "f" and np.any(np.mod(labels[np.isfinite(labels)], 1)):
+            raise ValueError(
+                "Unknown label type: continuous. The labels are real numbers, but a classifier "
+                "needs classes. For a regression, fit one of scikit-learn's to transform(images); "
+                "docs/python.md shows how."
+            )
         check_classification_targets(labels)
         classes = np.unique(labels)
         if len(classes) < 2:

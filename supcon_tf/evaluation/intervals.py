@@ -172,6 +172,88 @@ def retrieval_intervals(found: Retrieval) -> dict[str, Interval]:
     }
 
 
+def multi_label_intervals(
+    scores: np.ndarray, labels: np.ndarray, *, threshold: float = 0.0
+) -> dict[str, Interval]:
+    """95% bootstrap intervals of figures of `multi_label.multi_label_metrics`, by the same names.
+
+    In each resample, mean_average_precision and macro_f1 are means over the classes that occur in
+    it. The intervals of a figure of few positive examples are wide.
+
+    Args:
+        scores: [N, C], such as logits.
+        labels: bool or multi-hot [N, C].
+        threshold: A class is predicted from this score on; 0 of logits is a probability of 0.5.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels) > 0
+    count = len(labels)
+    num_resamples = min(NUM_RESAMPLES, max(200, _MAX_DRAWS // scores.size))
+    random = np.random.default_rng(0)
+    rows = max(1, _BLOCK_SIZE // count)
+    parts: dict[str, list] = {"mean_average_precision": [], "micro_f1": [], "macro_f1": []}
+    for start in range(0, num_resamples, rows):
+        draws = [
+            np.bincount(random.integers(count, size=count), minlength=count)
+            for _ in range(min(rows, num_resamples - start))
+        ]
+        counts = np.array(draws, np.float64)  # [R, N]: how often a resample has each example.
+        occurs = counts @ labels > 0  # [R, C]
+        classes = np.maximum(occurs.sum(axis=1), 1)
+        precisions = np.stack(
+            [
+                _average_precisions(counts, *column)
+                for column in zip(scores.T, labels.T, strict=True)
+            ],
+            axis=1,
+        )
+        parts["mean_average_precision"].append((precisions * occurs).sum(axis=1) / classes)
+        predicted = scores >= threshold
+        hits, total = counts @ (predicted & labels), counts @ predicted + counts @ labels
+        f1 = 2 * hits / np.maximum(total, 1)
+        parts["macro_f1"].append((f1 * occurs).sum(axis=1) / classes)
+        parts["micro_f1"].append(2 * hits.sum(axis=1) / np.maximum(total.sum(axis=1), 1))
+    limits = {
+        name: np.quantile(np.concatenate(part), [0.025, 0.975]) for name, part in parts.items()
+    }
+    return {name: Interval(float(low), float(high)) for name, (low, high) in limits.items()}
+
+
+def _average_precisions(counts, scores, labels):
+    """The average precision of one class in each resample: [R]; 0 without a positive example.
+
+    Sum over the different scores, from high to low, of (increase of the recall) * precision, as
+    scikit-learn's `average_precision_score`, with an example counted as often as it was drawn.
+    """
+    order = np.argsort(-scores, kind="stable")
+    last_of_score = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    drawn = counts[:, order]
+    positives = np.cumsum(drawn * labels[order], axis=1)[:, last_of_score]
+    chosen = np.cumsum(drawn, axis=1)[:, last_of_score]
+    found = np.diff(positives, axis=1, prepend=0.0) * positives / np.maximum(chosen, 1)
+    return found.sum(axis=1) / np.maximum(positives[:, -1], 1)
+
+
+def regression_intervals(predictions: np.ndarray, targets: np.ndarray) -> dict[str, Interval]:
+    """95% bootstrap intervals of figures of `multi_label.regression_metrics`, by the same names.
+
+    Args:
+        predictions, targets: float [N].
+    """
+    predictions, targets = np.asarray(predictions, np.float64), np.asarray(targets, np.float64)
+    num_resamples = min(NUM_RESAMPLES, max(200, _MAX_DRAWS // len(targets)))
+    errors = np.abs(predictions - targets)
+    return {
+        "mean_absolute_error": bootstrap_interval(errors, num_resamples=num_resamples),
+        "r2": bootstrap_interval((predictions, targets), _r2, num_resamples=num_resamples),
+    }
+
+
+def _r2(predictions, targets):
+    """R2; 0 where all targets are equal, as scikit-learn defines it."""
+    variation = np.sum((targets - targets.mean()) ** 2)
+    return float(1 - np.sum((targets - predictions) ** 2) / variation) if variation else 0.0
+
+
 def _mean_per_class(labels, is_correct):
     """The mean accuracy of the classes that occur."""
     counts = np.bincount(labels)

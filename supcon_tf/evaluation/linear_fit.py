@@ -1,4 +1,4 @@
-"""A linear classifier on frozen embeddings, fitted to the optimum by L-BFGS."""
+"""A linear classifier or a ridge regression on frozen embeddings, fitted to the optimum."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import warnings
 
 import numpy as np
 
-from supcon_tf.evaluation import metrics
+from supcon_tf.evaluation import metrics, multi_label
 
 # Limit for embeddings and logits together, both float32; scikit-learn makes copies of them. 1 GiB
 # is 130,000 examples with 2,048 features and 10 classes, or 3.6 million with 64 features.
 MAX_BYTES = 2**30
 # The logit of a class without training examples: its probability is practically zero.
 ABSENT_LOGIT = -100.0
+# The L2 penalties that ridge regression chooses from; the standardized features have variance 1.
+RIDGE_PENALTIES = tuple(10.0**exponent for exponent in range(-3, 7))
 
 
 def fit_bytes(num_examples: int, num_features: int, num_classes: int) -> int:
@@ -66,10 +68,7 @@ def fit(
         normalize_embedding: L2-normalize the embeddings first, as the head does in this case.
         class_balanced: Give every class the same total weight, instead of every example.
     """
-    features = embeddings
-    if normalize_embedding:
-        norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-        features = embeddings / np.maximum(norms, np.finfo(np.float32).tiny)
+    features = _features(embeddings, normalize_embedding)
     if np.ndim(labels) == 2:
         return _fit_each_class(features, labels, class_balanced)
     kernel = np.zeros([features.shape[1], num_classes], np.float32)
@@ -88,6 +87,74 @@ def fit(
         metrics.negative_log_likelihood(logits, labels),
         metrics.top_k_accuracy(logits, labels),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class RidgeFit:
+    """A fitted regression that predicts `features @ kernel + bias`.
+
+    Attributes:
+        kernel: float32 [F, 1].
+        bias: float32 [1].
+        penalty: The weight of the squared coefficients, on standardized features.
+        mean_absolute_error: On the training examples.
+        r2: R2 on the training examples.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    penalty: float
+    mean_absolute_error: float
+    r2: float
+
+
+def fit_ridge(
+    embeddings: np.ndarray, targets: np.ndarray, *, normalize_embedding: bool = True
+) -> RidgeFit:
+    """Fits a ridge regression for the head of `contrastive.create_linear_head` with one output.
+
+    Features are standardized with the statistics of the training embeddings, which are folded
+    into kernel and bias. The penalty is the one of `RIDGE_PENALTIES` with the smallest squared
+    error when each training example is predicted from all others (scikit-learn's `RidgeCV`).
+
+    Args:
+        embeddings: float32 [M, F].
+        targets: float [M].
+        normalize_embedding: L2-normalize the embeddings first, as the head does in this case.
+
+    Raises:
+        ValueError: If there are fewer than two examples or all targets are equal.
+    """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.preprocessing import StandardScaler
+
+    features = _features(embeddings, normalize_embedding).astype(np.float64)
+    targets = np.asarray(targets, np.float64)
+    if len(targets) < 2 or np.ptp(targets) == 0:
+        raise ValueError(
+            f"A regression needs targets that differ; the {len(targets):,} training examples have "
+            "one value."
+        )
+    scaler = StandardScaler().fit(features)
+    regression = RidgeCV(alphas=RIDGE_PENALTIES).fit(scaler.transform(features), targets)
+    coefficients = regression.coef_ / scaler.scale_
+    bias = regression.intercept_ - coefficients @ scaler.mean_
+    figures = multi_label.regression_metrics(features @ coefficients + bias, targets)
+    return RidgeFit(
+        coefficients[:, None].astype(np.float32),
+        np.array([bias], np.float32),
+        float(regression.alpha_),
+        figures["mean_absolute_error"],
+        figures["r2"],
+    )
+
+
+def _features(embeddings, normalize_embedding):
+    """What the head computes from embeddings [M, F] before its kernel."""
+    if not normalize_embedding:
+        return embeddings
+    norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return embeddings / np.maximum(norms, np.finfo(np.float32).tiny)
 
 
 def _fit_each_class(features, labels, class_balanced):

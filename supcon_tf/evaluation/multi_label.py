@@ -149,12 +149,18 @@ def knn_figure(
 ) -> dict[str, float]:
     """Returns knn_accuracy; for multi-hot labels knn_mean_average_precision, of the votes.
 
+    For real targets, returns knn_mean_absolute_error and knn_r2.
+
     Args:
         train_embeddings: [M, D] of any norm.
-        train_labels: int [M], or multi-hot [M, C].
+        train_labels: int [M], multi-hot [M, C], or float [M] for real targets.
         embeddings: [N, D] of any norm.
-        labels: int [N], or multi-hot [N, C].
+        labels: int [N], multi-hot [N, C], or float [N].
     """
+    if np.asarray(labels).dtype.kind == "f":
+        predicted = knn_regression(train_embeddings, train_labels, embeddings)
+        found = regression_metrics(predicted, labels)
+        return {f"knn_{name}": found[name] for name in ("mean_absolute_error", "r2")}
     if np.ndim(labels) == 2:
         votes = knn_regression(train_embeddings, train_labels, embeddings)
         return {"knn_mean_average_precision": metrics.mean_average_precision(votes, labels)}

@@ -23,8 +23,8 @@ def out_of_distribution_metrics(
 
     Args:
         train_embeddings: [M, D], what the scores are fitted to.
-        train_labels: int [M], or multi-hot [M, C], for which the Mahalanobis score is left out
-            because it needs one class per example.
+        train_labels: int [M]; or multi-hot [M, C] or float [M], for which the Mahalanobis score
+            is left out because it needs one class per example.
         in_embeddings: [N, D] of test images of the known classes.
         out_embeddings: [K, D] of images of something else.
         in_logits, out_logits: [N, C] and [K, C] of a classifier, if there is one.
@@ -35,7 +35,7 @@ def out_of_distribution_metrics(
     """
     sets = (in_embeddings, out_embeddings)
     scores = {"knn": [knn_distances(train_embeddings, x, k=num_neighbors) for x in sets]}
-    if np.ndim(train_labels) == 1:
+    if np.ndim(train_labels) == 1 and np.asarray(train_labels).dtype.kind != "f":
         fitted = Mahalanobis(train_embeddings, train_labels)
         scores["mahalanobis"] = [fitted.distances(x) for x in sets]
     if (in_logits is None) != (out_logits is None):

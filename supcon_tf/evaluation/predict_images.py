@@ -1,4 +1,4 @@
-"""What a model says about images without labels: classes, and the most similar training images."""
+"""What a model says about images without labels: class or number, and similar training images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from supcon_tf.evaluation import predictions, retrieval
+from supcon_tf.evaluation import multi_label, predictions, retrieval
 from supcon_tf.evaluation.prediction_files import PredictedFile, predicted_files
 
 # Neighbors that vote where there is no classifier, as in `metrics.knn_accuracy`.
@@ -21,7 +21,7 @@ class Gallery:
 
     Attributes:
         embeddings: Float32 [M, F], of any norm.
-        labels: Int [M], or multi-hot [M, C].
+        labels: Int [M], multi-hot [M, C], or float [M] for real targets.
         names: Of the M images, such as the paths of their files.
         class_names: The C classes.
     """
@@ -46,6 +46,12 @@ class Gallery:
         if labels.ndim == 2:
             labels = np.eye(len(self.class_names))[labels]
         return retrieval.neighbor_vote(similarities, labels)
+
+    def mean_target(self, embeddings: np.ndarray) -> np.ndarray:
+        """Returns the weighted mean of the real targets of the `NUM_VOTERS` nearest: [N]."""
+        return multi_label.knn_regression(
+            self.embeddings, self.labels, embeddings, num_neighbors=NUM_VOTERS
+        )
 
 
 def predict_images(
@@ -102,6 +108,62 @@ def predict_images(
         )
 
 
+def predict_targets(
+    outputs: Callable[[tf.Tensor], dict[str, tf.Tensor]],
+    batches: tf.data.Dataset | Callable,
+    names: Sequence[str],
+    *,
+    gallery: Gallery | None = None,
+    num_neighbors: int = 5,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Iterator[PredictedFile]:
+    """Predicts a number for each image, and finds the most similar images of a gallery.
+
+    Args:
+        outputs: As for `predict_images`; the logits [B, 1] are the predicted numbers.
+        batches: As for `predict_images`.
+        names: The name of each image, in the order of the dataset.
+        gallery: The training images; needed for neighbors, and if there are no logits.
+        num_neighbors: Number of similar images to list; none without a gallery.
+        strategy: As for `predict_images`.
+
+    Yields:
+        One row per image, in the order of the dataset.
+
+    Raises:
+        ValueError: If there is neither a regression nor a gallery, or if a number is not finite.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    parts = predictions.create_predictor(strategy, outputs)(batches)
+    for index, results, _ in predictions.ordered(parts):
+        embeddings = results["unnormalized_embeddings"]
+        values = target_values(embeddings, results.get("logits"), gallery)
+        indices = similarities = np.zeros([len(values), 0], np.int64)
+        if gallery and num_neighbors:
+            indices, similarities = gallery.nearest(embeddings, num_neighbors)
+        for row, value in enumerate(values):
+            near = [gallery.names[i] for i in indices[row]] if gallery else []
+            yield PredictedFile(
+                names[index[row]], (), (), near, similarities[row].tolist(), value=float(value)
+            )
+
+
+def target_values(
+    embeddings: np.ndarray, logits: np.ndarray | None, gallery: Gallery | None
+) -> np.ndarray:
+    """Returns predicted numbers [N]: logits [N, 1], or the mean of the nearest neighbors.
+
+    Raises:
+        ValueError: If there is neither a regression nor a gallery, or if a number is not finite.
+    """
+    if logits is None:
+        if gallery is None:
+            raise ValueError("Without a regression, predictions need the training images.")
+        return gallery.mean_target(embeddings)
+    _check_finite(logits)
+    return logits[:, 0]
+
+
 def class_probabilities(
     embeddings: np.ndarray,
     logits: np.ndarray | None,
@@ -121,11 +183,15 @@ def class_probabilities(
         if gallery is None:
             raise ValueError("Without a classifier, predictions need the training images.")
         return gallery.vote(embeddings)
+    _check_finite(logits)
+    logits = np.asarray(logits, np.float64)
+    return expit(logits) if is_multi_label else softmax(logits, axis=1)
+
+
+def _check_finite(logits):
     broken = np.count_nonzero(~np.isfinite(logits).all(axis=1))
     if broken:
         raise ValueError(
             f"The logits of {broken:,} of {len(logits):,} images are not finite: the classifier is "
             "broken; train it again with a lower learning rate."
         )
-    logits = np.asarray(logits, np.float64)
-    return expit(logits) if is_multi_label else softmax(logits, axis=1)

@@ -90,6 +90,27 @@ def to_npz(predictions: Predictions) -> bytes:
     return content.getvalue()
 
 
+def targets_to_npz(targets: np.ndarray, predicted: np.ndarray, names: np.ndarray) -> bytes:
+    """Returns the bytes of the `predictions.npz` of a regression, for `numpy.load`.
+
+    Its arrays are version, label, prediction, and name (str) or index (int).
+
+    Args:
+        targets: float [N].
+        predicted: float [N].
+        names: str [N], the file names; or int [N], the places in the dataset.
+    """
+    arrays: dict[str, Any] = {
+        "version": np.array(VERSION),
+        "label": targets,
+        "prediction": predicted,
+        "name" if names.dtype.kind == "U" else "index": names,
+    }
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    return content.getvalue()
+
+
 def from_npz(content: bytes) -> Predictions:
     """What `to_npz` wrote.
 
@@ -103,6 +124,11 @@ def from_npz(content: bytes) -> Predictions:
         raise ValueError(f"This is not a predictions.npz: {error}") from error
     version = int(arrays.get("version", -1))
     missing = {"version", "label", "probabilities", "class_names"} - set(arrays)
+    if "prediction" in arrays:
+        raise ValueError(
+            "This predictions.npz holds numbers, not classes (--label_type=real): read it with "
+            "numpy.load; its arrays label and prediction are float32 [N]."
+        )
     if missing or not {"name", "index"} & set(arrays):
         raise ValueError(
             f"This is not a predictions.npz: it has the arrays {', '.join(sorted(arrays))}."
@@ -149,6 +175,7 @@ class PredictedFile:
         similarities: their cosine similarities.
         present: for images with several labels, the classes with a probability of at least
             `PRESENT_FROM`; None for images of one class.
+        value: the predicted number of a regression, which has no classes; else None.
     """
 
     file: str
@@ -157,6 +184,7 @@ class PredictedFile:
     neighbors: Sequence[str] = ()
     similarities: Sequence[float] = ()
     present: Sequence[str] | None = None
+    value: float | None = None
 
 
 def predicted_files(
@@ -197,13 +225,22 @@ def predicted_files(
         )
 
 
-def csv_columns(k: int, num_neighbors: int, *, is_multi_label: bool = False) -> list[str]:
+def csv_columns(
+    k: int, num_neighbors: int, *, is_multi_label: bool = False, is_real: bool = False
+) -> list[str]:
     """The header of `predictions.csv`."""
+    classes = ["file", "value"] if is_real else _class_columns(k, is_multi_label)
+    return [
+        *classes,
+        *(f"{what}_{i}" for i in range(1, num_neighbors + 1) for what in ("nearest", "similarity")),
+    ]
+
+
+def _class_columns(k, is_multi_label):
     return [
         *("file", "class", "probability"),
         *(["classes"] if is_multi_label else []),
         *(f"{what}_{i}" for i in range(1, k + 1) for what in ("class", "probability")),
-        *(f"{what}_{i}" for i in range(1, num_neighbors + 1) for what in ("nearest", "similarity")),
     ]
 
 
@@ -214,6 +251,7 @@ def write_csv(
     k: int,
     num_neighbors: int,
     is_multi_label: bool = False,
+    is_real: bool = False,
 ) -> None:
     """Writes `predictions.csv`: UTF-8, a header, one line per image.
 
@@ -221,12 +259,13 @@ def write_csv(
     class), then nearest_1, similarity_1, ... Names with commas, quotes or line breaks are quoted
     as RFC 4180 says, and stay as they are otherwise. A file name that is not valid UTF-8 keeps its
     bytes. With several labels per image, a column classes after probability lists the classes that
-    are present, separated by |.
+    are present, separated by |. The columns of a regression are file, value, then the neighbors.
 
     Args:
         file: open for binary writing.
         k, num_neighbors: classes and neighbors per row; a row with fewer leaves cells empty.
         is_multi_label: whether an image may show any number of classes.
+        is_real: whether numbers were predicted.
     """
 
     def write_line(cells):
@@ -236,10 +275,13 @@ def write_csv(
         line = text.getvalue().removesuffix("\r\n") + "\n"
         file.write(line.encode("utf-8", "surrogateescape"))
 
-    write_line(csv_columns(k, num_neighbors, is_multi_label=is_multi_label))
+    write_line(csv_columns(k, num_neighbors, is_multi_label=is_multi_label, is_real=is_real))
     for row in rows:
-        classes = _interleaved(row.classes, row.probabilities, k)
         near = _interleaved(row.neighbors, row.similarities, num_neighbors)
+        if is_real:
+            write_line([row.file, f"{row.value:.6g}", *near])
+            continue
+        classes = _interleaved(row.classes, row.probabilities, k)
         present = ["|".join(row.present or ())] if is_multi_label else []
         write_line([row.file, *classes[:2], *present, *classes, *near])
 
@@ -256,22 +298,30 @@ def write_jsonl(file: BinaryIO, rows: Iterable[PredictedFile]) -> None:
 
     {"file": ..., "class": ..., "probability": ..., "top": [{"class": ..., "probability": ...}],
     "nearest": [{"file": ..., "similarity": ...}]}, in UTF-8; with several labels per image also
-    "classes": [...], those that are present. A byte of a file name that is not valid UTF-8 is
+    "classes": [...], those that are present; of a regression {"file": ..., "value": ...,
+    "nearest": ...}. A byte of a file name that is not valid UTF-8 is
     written as the escape of the surrogate that Python uses for it.
 
     Args:
         file: open for binary writing.
     """
     for row in rows:
-        top = zip(row.classes, row.probabilities, strict=True)
         near = zip(row.neighbors, row.similarities, strict=True)
+        answer = {"value": row.value} if row.value is not None else _class_record(row)
         record = {
             "file": row.file,
-            "class": row.classes[0],
-            "probability": row.probabilities[0],
-            **({} if row.present is None else {"classes": list(row.present)}),
-            "top": [{"class": name, "probability": value} for name, value in top],
+            **answer,
             "nearest": [{"file": name, "similarity": value} for name, value in near],
         }
         line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
         file.write(line.encode("utf-8", "backslashreplace"))
+
+
+def _class_record(row):
+    top = zip(row.classes, row.probabilities, strict=True)
+    return {
+        "class": row.classes[0],
+        "probability": row.probabilities[0],
+        **({} if row.present is None else {"classes": list(row.present)}),
+        "top": [{"class": name, "probability": value} for name, value in top],
+    }

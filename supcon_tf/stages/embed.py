@@ -58,8 +58,7 @@ def _write(flags, strategy, model, source, path):
                 labels = _with_rows(labels, count, index, batch_labels)
                 if "logits" in outputs:
                     logits = outputs["logits"]
-                    found = logits > 0 if model.is_multi_label else np.argmax(logits, axis=1)
-                    predicted = _with_rows(predicted, count, index, found)
+                    predicted = _with_rows(predicted, count, index, _predicted(model, logits))
         if source.class_names or source.label_type == "real":
             arrays["labels"] = labels
         if model.linear_head is not None:
@@ -74,6 +73,13 @@ def _write(flags, strategy, model, source, path):
                 write_rows(array)
     shapes = {name: list(array.shape) for name, array in arrays.items()}
     return {"embeddings": [count, num_features], **shapes}
+
+
+def _predicted(model, logits):
+    """Returns the class int [B], the classes bool [B, C], or the number float32 [B]."""
+    if model.is_real:
+        return logits[:, 0]
+    return logits > 0 if model.is_multi_label else np.argmax(logits, axis=1)
 
 
 def _with_rows(array, count, index, rows):

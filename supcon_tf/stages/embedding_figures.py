@@ -48,20 +48,22 @@ def detection(train: tuple, known: dict, other: dict) -> dict:
     """Computes how well out-of-distribution scores tell other images from those of known classes.
 
     Args:
-        train: The outputs of the training images and their labels.
+        train: The outputs of the training images and their labels; for real targets only the
+            k-NN distance is computed, because the other scores need classes.
         known: unnormalized_embeddings and logits of the test images.
         other: The same of other images.
     """
     train_outputs, train_labels = train
-    count = len(other["logits"])
+    count = len(other["unnormalized_embeddings"])
+    is_real = train_labels.dtype.kind == "f"
     with progress.waiting(f"eval: computing out-of-distribution scores of {count:,} images"):
         found = out_of_distribution_metrics(
             train_outputs["unnormalized_embeddings"],
             train_labels,
             known["unnormalized_embeddings"],
             other["unnormalized_embeddings"],
-            in_logits=known["logits"],
-            out_logits=other["logits"],
+            in_logits=None if is_real else known["logits"],
+            out_logits=None if is_real else other["logits"],
         )
     return {**found, "num_examples": count}
 

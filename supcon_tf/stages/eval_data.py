@@ -97,10 +97,13 @@ def as_of_classifier(labels: np.ndarray, numbers: np.ndarray, num_classes: int) 
     """Returns the labels in the classifier's numbers of the classes.
 
     Args:
-        labels: int [M], or bool [M, C] for several labels per image.
+        labels: int [M], bool [M, C] for several labels per image, or float [M], which stay as
+            they are.
         numbers: What `match_classes` returned.
         num_classes: Of the classifier.
     """
+    if labels.dtype.kind == "f":
+        return labels
     if labels.ndim == 1:
         return numbers[labels]
     matched = np.zeros([len(labels), num_classes], bool)
@@ -152,12 +155,28 @@ def out_of_distribution_data(
     return [EvalData(source, f"{dataset}, test", False)]
 
 
-def match_classes(class_names: tuple[str, ...], data: EvalData, model_path: str) -> np.ndarray:
+def match_classes(
+    class_names: tuple[str, ...], data: EvalData, model_path: str, *, is_real: bool = False
+) -> np.ndarray:
     """Returns the classifier's number of each class of the data, matched by name: int32 [C].
 
+    Args:
+        class_names: The classes that the classifier knows.
+        data: The data to evaluate.
+        model_path: Names the classifier in messages.
+        is_real: Whether it predicts real targets; the result is then empty.
+
     Raises:
-        ValueError: If the classifier does not know a class of the data.
+        ValueError: If the classifier does not know a class of the data, or if one has classes and
+            the other real targets.
     """
+    if is_real != (data.source.label_type == "real"):
+        kinds = "numbers", "classes"
+        predicted, given = kinds if is_real else kinds[::-1]
+        raise ValueError(
+            f"{model_path} predicts {predicted}, but the labels of {data.name} are {given}. "
+            "Evaluate data with labels of the same type, or embed it with --mode=embed."
+        )
     unknown = [name for name in data.source.class_names if name not in class_names]
     if unknown:
         known, missing = inputs.first_ten(class_names), inputs.first_ten(unknown)

@@ -1,4 +1,4 @@
-"""The main figures of a classifier, for images with one class or with several labels."""
+"""The main figures of a classifier or regression, by the type of the labels."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ def of_classifier(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[
     """Returns the figures that a stage that trains a classifier reports.
 
     Args:
-        logits: [M, C].
-        labels: int [M], or bool [M, C] for several labels per image.
+        logits: [M, C]; of a regression the predicted numbers, [M, 1].
+        labels: int [M], bool [M, C] for several labels per image, or float [M] for real targets.
         class_names: The names of the C classes.
     """
+    if is_real(labels):
+        return multi_label.regression_metrics(logits[:, 0], labels)
     if labels.ndim == 1:
         return {"top_1": metrics.top_k_accuracy(logits, labels), **chance.of_labels(labels)}
     return multi_label.multi_label_metrics(
@@ -25,8 +27,15 @@ def of_classifier(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[
     )
 
 
+def is_real(labels: np.ndarray) -> bool:
+    """Returns whether labels are real targets, not classes."""
+    return labels.dtype.kind == "f"
+
+
 def describe_classifier(figures: dict) -> str:
-    """Returns top-1 and, if there are more than five classes, top-5; or mAP and F1."""
+    """Returns top-1 and, if there are more than five classes, top-5; or mAP and F1; or MAE, R2."""
+    if "r2" in figures:
+        return f"mean absolute error {figures['mean_absolute_error']:.4g}, R2 {figures['r2']:.4f}"
     if "mean_average_precision" in figures:
         text = f"mAP {figures['mean_average_precision']:.4f}"
         if "micro_f1" in figures:

@@ -147,8 +147,8 @@ def _read_splits(dataset, data_dir, options):
         )
     if train.label_type == "hierarchy":
         print(
-            f"Labels have {len(train.level_names)} levels; training and evaluation use the finest, "
-            f"{len(train.class_names)} classes."
+            f"Labels have {len(train.level_names)} levels; training and the classifier use the "
+            f"finest, {len(train.class_names)} classes. eval reports the accuracy at each level."
         )
     for name, source in present:
         _say_skipped(source, f"{name} ")

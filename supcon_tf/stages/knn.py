@@ -19,7 +19,8 @@ class KnnEvaluation:
     """Measures the k-NN accuracy of an encoder: `evaluation()` -> {"knn_accuracy": ...}.
 
     For several labels per image, the figure is "knn_mean_average_precision", of the neighbors'
-    vote for each class.
+    vote for each class. For real targets there are "knn_mean_absolute_error" and "knn_r2", of the
+    neighbors' weighted mean.
 
     Args:
         flags: The parsed flags.
@@ -66,8 +67,6 @@ class KnnEvaluation:
         reason = None
         if held_out is None:
             reason = "there are neither validation nor test images (--validation_split)"
-        elif train_source.label_type == "real":
-            reason = "labels of --label_type=real are no classes"
         if reason is None and held_out is not None:
             return cls(flags, strategy, encoder, train_source, held_out)
         print(f"pretrain: skipping the k-NN figure, because {reason}.")
@@ -81,6 +80,6 @@ class KnnEvaluation:
             with inputs.naming_broken_images(source), waiting:
                 arrays += predictions.in_order(self._embed(batches))
         with progress.waiting(f"pretrain: measuring k-NN on {len(arrays[0]):,} embeddings"):
-            if arrays[3].ndim == 1:
+            if arrays[3].dtype.kind == "i":
                 self.test_labels = chance.of_labels(arrays[3])
             return multi_label.knn_figure(*arrays)

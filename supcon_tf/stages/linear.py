@@ -1,4 +1,7 @@
-"""Stage 2: a linear classifier on the frozen encoder, fitted by L-BFGS or trained in steps."""
+"""Stage 2: a linear classifier on the frozen encoder, fitted by L-BFGS or trained in steps.
+
+For real targets it is a ridge regression.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,8 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
             encoder = pretrained.load()
         train_source, test_source = inputs.sources_from_flags(flags)
         if _can_be_fitted(flags, encoder, train_source):
+            if train_source.label_type == "real":
+                return _fit(flags, strategy, encoder, pretrained, train_source, test_source)
             choices.set_flag(flags, "linear_optimizer", "lbfgs")
             return _fit(flags, strategy, encoder, pretrained, train_source, test_source)
     if flags.linear_optimizer == "auto":
@@ -47,7 +52,7 @@ def _can_be_fitted(flags, encoder, source):
     If they do not, prints that the classifier is trained in steps; raises ValueError if the user
     asked for lbfgs.
     """
-    num_features, num_classes = encoder.output_shape[-1], len(source.class_names)
+    num_features, num_classes = encoder.output_shape[-1], _num_outputs(source)
     num_examples = choices.count_training_examples(flags, source)
     size = linear_fit.fit_bytes(num_examples, num_features, num_classes)
     if size <= linear_fit.MAX_BYTES:
@@ -57,6 +62,8 @@ def _can_be_fitted(flags, encoder, source):
         f"{num_classes:,} classes need {size / 2**30:.1f} GiB, more than the "
         f"{linear_fit.MAX_BYTES / 2**30:g} GiB that --linear_optimizer=lbfgs may use"
     )
+    if source.label_type == "real":
+        raise ValueError(f"{reason}: fit the regression to fewer images with --num_images.")
     if flags.linear_optimizer == "lbfgs":
         raise ValueError(
             f"{reason}: train the classifier in steps with --linear_optimizer=momentum, or on "
@@ -76,10 +83,13 @@ def _fit(flags, strategy, encoder, pretrained, train_source, test_source):
             return result
         train_source = inputs.training_examples_from_flags(flags, train_source)
         inputs.check_eval_batches(flags, strategy)
-        num_features, num_classes = encoder.output_shape[-1], len(train_source.class_names)
+        num_features, num_outputs = encoder.output_shape[-1], _num_outputs(train_source)
+        is_real = train_source.label_type == "real"
+        what = "a number" if is_real else f"{num_outputs} classes"
+        how = "ridge regression" if is_real else "L-BFGS"
         print(
-            f"linear: {num_classes} classes on {num_features} features of {pretrained.path}, "
-            f"fitted by L-BFGS to the embeddings of {train_source.num_examples:,} training images.",
+            f"linear: {what} on {num_features} features of {pretrained.path}, fitted by {how} to "
+            f"the embeddings of {train_source.num_examples:,} training images.",
             flush=True,
         )
         folder.begin()
@@ -91,17 +101,19 @@ def _fit(flags, strategy, encoder, pretrained, train_source, test_source):
             )
         with strategy.scope():
             head = contrastive.create_linear_head(
-                num_features, num_classes, normalize_embedding=flags.normalize_embedding
+                num_features, num_outputs, normalize_embedding=flags.normalize_embedding
             )
+        fit = _fit_ridge_on_chief if is_real else _fit_on_chief
         with progress.waiting("linear: fitting the classifier"):
-            fitted = _fit_on_chief(flags, strategy, embeddings, labels, num_classes)
-        head.set_weights([fitted.kernel, fitted.bias])
-        if fitted.iterations == metrics.PROBE_MAX_ITERATIONS:
-            print(f"linear: L-BFGS stopped at its limit of {fitted.iterations:,} iterations.")
-        figures = {"loss": fitted.loss, "accuracy": fitted.accuracy}
+            (kernel, bias), num_steps, logged, extra = fit(
+                flags, strategy, embeddings, labels, num_outputs
+            )
+        head.set_weights([kernel, bias])
+        if num_steps == metrics.PROBE_MAX_ITERATIONS:
+            print(f"linear: L-BFGS stopped at its limit of {num_steps:,} iterations.")
         log = MetricsLog(folder.path, is_chief=folder.is_chief)
         with contextlib.closing(log):
-            log.write(fitted.iterations, figures)
+            log.write(num_steps, logged)
         return classify.finish_classifier(
             flags,
             strategy,
@@ -111,12 +123,26 @@ def _fit(flags, strategy, encoder, pretrained, train_source, test_source):
             class_names=train_source.class_names,
             test_source=test_source,
             started=started,
-            figures={"steps": fitted.iterations, "train_accuracy": fitted.accuracy},
+            figures={
+                "steps": num_steps,
+                **{f"train_{name}": value for name, value in logged.items() if name != "loss"},
+                **extra,
+            },
         )
 
 
+def _num_outputs(source):
+    """Returns the outputs of the linear head: one per class, or one for real targets."""
+    return len(source.class_names) or 1
+
+
 def _fit_on_chief(flags, strategy, embeddings, labels, num_classes):
-    """Fits on the chief and sends the result to every worker, because rounding may differ."""
+    """Fits on the chief and sends the result to every worker, because rounding may differ.
+
+    Returns:
+        The weights of the head, the number of iterations, the figures of the training examples,
+        and further figures of the fit.
+    """
     shape = (embeddings.shape[1], num_classes)
     fitted = linear_fit.LinearFit(np.zeros(shape), np.zeros(num_classes), 0, 0.0, 0.0)
     if strategies.is_chief(strategy):
@@ -130,4 +156,20 @@ def _fit_on_chief(flags, strategy, embeddings, labels, num_classes):
     kernel, bias, iterations, loss, accuracy = strategies.broadcast_from_chief(
         strategy, [np.asarray(value, np.float32) for value in dataclasses.astuple(fitted)]
     )
-    return linear_fit.LinearFit(kernel, bias, int(iterations), float(loss), float(accuracy))
+    figures = {"loss": float(loss), "accuracy": float(accuracy)}
+    return (kernel, bias), int(iterations), figures, {}
+
+
+def _fit_ridge_on_chief(flags, strategy, embeddings, targets, num_outputs):
+    """Fits a ridge regression as `_fit_on_chief` fits a classifier; it has no iterations."""
+    shape = (embeddings.shape[1], num_outputs)
+    fitted = linear_fit.RidgeFit(np.zeros(shape), np.zeros(num_outputs), 0.0, 0.0, 0.0)
+    if strategies.is_chief(strategy):
+        fitted = linear_fit.fit_ridge(
+            embeddings, targets, normalize_embedding=flags.normalize_embedding
+        )
+    kernel, bias, *rest = strategies.broadcast_from_chief(
+        strategy, [np.asarray(value, np.float32) for value in dataclasses.astuple(fitted)]
+    )
+    penalty, error, r2 = (float(value) for value in rest)
+    return (kernel, bias), 0, {"mean_absolute_error": error, "r2": r2}, {"penalty": penalty}

@@ -16,7 +16,7 @@ from supcon_tf.cli import command_line
 from supcon_tf.data import data_identity, in_memory, sources
 from supcon_tf.data.image_files import check_files
 from supcon_tf.evaluation import predictions
-from supcon_tf.evaluation.predict_images import Gallery, class_probabilities
+from supcon_tf.evaluation.predict_images import Gallery, class_probabilities, target_values
 from supcon_tf.evaluation.prediction_files import PRESENT_FROM
 from supcon_tf.models import contrastive
 from supcon_tf.stages import inputs, trained, training_embeddings
@@ -32,7 +32,8 @@ class Neighbors(NamedTuple):
 
     Attributes:
         names: Text [N, k]: the paths of image files, or the numbers of the examples.
-        labels: The class of each, text [N, k]; or multi-hot, bool [N, k, C].
+        labels: The class of each, text [N, k]; or multi-hot, bool [N, k, C]; or the number of
+            each, float32 [N, k].
         similarities: Cosine similarity of the embeddings, float32 [N, k].
     """
 
@@ -76,7 +77,8 @@ class LoadedRun:
         path: The model directory.
         stage: The stage that trained the classifier, or the encoder if there is no classifier.
         encoder: Images float32 [B, S, S, 3] in 0..255 -> embeddings float32 [B, F].
-        classifier: The same images -> logits [B, C]; None for a run without a classifier.
+        classifier: The same images -> logits [B, C]; None for a run without a classifier. For
+            real targets, the predicted numbers [B, 1].
         class_names: The C classes, in the order of the logits.
         image_size: S, side of the images in pixels.
     """
@@ -115,7 +117,12 @@ class LoadedRun:
         With several labels per image each class has its own probability. Without a
         classifier it is the vote of the nearest training images, which must then still be where
         they were.
+
+        Raises:
+            ValueError: If the run predicts numbers, or if the images cannot be used.
         """
+        if self._is_real():
+            raise ValueError(f"{self.path} predicts numbers, not classes: use predict.")
         outputs = self._outputs(images)
         gallery = self._training_images() if self.classifier is None else None
         return class_probabilities(
@@ -129,8 +136,13 @@ class LoadedRun:
         """Returns the name of the most probable class of each image, text [N].
 
         With several labels per image, returns a list of the classes of each image: those with a
-        probability of at least 0.5.
+        probability of at least 0.5. A run on real targets returns numbers, float [N].
         """
+        if self._is_real():
+            outputs = self._outputs(images)
+            gallery = self._training_images() if self.classifier is None else None
+            embeddings = outputs["unnormalized_embeddings"]
+            return target_values(embeddings, outputs.get("logits"), gallery)
         probabilities, names = self.predict_proba(images), np.array(self.class_names)
         if self._model.is_multi_label:
             return [names[row >= PRESENT_FROM].tolist() for row in probabilities]
@@ -148,9 +160,14 @@ class LoadedRun:
         embeddings, gallery = self.embed(images), self._training_images()
         indices, similarities = gallery.nearest(embeddings, k)
         labels = gallery.labels[indices]
-        if labels.ndim == 2:  # Numbers of classes; else multi-hot.
+        if labels.ndim == 2 and labels.dtype.kind == "i":  # Numbers of classes.
             labels = np.array(gallery.class_names)[labels]
         return Neighbors(np.asarray(gallery.names)[indices], labels, similarities)
+
+    def _is_real(self):
+        if self._model.linear_head is None:
+            return self._flags.label_type == "real"
+        return self._model.is_real
 
     def _outputs(self, images):
         source = _source_of(images)

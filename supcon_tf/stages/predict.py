@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import tensorflow as tf
 from absl.flags import FlagValues
@@ -12,7 +13,7 @@ from supcon_tf import strategies
 from supcon_tf.data import data_identity, sources
 from supcon_tf.data.folder_layout import printable
 from supcon_tf.evaluation import prediction_files, predictions
-from supcon_tf.evaluation.predict_images import NUM_VOTERS, predict_images
+from supcon_tf.evaluation.predict_images import NUM_VOTERS, predict_images, predict_targets
 from supcon_tf.stages import inputs, process, trained, training_embeddings
 from supcon_tf.stages.run_directory import RunDirectory
 from supcon_tf.storage import files
@@ -35,8 +36,21 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
             gallery = training_embeddings.create_gallery(
                 flags, strategy, folder, model, train_source
             )
-        class_names = model.class_names or train_source.class_names
-        rows = _answer_images(flags, strategy, model, source, class_names, gallery)
+        is_real = model.is_real
+        if model.linear_head is None:
+            is_real = train_source.label_type == "real"
+        class_names = () if is_real else model.class_names or train_source.class_names
+        if is_real:
+            answers = functools.partial(predict_targets, gallery=gallery)
+        else:
+            answers = functools.partial(
+                predict_images,
+                gallery=gallery,
+                class_names=class_names,
+                top_k=flags.predict_top_k,
+                is_multi_label=_has_several_labels(model, gallery),
+            )
+        rows = _answer_images(flags, strategy, model, source, answers)
         if strategies.is_chief(strategy):
             paths = _write_tables(flags, folder, rows, len(class_names))
             folder.seal()
@@ -69,8 +83,11 @@ def _training_source(flags, model):
     return source
 
 
-def _answer_images(flags, strategy, model, source, class_names, gallery):
-    """Returns one row per image; on workers other than the chief, which only compute, none."""
+def _answer_images(flags, strategy, model, source, answers):
+    """Returns one row per image; on workers other than the chief, which only compute, none.
+
+    `answers` is `predict_images` or `predict_targets` with the arguments that only it has.
+    """
     batches = inputs.eval_batches_from_flags(flags, source, image_size=model.image_size)
     if not strategies.is_chief(strategy):
         with inputs.naming_broken_images(source):
@@ -80,15 +97,11 @@ def _answer_images(flags, strategy, model, source, class_names, gallery):
     bar = tqdm(total=source.num_examples, desc="predict", unit="image", dynamic_ncols=True)
     rows = []
     with bar, inputs.naming_broken_images(source):
-        for row in predict_images(
+        for row in answers(
             model.outputs,
             batches,
             sources.example_names(source),
-            class_names=class_names,
-            gallery=gallery,
-            top_k=flags.predict_top_k,
             num_neighbors=flags.predict_neighbors,
-            is_multi_label=_has_several_labels(model, gallery),
             strategy=strategy,
         ):
             rows.append(row)
@@ -99,7 +112,7 @@ def _answer_images(flags, strategy, model, source, class_names, gallery):
 def _has_several_labels(model, gallery):
     """Whether an image may show any number of classes, as those did that were learned from."""
     if model.linear_head is None:
-        return gallery.labels.ndim == 2
+        return gallery is not None and gallery.labels.ndim == 2
     return model.is_multi_label
 
 
@@ -118,6 +131,7 @@ def _write_tables(flags, folder, rows, num_classes):
                     k=min(flags.predict_top_k, num_classes),
                     num_neighbors=len(rows[0].neighbors),
                     is_multi_label=rows[0].present is not None,
+                    is_real=rows[0].value is not None,
                 )
             else:
                 prediction_files.write_jsonl(file, rows)
@@ -129,13 +143,21 @@ def _describe_answers(flags, model, rows, paths):
     how = f"the classifier {model.path}"
     if model.linear_head is None:
         how = f"the vote of the {NUM_VOTERS} nearest training images (the run has no classifier)"
+    is_real = rows[0].value is not None
+    if is_real and model.linear_head is not None:
+        how = f"the regression {model.path}"
+    elif is_real:
+        how = f"the mean of the {NUM_VOTERS} nearest training images (the run has no regression)"
+    what = "numbers" if is_real else "classes"
     lines = [
-        f"predict: classes of {len(rows):,} images of {flags.predict_dir}, predicted by {how}",
+        f"predict: {what} of {len(rows):,} images of {flags.predict_dir}, predicted by {how}",
         f"         written to {paths[0]} and {paths[1]}",
     ]
     for row in rows[:NUM_SHOWN]:
         top = zip(row.classes[:2], row.probabilities, strict=False)
         text = ", ".join(f"{printable(name)} {probability:.3f}" for name, probability in top)
+        if is_real:
+            text = f"{row.value:.4g}"
         near = f"; nearest {printable(row.neighbors[0])}" if row.neighbors else ""
         lines.append(f"         {printable(row.file)}: {text}{near}")
     if len(rows) > NUM_SHOWN:

@@ -23,6 +23,7 @@ from supcon_tf.training.optimizers import WarmUpThenDecay
 # Metrics of the last log line that go into the result of the stage.
 REPORTED = (
     "loss", "collapse_ratio", "accuracy", "knn_accuracy", "knn_mean_average_precision",
+    "knn_mean_absolute_error", "knn_r2",
 )  # fmt: skip
 
 
@@ -207,7 +208,7 @@ def _contrastive_step(flags, encoder, linear_head, num_classes, schedule):
             stop_gradient=flags.stop_gradient_before_classifier,
         )
     parts.append((head, flags.pretrain_use_projection_head_weight_decay))
-    if flags.online_probe:
+    if flags.online_probe and num_classes:
         probe = contrastive.create_linear_head(encoder.output_shape[-1], num_classes, name="probe")
     model = contrastive.ContrastiveModel(
         encoder, head, normalize_embedding=flags.normalize_embedding

@@ -89,19 +89,25 @@ def _figures(results):
             text += f", k-NN accuracy {pretrain['knn_accuracy']:.4f}"
         if "knn_mean_average_precision" in pretrain:
             text += f", k-NN mAP {pretrain['knn_mean_average_precision']:.4f}"
+        if "knn_r2" in pretrain:
+            text += f", k-NN R2 {pretrain['knn_r2']:.4f}"
         lines.append(text)
     for stage in ("linear", "finetune"):
         if stage in results:
             result = results[stage]
             lines.append(
-                f"{stage + ':':<9} {result['steps']:,} steps in {result['seconds']:.0f} s, "
-                f"{figures.describe_classifier(result)}"
+                f"{stage + ':':<9} {_duration(result)}, {figures.describe_classifier(result)}"
             )
     if "eval" in results:
         evaluation = results["eval"]
         what = figures.describe_classifier(evaluation)
         lines.append(f"eval:     {what} on {evaluation['num_examples']:,} images")
     return lines
+
+
+def _duration(result):
+    steps = "" if "train_r2" in result else f"{result['steps']:,} steps in "  # Ridge has no steps.
+    return f"{steps}{result['seconds']:.0f} s"
 
 
 def _without_mode(arguments):
@@ -130,7 +136,7 @@ def _next_command(flags, results, arguments):
             "# one folder per class, see docs/own_data.md"
         )
     model_dir = RunDirectory.of(flags).path
-    if "predict" not in results and flags.label_type != "real":
+    if "predict" not in results:
         stage = ["--mode=predict", "--predict_dir=NEW_IMAGES", f"--model_dir={model_dir}"]
         return f"{shlex.join([*program, *stage])}  # a folder of images without labels"
     return _tensorboard(model_dir)

@@ -75,8 +75,8 @@ class Trained:
         linear_head: [B, F] -> logits [B, C]; None without a classifier.
         class_names: The classes of the classifier; None without a classifier.
         encoder_identity: A hash of the encoder's layers and weights.
-        is_multi_label: Whether a sigmoid makes each logit the probability of its class, because
-            the training images had any number of classes. Else a softmax does.
+        label_type: "class", whose probabilities are the softmax of the logits; "multi_label", whose
+            probabilities are their sigmoids; or "real", whose only logit is the predicted number.
     """
 
     encoder: keras.Model
@@ -86,7 +86,17 @@ class Trained:
     linear_head: keras.Model | None
     class_names: tuple[str, ...] | None
     encoder_identity: str
-    is_multi_label: bool = False
+    label_type: str = "class"
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may show any number of classes."""
+        return self.label_type == "multi_label"
+
+    @property
+    def is_real(self) -> bool:
+        """Whether a number is predicted instead of a class."""
+        return self.label_type == "real"
 
     @property
     def image_size(self) -> int:
@@ -148,7 +158,7 @@ def load_trained(flags: FlagValues, *, needs_classifier: bool = False) -> Traine
     names = tuple(pretrained.read_json("class_names.json", list))
     return Trained(
         encoder, run.linear_head, "pretrain", projector, head, names, identity,
-        _is_multi_label(pretrained),
+        _read_label_type(pretrained),
     )  # fmt: skip
 
 
@@ -169,14 +179,14 @@ def _load_classifier(run, stage):
     names = tuple(artifacts.read_json("class_names.json", list))
     # The linear stage does not change the encoder, so its embeddings stay those of pretraining.
     identity = old if old and stage == "linear" else artifacts.identity("classifier.keras")
-    is_multi_label = _is_multi_label(artifacts)
-    return Trained(encoder, path, stage, projector, head, names, identity, is_multi_label)
+    label_type = _read_label_type(artifacts)
+    return Trained(encoder, path, stage, projector, head, names, identity, label_type)
 
 
-def _is_multi_label(artifacts):
+def _read_label_type(artifacts):
     """Reads what `write_classes` recorded; runs of earlier releases recorded nothing."""
     name = "label_type.json"
-    return artifacts.has(name) and artifacts.read_json(name, str) == "multi_label"
+    return artifacts.read_json(name, str) if artifacts.has(name) else "class"
 
 
 def write_classes(artifacts: Artifacts, class_names: Sequence[str], label_type: str) -> None:

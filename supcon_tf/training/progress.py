@@ -132,6 +132,7 @@ def describe_metrics(metrics: dict[str, float]) -> str:
         "probe_accuracy": "probe {:.3f}",
         "knn_accuracy": "k-NN {:.3f}",
         "knn_mean_average_precision": "k-NN mAP {:.3f}",
+        "knn_r2": "k-NN R2 {:.3f}",
         "images_per_second": "{:,.0f} images/s",
     }
     return ", ".join(text.format(metrics[name]) for name, text in names.items() if name in metrics)
