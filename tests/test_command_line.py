@@ -85,7 +85,7 @@ def run_all(command_lines, folder, **environment):
     """The exit status, the output and the heavy modules loaded after each command line."""
     done = subprocess.run(
         [sys.executable, "-c", RUN_ALL, json.dumps(command_lines)],
-        cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, **environment},
+        cwd=folder, capture_output=True, text=True, timeout=600, env={**os.environ, **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
@@ -166,7 +166,7 @@ def test_importing_the_package_is_light():
         "print('NAMES', len(names), 'tensorflow_datasets' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert "HEAVY []" in done.stdout, done.stderr
     assert re.search(r"NAMES \d+ False", done.stdout), done.stderr
@@ -272,7 +272,7 @@ def test_bad_flags_are_refused_with_one_message(arguments, message, capsys):
 def test_the_command_itself_refuses_an_argument_without_dashes_in_one_message(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "supcon_tf.main", "batch_size=64"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == ""
     assert "Unexpected argument 'batch_size=64'" in done.stderr

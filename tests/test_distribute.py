@@ -213,7 +213,7 @@ def test_two_worker_processes_equal_one_device(one_device, tmp_path):
         command = [sys.executable, __file__, str(tmp_path / f"{index}.npz")]
         processes.append(subprocess.Popen(command, env=environment))
     try:
-        codes = [process.wait(timeout=180) for process in processes]
+        codes = [process.wait(timeout=900) for process in processes]
     finally:
         for process in processes:
             process.kill()

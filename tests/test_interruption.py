@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import keras
@@ -55,8 +56,11 @@ def signalled_at(step, number=signal.SIGTERM):
     def create_batches(start_step, host, num_hosts):
         def count(index, batch):
             def send():
+                """Returns once the loop knows of the signal, however busy the machine is."""
+                is_known, tell_loop = threading.Event(), signals._State.on_signal
+                signals._State.on_signal = lambda: (tell_loop(), is_known.set())
                 os.kill(os.getpid(), number)
-                time.sleep(0.2)  # The thread that watches has heard it before the step begins.
+                assert is_known.wait(120)
                 return np.int64(0)
 
             zero = tf.cond(
@@ -219,12 +223,12 @@ def test_the_command_stops_with_a_code_of_its_own_and_goes_on(never_killed, tmp_
 
 
 HANGING = """
-import time
+import sys
 from supcon_tf.training import signals
 signals.listen()
 with signals.deferred(lambda: print("heard", flush=True)):
     print("ready", flush=True)
-    time.sleep(60)  # A step that does not come to its end.
+    sys.stdin.readline()  # A step that ends when the test says so.
 """
 
 
@@ -232,26 +236,28 @@ with signals.deferred(lambda: print("heard", flush=True)):
 def test_an_interrupt_after_another_signal_ends_at_once(first):
     process = subprocess.Popen(
         [sys.executable, "-c", HANGING], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     for line, number in (("ready", first), ("heard", signal.SIGINT)):
         assert process.stdout.readline().strip() == line
         assert process.poll() is None
         process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    process.wait(120)
+    errors = process.stderr.read()
     assert process.returncode == 130 and "Stopped immediately" in errors
 
 
 def test_a_repeated_sigterm_changes_nothing():
     """Job systems send it to every process of a job, and some of them twice."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HANGING.replace("60", "2")], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", HANGING], cwd=ROOT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     for line in ("ready", "heard"):
         assert process.stdout.readline().strip() == line
         process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 75
+    process.communicate("the end of the step\n", timeout=120)
+    assert process.returncode == 75
 
 
 # Checkpoints.
@@ -514,6 +520,6 @@ def test_a_signal_ends_a_process_that_waits_for_input(where, number):
     assert process.stdout.readline() == "starved\n"
     time.sleep(0.5)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == {signal.SIGTERM: 75, signal.SIGINT: 130}[number]
     assert "waiting for input" in errors and "Traceback" not in errors

@@ -13,8 +13,11 @@ from supcon_tf.training import progress
 def test_a_long_wait_says_once_what_it_waits_for(monkeypatch, capsys):
     monkeypatch.setattr(progress, "WAIT_SECONDS", 0.05)
     with progress.waiting("Saving"):
-        time.sleep(0.3)
-        assert capsys.readouterr().out == "Saving...\n"
+        said, deadline = "", time.monotonic() + 60
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.01)
+            said = capsys.readouterr().out
+        assert said == "Saving...\n"
     assert capsys.readouterr().out == ""
 
 

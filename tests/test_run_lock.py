@@ -81,10 +81,21 @@ def test_a_remote_lock_that_cannot_be_read_blocks(tmp_path):
     _expect_refusal(f"file://{tmp_path}/lock", "delete")
 
 
+def _date_of_claim(path):
+    (claim,) = path.iterdir()
+    while not (text := claim.read_text()):  # It is being written.
+        time.sleep(0.01)
+    return json.loads(text)["time"]
+
+
 def test_a_remote_lock_is_renewed(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "STALE_LOCK_SECONDS", 0.5)
     with run_lock.hold(f"file://{tmp_path}/lock"):
-        time.sleep(1)
+        first, deadline = _date_of_claim(tmp_path / "locks"), time.monotonic() + 120
+        while _date_of_claim(tmp_path / "locks") < first + 1:  # Twice as long as a lock lasts.
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        monkeypatch.undo()
         _expect_refusal(f"file://{tmp_path}/lock")
 
 
