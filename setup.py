@@ -37,7 +37,11 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=[*find_packages(include=["supcon_tf", "supcon_tf.*"]), "supcon_tf.flags"],
     package_dir={"supcon_tf.flags": "flags"},
-    package_data={"supcon_tf": ["py.typed"], "supcon_tf.flags": ["*.flags"]},
+    package_data={
+        "supcon_tf": ["py.typed"],
+        "supcon_tf.report": ["*.css", "*.js"],
+        "supcon_tf.flags": ["*.flags"],
+    },
     entry_points={"console_scripts": ["supcon-tf = supcon_tf.main:run"]},
     install_requires=[
         "absl-py",
@@ -52,6 +56,7 @@ setup(
         "tensorboard",
         "tensorflow>=2.18",
         "tensorflow-datasets",
+        "threadpoolctl",
         "tqdm",
     ],
     extras_require={

@@ -19,6 +19,7 @@ STAGE_MODULES = {
     "predict": "predict",
     "embed": "embed",
     "export": "export",
+    "report": "report",
     "preview": "preview",
 }
 

@@ -34,6 +34,7 @@ STAGE = {
     "predict": ("--strategy=one_device", "--predict_dir={folder}/test"),
     "embed": ("--strategy=one_device",),
     "export": ("--strategy=one_device",),
+    "report": ("--strategy=one_device",),
     "preview": (*COMMON, "--image_size=8"),
 }  # fmt: skip
 
@@ -293,6 +294,20 @@ ROWS = {
         "embed_dir": Row("evaluated", "--embed_dir={folder}"),
     },
     "export": {},
+    "report": {
+        "seed": Row("evaluated", "--seed=1", f"{HALF} --eval_split=train"),
+        **PLACE, **EVALUATED, **READ, **of_csv("evaluated"),
+        "eval_data_csv": Row(
+            "evaluated", "--eval_data_csv={other_csv}", "--eval_dataset=csv --eval_data_csv={csv}"
+        ),
+        "dataset": Row("evaluated", FOLDER),
+        "data_dir": Row("evaluated", "--data_dir={other_folder}", FOLDER),
+        "eval_dataset": Row("evaluated", "--eval_dataset=folder --eval_data_dir={folder}"),
+        "eval_data_dir": Row("evaluated", "--eval_data_dir={folder}"),
+        "eval_split": Row("evaluated", "--eval_split=train"),
+        # test_report.py shows what the page says about the other runs.
+        "compare": Row("refused", "--compare={empty}"),
+    },
     "preview": {
         **PLACE, **READ, **BATCHES,
         **augmentation(""),
@@ -353,7 +368,7 @@ def see(places, tmp_path_factory):
         model_dir = tmp_path_factory.mktemp(stage)
         if stage in ("linear", "finetune"):
             shutil.copytree(places / "pretrained", model_dir, dirs_exist_ok=True)
-        elif stage in ("eval", "predict", "embed", "export"):
+        elif stage in ("eval", "predict", "embed", "export", "report"):
             shutil.copytree(places / "trained", model_dir, dirs_exist_ok=True)
         empty = tmp_path_factory.mktemp("empty")
         names = {name: places / name for name in (

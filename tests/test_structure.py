@@ -18,7 +18,7 @@ ALLOWED = {
     "main": {"cli", "stages", "strategies", "training"},
     "stages": {
         "cli", "data", "training", "evaluation", "interop", "storage", "augment", "models",
-        "losses", "strategies",
+        "losses", "strategies", "report",
     },
     "estimator": {
         "fitting", "data", "training", "evaluation", "storage", "models", "losses", "strategies",
@@ -29,6 +29,7 @@ ALLOWED = {
     "data": {"augment", "models"},
     "evaluation": {"models", "collectives", "strategies"},
     "interop": {"models"},
+    "report": {"evaluation"},
     "losses": {"models", "collectives"},
     "augment": set(),
     "models": set(),

@@ -41,13 +41,14 @@ STAGES = {
     "predict": "Predict the classes of a folder of images and list similar training images.",
     "embed": "Write the embeddings of a test split or of a folder of images.",
     "export": "Write a SavedModel that maps images to embeddings and logits.",
+    "report": "Write one HTML page with the curves, results, mistakes and maps of the run.",
     "preview": "Draw augmented training images, to check the augmentation.",
 }
 TRAINING_STAGES = ("pretrain", "linear", "finetune")
 # Every stage that reads images.
-IMAGE_STAGES = ("pretrain", "linear", "finetune", "eval", "predict", "embed", "preview")
+IMAGE_STAGES = ("pretrain", "linear", "finetune", "eval", "predict", "embed", "report", "preview")
 # The stages that evaluate the encoder or a classifier on whole images.
-EVALUATING_STAGES = ("pretrain", "linear", "finetune", "eval", "predict", "embed")
+EVALUATING_STAGES = ("pretrain", "linear", "finetune", "eval", "predict", "embed", "report")
 # The stages that make augmented training batches.
 BATCH_STAGES = ("pretrain", "linear", "finetune", "preview")
 # The subjects of the help, in its order.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from supcon_tf.cli.declare import EVALUATING_STAGES, define
-from supcon_tf.cli.flag_types import Enum, Integer, Text
+from supcon_tf.cli.flag_types import Enum, Integer, NameList, Text
 
 GROUP = "Evaluation and embeddings"
 
@@ -64,7 +64,7 @@ define(
     Text(),
     default=None,
     unset_means="the dataset of the run, or folder with --eval_data_dir",
-    stages=("eval", "embed"),
+    stages=("eval", "embed", "report"),
     group=GROUP,
     help="Dataset to evaluate or embed instead of the one that the run was trained on, in "
     "--mode=eval and --mode=embed. Accepts the same values as --dataset; classes are matched by "
@@ -74,7 +74,7 @@ define(
     "eval_data_dir",
     Text(),
     default=None,
-    stages=("eval", "embed"),
+    stages=("eval", "embed", "report"),
     group=GROUP,
     common=True,
     help="Directory of other images for --mode=eval and --mode=embed, laid out like --data_dir. "
@@ -84,7 +84,7 @@ define(
     "eval_data_csv",
     Text(),
     default=None,
-    stages=("eval", "embed"),
+    stages=("eval", "embed", "report"),
     group=GROUP,
     help="CSV file of other images for --mode=eval and --mode=embed, like --data_csv. Belongs to "
     "--eval_dataset=csv; --label_type and --label_columns apply to it.",
@@ -94,7 +94,7 @@ define(
     Text(),
     default=None,
     unset_means="test",
-    stages=("eval", "embed"),
+    stages=("eval", "embed", "report"),
     group=GROUP,
     help="Split to evaluate or embed in --mode=eval and --mode=embed: train, validation or test. "
     "Of a TensorFlow Datasets name also in its own syntax, such as test[:10%]. Without a test "
@@ -146,4 +146,15 @@ define(
     unit="images",
     help="Number of most similar training images that --mode=predict lists for each image. 0 lists "
     "none; with a classifier, the training images are then not needed.",
+)
+define(
+    "compare",
+    NameList(),
+    default=[],
+    stages=("report",),
+    group=GROUP,
+    common=True,
+    help="Model directories of other runs, separated by commas, that --mode=report shows beside "
+    "this run: their flags, figures and curves, and the difference in accuracy on the same test "
+    "images with its paired 95% interval.",
 )

@@ -33,6 +33,8 @@ def check_paths(flag_values: flags.FlagValues) -> None:
         _check_image_folder("ood_data_dir", flag_values.ood_data_dir)
     if flag_values.reference_ckpt:
         _check_reference(flag_values.reference_ckpt)
+    if "report" in flag_values.mode:
+        _check_compared(flag_values.compare)
     model_dir = command_line.model_dir(flag_values)
     if not _is_remote(model_dir):
         _check_run(flag_values, model_dir)
@@ -96,6 +98,15 @@ def _check_reference(path):
             f"--reference_ckpt={path} contains no run: none of the folders "
             f"{', '.join(TRAINING_STAGES)} is there. {expected}"
         )
+
+
+def _check_compared(paths):
+    for path in paths:
+        if not _is_remote(path) and not _holds_run(path):
+            raise ValueError(
+                f"--compare={path} contains no run. Expected the model directories of other runs, "
+                "separated by commas."
+            )
 
 
 def _holds_run(path):

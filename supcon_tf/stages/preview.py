@@ -11,7 +11,7 @@ from absl.flags import FlagValues
 
 from supcon_tf import strategies
 from supcon_tf.augment import blur, policies
-from supcon_tf.data import pipeline
+from supcon_tf.data import pipeline, sources
 from supcon_tf.stages import inputs, pretrain
 from supcon_tf.stages.stage_folder import StageFolder
 from supcon_tf.storage import files
@@ -32,8 +32,8 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         batch_size = min(flags.batch_size, train_source.num_examples)
         views = pretrain.views_from_flags(flags, train_source)
         with progress.waiting("preview: computing the first batch"):
-            shown, originals, labels = _first_batch(flags, train_source, views, batch_size)
-        captions = _captions(flags, views, batch_size)
+            shown, originals, labels = first_views(flags, train_source, views, batch_size)
+        captions = describe_views(flags, views, batch_size)
         count = min(flags.preview_examples, len(labels))
         grid = []
         for row in range(count):
@@ -52,8 +52,21 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         return {"path": path, "examples": count}
 
 
-def _first_batch(flags, source, views, batch_size):
-    """Returns the views [N, V, S, S, 3] that the encoder receives, the originals, and labels."""
+def first_views(
+    flags: FlagValues, source: sources.Source, views: inputs.Views, batch_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Computes the views of the first images of the first batch.
+
+    Args:
+        flags: The flags of pretraining.
+        source: The training images.
+        views: What `pretrain.views_from_flags` returns.
+        batch_size: Number of images, N.
+
+    Returns:
+        The views that the encoder receives, uint8 [N, V, S, S, 3]; the images as they are,
+        uint8 [N, 1, S, S, 3]; and their labels [N, ...].
+    """
     options = {"batch_size": batch_size, "image_size": views.image_size, "seed": flags.seed}
     augmented = pipeline.create_train_batches(
         source,
@@ -81,8 +94,10 @@ def _first_batch(flags, source, views, batch_size):
     return shown.numpy(), originals["image"].numpy(), augmented["label"].numpy()
 
 
-def _captions(flags, views, batch_size):
-    """Returns the sampled operations of each view, as lists of texts."""
+def describe_views(
+    flags: FlagValues, views: inputs.Views, batch_size: int
+) -> list[list[list[str]]]:
+    """Returns the sampled operations of each view of `first_views`, as texts."""
     return pipeline.describe_step(
         0,
         policy=views.policy,

@@ -53,6 +53,7 @@ def create(flags: FlagValues, results: dict[str, dict], arguments: list[str]) ->
         ("eval/eval.json", "all metrics of the evaluation"),
         ("eval/confusion_matrix.csv", "how often each class was predicted as each other"),
         ("eval/predictions.npz", "label and class probabilities of every test image"),
+        ("report/index.html", "the report: open it in a browser"),
         ("predict/predictions.csv", "class and similar training images of each new image"),
         ("embed/embeddings.npz", "embeddings, labels, predictions and file names"),
         ("export/saved_model", "uint8 images to embeddings, projection and logits"),
@@ -125,7 +126,9 @@ def _next_command(flags, results, arguments):
     stages = ["pretrain", "linear", "eval"]
     done = [stage for stage in stages if stage in results]
     following = stages[stages.index(done[-1]) + 1 :] if done else stages
-    if not done and {"predict", "embed", "export"} & set(results):  # They need a trained encoder.
+    if not done and {"predict", "embed", "export", "report"} & set(
+        results
+    ):  # They need a trained encoder.
         following = []
     if following:
         mode = [] if following == stages else [f"--mode={','.join(following)}"]
