@@ -29,7 +29,7 @@ def text():
         for name, p, lines in (("a", predictions, made_up.made_up_lines()), ("b", other, []))
     ]
     inspection = content.Inspection({"leak": 1}, [finding], {"num_images": 5}, "inspect/issues.csv")
-    return page.create_page(made_up.made_up_report(inspection=inspection, comparison=runs))
+    return page.create_report(made_up.made_up_report(inspection=inspection, comparison=runs))
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +250,7 @@ def test_missing_parts_say_why_and_how_to_make_them():
     data = made_up.made_up_report(
         result=None, embedding=None, input=None, training=(), missing=missing
     )
-    top = read_page(page.create_page(data))
+    top = read_page(page.create_report(data))
     assert [section.attributes["id"] for section in top.all("section")] == [*made_up.SECTIONS]
     for part, (reason, command) in missing.items():
         assert reason in top.find(part).text
@@ -277,7 +277,7 @@ def test_several_labels_per_image():
     )  # fmt: skip
     result = dataclasses.replace(full.result, figures=figures, predictions=predictions)
     data = dataclasses.replace(full, result=result, embedding=embedding)
-    top = read_page(page.create_page(data))
+    top = read_page(page.create_report(data))
     assert "Mean average precision" in top.find("result").text
     assert "0.7500" in top.find("result").text
     mistakes = [f.text for f in top.find("result").all("figure")]
@@ -285,11 +285,25 @@ def test_several_labels_per_image():
     assert "none" in [li.text.strip() for li in top.find("embedding").all("li")]
 
 
+def test_predicted_numbers():
+    full = made_up.made_up_report()
+    labels = np.linspace(0, 5, 60)
+    predicted = labels + np.where(np.arange(60) == 7, 3.0, 0.1)
+    targets = content.Targets(labels, predicted, np.arange(60))
+    figures = {"mean_absolute_error": 0.15, "r2": 0.9, "intervals_95": {"r2": [0.8, 0.95]}}
+    result = dataclasses.replace(full.result, figures=figures, predictions=targets)
+    data = dataclasses.replace(full, result=result, embedding=None)
+    section = read_page(page.create_report(data)).find("result")
+    assert "0.9000 [0.8000, 0.9500]" in section.text
+    tiles = [figure.text for figure in section.all("figure") if "predicted" in figure.text]
+    assert "example 7" in tiles[0]
+
+
 def test_images_without_classes():
     full = made_up.made_up_report()
     embedding = dataclasses.replace(full.embedding, labels=None, predicted=None, class_names=())
     data = dataclasses.replace(full, result=None, embedding=embedding)
-    top = read_page(page.create_page(data))
+    top = read_page(page.create_report(data))
     assert "Map of the embeddings by t-SNE" in top.find("embedding").text
 
 

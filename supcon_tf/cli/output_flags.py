@@ -150,10 +150,9 @@ define(
 define(
     "compare",
     NameList(),
-    default=[],
+    default=None,
     stages=("report",),
     group=GROUP,
-    common=True,
     help="Model directories of other runs, separated by commas, that --mode=report shows beside "
     "this run: their flags, figures and curves, and the difference in accuracy on the same test "
     "images with its paired 95% interval.",

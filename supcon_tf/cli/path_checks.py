@@ -34,7 +34,7 @@ def check_paths(flag_values: flags.FlagValues) -> None:
     if flag_values.reference_ckpt:
         _check_reference(flag_values.reference_ckpt)
     if "report" in flag_values.mode:
-        _check_compared(flag_values.compare)
+        _check_compared(flag_values.compare or ())
     model_dir = command_line.model_dir(flag_values)
     if not _is_remote(model_dir):
         _check_run(flag_values, model_dir)

@@ -41,15 +41,15 @@ def comparison_section(data: ReportData) -> Section | None:
             "interval without 0 means that the two runs differ by more than the choice of test "
             "images explains; it does not cover the variation between training seeds."
         ),
-        _figures(runs),
-        tag("h3", "Differences"), _differences(runs),
-        tag("h3", "Flags"), _flags(runs),
+        _figure_table(runs),
+        tag("h3", "Differences"), _difference_table(runs),
+        tag("h3", "Flags"), _flags_of_runs(runs),
         _curves(runs),
     ]  # fmt: skip
     return Section("comparison", "Comparison", joined(body))
 
 
-def _figures(runs):
+def _figure_table(runs):
     rows = []
     for run in runs:
         limits = run.figures.get("intervals_95", {})
@@ -64,7 +64,7 @@ def _figures(runs):
     return table(columns, rows, caption="Figures of each run, with 95% intervals in brackets")
 
 
-def _differences(runs):
+def _difference_table(runs):
     first, *others = runs
     rows = []
     for run in others:
@@ -94,7 +94,9 @@ def paired_difference(first: OtherRun, other: OtherRun) -> PairedDifference:
     """
     for run in (first, other):
         if run.predictions is None:
-            raise ValueError(f"{run.name} has no eval/predictions.npz: run --mode=eval there.")
+            raise ValueError(
+                f"{run.name} has no classes in eval/predictions.npz: run --mode=eval there."
+            )
     ours, theirs = first.predictions, other.predictions
     assert ours is not None and theirs is not None
     own, same = _common_rows(ours, theirs)
@@ -124,7 +126,7 @@ def _label_names(predictions, row):
     return {predictions.class_names[labels]}
 
 
-def _flags(runs):
+def _flags_of_runs(runs):
     rows = [
         (name_of(run.name), tag("code", " ".join(run.changed_flags) or "none")) for run in runs[1:]
     ]

@@ -72,8 +72,22 @@ class StageLog:
 
 
 @dataclasses.dataclass(frozen=True)
+class Targets:
+    """Predicted numbers, for the label type "real".
+
+    Attributes:
+        labels, predicted: float [N].
+        names: The file names, or the places in the dataset.
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    names: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
-    """The evaluation of a classifier.
+    """The evaluation of a classifier, or of the prediction of a number.
 
     Attributes:
         figures: The content of `eval.json`.
@@ -84,7 +98,7 @@ class Result:
     """
 
     figures: dict
-    predictions: Predictions
+    predictions: Predictions | Targets
     load_images: LoadImages | None = None
     note: str = ""
 
@@ -187,7 +201,7 @@ class OtherRun:
         name: Its model directory.
         changed_flags: `--name=value` of the flags that differ from this run.
         figures: The content of `eval.json`; {} without an evaluation.
-        predictions: The content of `predictions.npz`, or None.
+        predictions: The content of `predictions.npz`; None without it or for real targets.
         lines: The logged metrics of pretraining.
         seconds: Of pretraining, or None.
     """

@@ -31,7 +31,7 @@ def embedding_section(data: ReportData) -> Section:
     body = [
         tag("p", f"Embeddings of {which} test images, compared by cosine similarity."),
         _maps(found),
-        tag("h3", "Nearest neighbors"), _neighbors(found),
+        tag("h3", "Nearest neighbors"), _neighbor_rows(found),
         tag("h3", "Similarities before and after training"), _similarities(found),
     ]  # fmt: skip
     return Section("embedding", "Embedding", joined(body))
@@ -101,8 +101,8 @@ def _rows_of_classes(points, classes, wrong, names):
 def _explorer(found, maps, names, classes):
     """The interactive panel: a slider through the images, which moves a ring on both maps."""
     sprite, side, columns = sprite_sheet(found.images)
-    labels = [_label_text(found, row, found.labels) for row in range(len(classes))]
-    predicted = [_label_text(found, row, found.predicted) for row in range(len(classes))]
+    labels = [_label_of(found, row, found.labels) for row in range(len(classes))]
+    predicted = [_label_of(found, row, found.predicted) for row in range(len(classes))]
     content = {
         "pca": maps.pca.round(1).tolist(), "tsne": maps.tsne.round(1).tolist(),
         "names": [file_name(name) for name in found.names],
@@ -135,7 +135,7 @@ def _explorer(found, maps, names, classes):
     )  # fmt: skip
 
 
-def _label_text(found: Embedding, row: int, labels: np.ndarray | None) -> str | None:
+def _label_of(found: Embedding, row: int, labels: np.ndarray | None) -> str | None:
     if labels is None:
         return None
     if labels.ndim == 2:
@@ -147,7 +147,7 @@ def _label_text(found: Embedding, row: int, labels: np.ndarray | None) -> str | 
 # Neighbors.
 
 
-def _neighbors(found):
+def _neighbor_rows(found):
     """The most similar other images of a few images, one per class as far as that goes."""
     count = len(found.embeddings)
     if count < 2:
@@ -183,7 +183,7 @@ def _queries(found) -> np.ndarray:
 def _neighbor(found, row, what, query=None):
     lines = [what]
     if found.labels is not None:
-        label = name_of(_label_text(found, row, found.labels))
+        label = name_of(_label_of(found, row, found.labels))
         is_other = query is not None and not _share_class(found.labels, row, query)
         lines = [joined(["≠ " if is_other else "", label]), what]
     name = file_name(found.names[row])

@@ -20,13 +20,13 @@ def input_section(data: ReportData) -> Section:
     if found is None:
         return Section("input", "Input", missing_part(data, "input"))
     body = [
-        tag("h3", "Views"), _views(found, data),
+        tag("h3", "Views"), _views_html(found, data),
         tag("h3", "Class balance"), _balance(found),
     ]  # fmt: skip
     return Section("input", "Input", joined(body))
 
 
-def _views(found: InputData, data: ReportData):
+def _views_html(found: InputData, data: ReportData):
     if found.views is None or found.originals is None:
         return missing_part(data, "views")
     rows = []

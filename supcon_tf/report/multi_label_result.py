@@ -15,13 +15,13 @@ NUM_SHOWN = 12
 def describe_result(result: Result) -> Html:
     """Shows mAP and F1, the classes, and the most confident mistakes."""
     body = [
-        _summary(result), tag("h3", "Classes"), _classes(result),
+        _label_summary(result), tag("h3", "Classes"), _labels_table(result),
         tag("h3", "Most confident mistakes"), _mistakes(result),
     ]  # fmt: skip
     return joined(body)
 
 
-def _summary(result):
+def _label_summary(result):
     names = {
         "mean_average_precision": ("Mean average precision", "Over the classes that occur."),
         "micro_f1": ("F1, micro", "Every decision counts the same."),
@@ -42,7 +42,7 @@ def _summary(result):
     )
 
 
-def _classes(result):
+def _labels_table(result):
     predictions = result.predictions
     labels, present = predictions.labels > 0, predictions.probabilities >= PRESENT_FROM
     average = result.figures.get("average_precision", {})

@@ -31,7 +31,7 @@ SECTIONS: tuple[Callable[[ReportData], Section | None], ...] = (
 HERE = Path(__file__).parent
 
 
-def create_page(data: ReportData) -> str:
+def create_report(data: ReportData) -> str:
     """Returns the whole page as HTML.
 
     The page names a policy that forbids the browser every request and every script but the one of

@@ -6,8 +6,8 @@ import numpy as np
 
 from supcon_tf.evaluation import intervals, metrics
 from supcon_tf.evaluation.prediction_files import Predictions
-from supcon_tf.report import multi_label_result
-from supcon_tf.report.content import ReportData, Section
+from supcon_tf.report import multi_label_result, real_result
+from supcon_tf.report.content import ReportData, Section, Targets
 from supcon_tf.report.figures import FAINT, INK, SERIES, as_svg, drawing, with_table
 from supcon_tf.report.markup import (
     Html,
@@ -42,13 +42,16 @@ def result_section(data: ReportData) -> Section:
     if result is None:
         return Section("result", "Result", missing_part(data, "result"))
     note = tag("p", tag("strong", result.note)) if result.note else None
+    if isinstance(result.predictions, Targets):
+        body = [note, real_result.describe_targets(result, result.predictions)]
+        return Section("result", "Result", joined(body))
     if result.predictions.labels.ndim == 2:
         body = [note, multi_label_result.describe_result(result)]
         return Section("result", "Result", joined(body))
     body = [
         note,
-        _summary(result),
-        tag("h3", "Classes"), _classes(result.predictions),
+        _summary_table(result),
+        tag("h3", "Classes"), _class_table(result.predictions),
         tag("h3", "Calibration"), _calibration(result),
         *_confusions_and_mistakes(result),
     ]  # fmt: skip
@@ -61,7 +64,7 @@ def missing_part(data: ReportData, part: str) -> Html:
     return joined([*paragraphs(reason), code_block(command) if command else None])
 
 
-def _summary(result):
+def _summary_table(result):
     figures, limits = result.figures, result.figures.get("intervals_95", {})
     rows = [
         (title, with_interval(figures[name], limits.get(name)), meaning)
@@ -77,7 +80,7 @@ def _summary(result):
     return joined([tag("p", text), table(headers, rows, caption="Accuracy on the test images")])
 
 
-def _classes(predictions):
+def _class_table(predictions):
     predicted, labels = predictions.predicted(), predictions.labels
     rows = []
     for index, name in enumerate(predictions.class_names):
@@ -158,7 +161,7 @@ def _confusions_and_mistakes(result):
     pairs, mistakes = _confused_pairs(predictions, matrix), _confident_mistakes(predictions)
     images = _load_all(result, [*(rows for *_, rows in pairs), mistakes])
     return [
-        tag("h3", "Confusions"), _matrix(matrix, predictions.class_names),
+        tag("h3", "Confusions"), _matrix_figure(matrix, predictions.class_names),
         _describe_pairs(predictions, matrix, pairs, images),
         tag("h3", "Most confident mistakes"), _describe_mistakes(predictions, mistakes, images),
     ]  # fmt: skip
@@ -172,7 +175,7 @@ def _load_all(result, groups):
     return dict(zip(rows, result.load_images(rows), strict=True))
 
 
-def _matrix(matrix, class_names):
+def _matrix_figure(matrix, class_names):
     if len(matrix) > MAX_MATRIX_CLASSES:
         return tag(
             "p",
@@ -180,7 +183,7 @@ def _matrix(matrix, class_names):
             "eval/confusion_matrix.csv holds it.",
         )
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
-    names = [_short(name) for name in class_names]
+    names = [_shortened(name) for name in class_names]
     side = min(7.5, 2.6 + 0.22 * len(names))
     with drawing(side, side) as (figure, axes):
         # One color whose opacity grows with the share, so that it works on light and dark pages.
@@ -224,7 +227,7 @@ def _cell_patch(row, column, share, *, is_right):
     return Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=color, alpha=alpha, linewidth=0)
 
 
-def _short(name, length=14):
+def _shortened(name, length=14):
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 

@@ -22,11 +22,11 @@ def run_section(data: ReportData) -> Section:
     body = [
         facts_list([("Model directory", name_of(facts.model_dir)), ("Recipe", recipe)]),
         tag("h3", "Flags that differ"),
-        _flags(facts),
+        _flag_table(facts),
         tag("h3", "Data"),
         facts_list([(key, name_of(value)) for key, value in facts.data]),
         tag("h3", "Stages"),
-        _stages(facts),
+        _stage_table(facts),
         tag("h3", "Environment"),
         facts_list([(key, name_of(value)) for key, value in facts.environment]),
         tag("h3", "Run it again"),
@@ -41,7 +41,7 @@ def code_block(command: str) -> Html:
     return tag("pre", tag("code", command), tabindex=0, role="group", aria_label="Command")
 
 
-def _flags(facts):
+def _flag_table(facts):
     origin = f"the recipe {facts.recipe}" if facts.recipe else "the defaults"
     if not facts.changed_flags:
         return joined(paragraphs(f"Every flag has the value of {origin}."))
@@ -53,7 +53,7 @@ def _flags(facts):
     return table(columns, rows, caption=f"Flags that differ from {origin}")
 
 
-def _stages(facts):
+def _stage_table(facts):
     rows = [
         (
             stage,

@@ -11,7 +11,7 @@ from absl.flags import FlagValues
 from supcon_tf import strategies
 from supcon_tf.report.comparison_section import describe_differences
 from supcon_tf.report.content import ReportData
-from supcon_tf.report.page import create_page
+from supcon_tf.report.page import create_report
 from supcon_tf.stages import report_files, report_images
 from supcon_tf.stages.run_directory import RunDirectory
 from supcon_tf.stages.stage_folder import StageFolder
@@ -25,7 +25,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
     model_run = RunDirectory.of(flags)
     with StageFolder(flags, "report", always_restarts=True) as folder:
         images = report_images.read_images(flags, model_run)
-        comparison = report_files.read_comparison(model_run, flags.compare)
+        comparison = report_files.read_comparison(model_run, flags.compare or ())
         data = ReportData(
             facts=report_files.read_facts(model_run, images.facts),
             training=report_files.read_training(model_run),
@@ -38,7 +38,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         )
         folder.begin()
         with progress.waiting("report: drawing the figures and maps"):
-            page = create_page(data)
+            page = create_report(data)
         folder.artifacts.write_text("index.html", page)
         folder.seal()
         path = folder.file("index.html")

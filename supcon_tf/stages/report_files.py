@@ -24,7 +24,7 @@ import supcon_tf
 from supcon_tf.cli import command_line
 from supcon_tf.cli.program import python_program
 from supcon_tf.evaluation.prediction_files import Predictions, read_predictions
-from supcon_tf.report.content import Finding, Inspection, OtherRun, RunFacts, StageLog
+from supcon_tf.report.content import Finding, Inspection, OtherRun, RunFacts, StageLog, Targets
 from supcon_tf.stages import advice
 from supcon_tf.stages.run_directory import FLAGS, LOG, RESULT, RunDirectory
 from supcon_tf.training import checkpoint
@@ -55,7 +55,7 @@ def read_facts(run: RunDirectory, data: Sequence[tuple[str, str]]) -> RunFacts:
         changed_flags=changed,
         data=data,
         environment=_environment(run),
-        stages=_stages(run),
+        stages=_finished_stages(run),
         command=_command(run, recipe, changed),
     )
 
@@ -69,7 +69,7 @@ def changed_flags(run: RunDirectory, recipe: str | None) -> list[tuple[str, str,
         if recorded is None:
             continue
         for name in command_line.stage_flag_names(recorded, stage):
-            value, default = (_shown(flags, name) for flags in (recorded, base))
+            value, default = (_value_text(flags, name) for flags in (recorded, base))
             if value != default and name not in PLACE_FLAGS:
                 found.setdefault((name, value, default), []).append(stage)
     return [(", ".join(stages), *flag) for flag, stages in found.items()]
@@ -89,7 +89,7 @@ def _recipe_line(arguments, recipe):
     return [*arguments, f"--recipe={recipe}"] if recipe else arguments
 
 
-def _shown(flags, name):
+def _value_text(flags, name):
     """The value of a flag as text; what a boolean flag is called says its value."""
     if flags[name].value is None:
         return "(not set)"
@@ -153,7 +153,7 @@ def _commit():
     return f", commit {found.stdout.strip()}"
 
 
-def _stages(run):
+def _finished_stages(run):
     rows = []
     for stage, name in STAGE_RESULTS.items():
         if not tf.io.gfile.exists(run.file(stage, FLAGS)):
@@ -213,8 +213,8 @@ def _read_json(path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def read_evaluation(run: RunDirectory) -> tuple[dict, Predictions] | None:
-    """Returns the content of eval.json and of predictions.npz; None without both.
+def read_evaluation(run: RunDirectory) -> tuple[dict, Predictions | Targets] | None:
+    """Returns the content of eval.json and of predictions.npz; None unless both are there.
 
     Raises:
         ValueError: If predictions.npz is damaged.
@@ -223,7 +223,11 @@ def read_evaluation(run: RunDirectory) -> tuple[dict, Predictions] | None:
     figures = _read_json(run.file("eval", "eval.json"))
     if not figures or not tf.io.gfile.exists(path):
         return None
-    return figures, read_predictions(path)
+    if "r2" not in figures:
+        return figures, read_predictions(path)
+    with tf.io.gfile.GFile(path, "rb") as file, np.load(io.BytesIO(file.read())) as arrays:
+        names = arrays["name"] if "name" in arrays else arrays["index"]
+        return figures, Targets(arrays["label"], arrays["prediction"], names)
 
 
 def read_comparison(run: RunDirectory, others: Sequence[str]) -> list[OtherRun]:
@@ -246,15 +250,15 @@ def _other_run(run, base):
     figures, predictions = read_evaluation(run) or ({}, None)
     return OtherRun(
         name=run.path,
-        changed_flags=_differences(run, base),
+        changed_flags=_changed_from(run, base),
         figures=figures,
-        predictions=predictions,
+        predictions=None if isinstance(predictions, Targets) else predictions,
         lines=read_lines(run, "pretrain"),
         seconds=_read_json(run.file("pretrain", RESULT)).get("seconds"),
     )
 
 
-def _differences(run, base):
+def _changed_from(run, base):
     """`--name=value` of the flags that differ between the runs, with the stages in which."""
     found: dict[str, None] = {}
     for stage in (*TRAINED, "eval"):
@@ -264,8 +268,8 @@ def _differences(run, base):
                 found[f"({'without' if theirs is None else 'with'} {stage})"] = None
             continue
         for name in command_line.STAGE_FLAGS[stage]:
-            value = _shown(theirs, name)
-            if name not in PLACE_FLAGS and value != _shown(ours, name):
+            value = _value_text(theirs, name)
+            if name not in PLACE_FLAGS and value != _value_text(ours, name):
                 found[f"--{name}={value}"] = None
     return list(found)
 

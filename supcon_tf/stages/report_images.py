@@ -18,7 +18,7 @@ from supcon_tf.cli.program import python_program
 from supcon_tf.data import data_identity, decode, sources, streams
 from supcon_tf.data.folder_layout import printable
 from supcon_tf.evaluation import predictions
-from supcon_tf.report.content import Embedding, InputData, LoadImages, Result
+from supcon_tf.report.content import Embedding, InputData, LoadImages, Result, Targets
 from supcon_tf.report.markup import file_name
 from supcon_tf.report.pictures import THUMBNAIL_PX
 from supcon_tf.stages import eval_data, inputs, pretrain, preview, trained
@@ -174,20 +174,20 @@ def _add_input(found, flags, run, splits):
             if recorded[name].value is not None
         ]
         with progress.waiting("report: computing views of sample images"):
-            views, originals, labels, operations = _views(recorded, splits.train, names)
+            views, originals, labels, operations = _views_of_samples(recorded, splits.train, names)
     found.input = InputData(views, originals, labels, operations, policy, names, counts)
 
 
-def _views(recorded, source, names):
+def _views_of_samples(recorded, source, names):
     batch_size = min(NUM_VIEW_ROWS, source.num_examples)
     described = pretrain.views_from_flags(recorded, source)
     views, originals, labels = preview.first_views(recorded, source, described, batch_size)
     operations = preview.describe_views(recorded, described, batch_size)
-    texts = [_label_text(label, names) for label in labels]
+    texts = [_class_of_label(label, names) for label in labels]
     return views, originals[:, 0], texts, operations
 
 
-def _label_text(label, names):
+def _class_of_label(label, names):
     if not names:
         return str(label)
     if np.ndim(label):
@@ -215,9 +215,6 @@ def _class_counts(source) -> list[int] | None:
 def _add_result(found, flags, run, test):
     evaluation = read_evaluation(run)
     if evaluation is None:
-        if flags.label_type == "real":
-            found.missing["result"] = ("Labels that are numbers have no classifier.", None)
-            return
         has_classifier = run.has(run.classifier_stage, "classifier.keras")
         has_classifier |= run.has("pretrain", "linear_head.keras")
         if has_classifier:
@@ -229,11 +226,12 @@ def _add_result(found, flags, run, test):
     figures, predicted = evaluation
     load = None
     if test is not None and _are_same(predicted.names, test.source):
-        load = _image_loader(flags, test.source, _image_size(run, test.source))
+        load = _image_loader(flags, test.source, _size_of_thumbnails(run, test.source))
     else:
         print("report: the test images are not those that were evaluated, so none are shown.")
-    names = tuple(printable(name) for name in predicted.class_names)
-    predicted = dataclasses.replace(predicted, class_names=names)
+    if not isinstance(predicted, Targets):
+        names = tuple(printable(name) for name in predicted.class_names)
+        predicted = dataclasses.replace(predicted, class_names=names)
     found.result = Result(figures, predicted, load, _stale(run, figures))
 
 
@@ -250,7 +248,7 @@ def _stale(run, figures):
     return ""
 
 
-def _image_size(run, source):
+def _size_of_thumbnails(run, source):
     recorded = recorded_flags(run, "pretrain")
     if recorded is not None and recorded.image_size:
         return min(recorded.image_size, THUMBNAIL_PX)
@@ -367,7 +365,7 @@ def _before(flags, run, source, chosen, strategy):
     encoder = pretrain.encoder_from_flags(recorded, size, whitening)
     part = source
     if not isinstance(source, streams.StreamSource):
-        part = _rows_of(source, chosen)
+        part = _examples_at(source, chosen)
     batches = inputs.eval_batches_from_flags(flags, part, image_size=size, limit=len(chosen))
     with inputs.naming_broken_images(part), progress.waiting("report: the untrained encoder"):
         before, _ = predictions.predict(
@@ -376,7 +374,7 @@ def _before(flags, run, source, chosen, strategy):
     return before, ""
 
 
-def _rows_of(source, rows):
+def _examples_at(source, rows):
     if isinstance(source, sources.FileSource):
         return source.choose(rows)
     return dataclasses.replace(source, images=source.images[rows], labels=source.labels[rows])
