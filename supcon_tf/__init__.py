@@ -57,7 +57,7 @@ if TYPE_CHECKING:  # For editors and type checkers; the same names as below.
     from supcon_tf.training.optimizers import Momentum as Momentum
     from supcon_tf.training.optimizers import WarmUpThenDecay as WarmUpThenDecay
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULE_OF = {
     "SupConClassifier": "estimator",

@@ -1,13 +1,18 @@
-"""What the package imports is what setup.py declares."""
+"""What the package imports is what setup.py declares, and what a release holds."""
 
 import ast
 import importlib.metadata
 import re
+import runpy
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 # Imported by tensorflow-datasets 4.9.10, which does not declare it.
@@ -91,3 +96,108 @@ def test_the_wheel_carries_its_types_recipes_and_command(tmp_path):
     assert "supcon-tf = supcon_tf.main:run" in (info / "entry_points.txt").read_text()
     metadata = (info / "PKG-INFO").read_text()
     assert "Typing :: Typed" in metadata and "Provides-Extra: cuda" in metadata
+
+
+def test_the_version_has_one_place_and_what_repeats_it_agrees():
+    version = importlib.import_module("supcon_tf").__version__
+    assert f'"{version}"' not in (ROOT / "setup.py").read_text()
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert (ROOT / "CHANGELOG.md").read_text().startswith(f"# Changelog\n\n## {version}")
+
+
+def test_the_address_of_the_repository_has_one_place(monkeypatch):
+    """With REPOSITORY_URL set, the metadata names it and the README's links work elsewhere."""
+    given = {}
+    monkeypatch.setattr("setuptools.setup", lambda **options: given.update(options))
+    monkeypatch.chdir(ROOT)
+    source = (ROOT / "setup.py").read_text()
+    place = 'REPOSITORY_URL = ""'
+    assert source.count(place) == 1
+    names = {"__file__": str(ROOT / "setup.py"), "__name__": "setup"}
+    exec(source.replace(place, 'REPOSITORY_URL = "https://host.invalid/supcon_tf"'), names)
+    assert given["project_urls"]["Source"] == "https://host.invalid/supcon_tf"
+    assert "](https://host.invalid/supcon_tf/raw/main/docs/digits.png)" in given["long_description"]
+    links = re.findall(r"\]\(([^)]+)\)", given["long_description"])
+    assert all(link.startswith("https://") for link in links) and len(links) > 10
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert given["long_description"] == (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "tpu/Dockerfile"])
+def test_images_follow_the_rules_of_hadolint(name):
+    command = [Path(sys.executable).parent / "hadolint", "--no-color", ROOT / name]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_the_workflow_covers_the_python_versions_that_the_package_declares():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())
+    matrix = workflow["jobs"]["tests"]["strategy"]["matrix"]
+    oldest = matrix["packages"][0]
+    newest = {job["python"] for job in matrix["include"]}
+    text = (ROOT / "setup.py").read_text()
+    assert newest == set(re.findall(r"Programming Language :: Python :: (3\.\d+)", text))
+    assert set(matrix["python"]) == newest - {"3.13"}  # TensorFlow 2.18 has no wheel for it.
+    for name, version in re.findall(r"(\w+)==([\d.]+)\.\*", oldest):
+        assert f'"{name}>={version}"' in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda p: p.name)
+def test_forms_and_workflows_are_yaml(path):
+    content = yaml.safe_load(path.read_text())
+    if path.parent.name == "ISSUE_TEMPLATE" and path.stem != "config":
+        assert {"name", "description", "body"} <= set(content)
+        ids = [part["id"] for part in content["body"] if part["type"] != "markdown"]
+        assert len(ids) == len(set(ids)) and all(part["attributes"] for part in content["body"])
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    """The folder with the sdist and the wheel, built from the files that git knows."""
+    folder = tmp_path_factory.mktemp("release")
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True)
+    for name in filter(None, files.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / "source" / name)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist"],
+        cwd=folder / "source", check=True, capture_output=True,
+    )  # fmt: skip
+    return folder / "dist"
+
+
+@pytest.mark.slow
+def test_a_release_is_accepted_by_the_package_index(release):
+    files = [str(path) for path in release.iterdir()]
+    command = [sys.executable, "-m", "twine", "check", "--strict", *files]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert len(files) == 2 and result.returncode == 0, result.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_its_recipes_and_nothing_else(release):
+    (path,) = release.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        licenses = [name for name in wheel.namelist() if name.endswith("LICENSE")]
+    package = [*(ROOT / "supcon_tf").rglob("*.py"), ROOT / "supcon_tf/py.typed"]
+    expected = {str(path.relative_to(ROOT)) for path in package}
+    expected |= {f"supcon_tf/flags/{path.name}" for path in (ROOT / "flags").glob("*.flags")}
+    assert names == expected and licenses
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_what_git_knows(release):
+    """Somebody who packages it for a distribution can run the tests and build the pages."""
+    (path,) = release.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        files = [entry.name.partition("/")[2] for entry in archive if entry.isfile()]
+    made = {"PKG-INFO", "setup.cfg"}
+    names = {name for name in files if not name.startswith("supcon_tf.egg-info/")} - made
+    known = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    left_out = {".gitignore", ".dockerignore"}
+    expected = {name for name in known.stdout.splitlines() if not name.startswith(".github/")}
+    assert names == {name for name in expected if (ROOT / name).exists()} - left_out
