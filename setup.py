@@ -75,6 +75,8 @@ setup(
         "tensorboard",
         "tensorflow>=2.18",
         "tensorflow-datasets",
+        # Without a lower bound, pip falls back to versions of 2018 under Python 3.10, one by one.
+        "tensorflow-metadata>=1.17",
         "threadpoolctl",
         "tqdm",
     ],
