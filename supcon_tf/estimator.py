@@ -57,7 +57,12 @@ class SupConClassifier(
             `SupConLoss(use_labels=False)` (SimCLR).
         encoder: "tiny", a ResNet for images of 8 to 32 pixels, or another name that
             `create_encoder` accepts; or a Keras model that takes float32 [B, S, S, 3] in 0..255
-            and returns features [B, F]. `fit` trains a copy that starts from its weights.
+            and returns features [B, F], or the path of its `.keras` file or of a run of the
+            command. `fit` trains a copy that starts from its weights.
+        encoder_weights: "imagenet" for a network of `keras.applications`, or a `.weights.h5` or
+            `.keras` file with weights for the encoder. None: random weights, or those of the
+            model that `encoder` names.
+        freeze_batch_norm: Keep the batch norm layers of a pretrained encoder as they are.
         augmentation: Augmentation of the two views of each image after the random crop: "simclr",
             "randaugment", "autoaugment", "stacked_randaugment" or "identity".
         horizontal_flip: Whether to mirror views at random. None: color images only, because gray
@@ -103,6 +108,8 @@ class SupConClassifier(
         temperature: float = 0.1,
         loss: str | keras.losses.Loss = "supcon",
         encoder: str | keras.Model = "tiny",
+        encoder_weights: str | None = None,
+        freeze_batch_norm: bool = False,
         augmentation: str = "simclr",
         horizontal_flip: bool | None = None,
         image_size: int | None = None,
@@ -116,6 +123,8 @@ class SupConClassifier(
         self.temperature = temperature
         self.loss = loss
         self.encoder = encoder
+        self.encoder_weights = encoder_weights
+        self.freeze_batch_norm = freeze_batch_norm
         self.augmentation = augmentation
         self.horizontal_flip = horizontal_flip
         self.image_size = image_size
@@ -334,6 +343,8 @@ class SupConClassifier(
             image_size=self.image_size,
             horizontal_flip=self.horizontal_flip,
             encoder=self.encoder,
+            encoder_weights=self.encoder_weights,
+            freeze_batch_norm=self.freeze_batch_norm,
             loss=self.loss,
             temperature=self.temperature,
             augmentation=self.augmentation,

@@ -24,8 +24,8 @@ from supcon_tf.data import data_identity, defaults, pipeline, whitening
 from supcon_tf.data.sources import ArraySource
 from supcon_tf.evaluation import linear_fit, multi_label, predictions
 from supcon_tf.losses.create import create_loss
-from supcon_tf.models import applications, batch_norm, contrastive
-from supcon_tf.storage import artifacts
+from supcon_tf.models import applications, batch_norm, contrastive, saved_encoder
+from supcon_tf.storage import artifacts, encoder_files
 from supcon_tf.training import checkpoint, loop, stage_optimizer, steps
 
 NUM_VIEWS = 2
@@ -45,6 +45,8 @@ class Settings:
         image_size: Side of the images that the encoder sees, in pixels.
         horizontal_flip: Whether views are mirrored with probability 0.5.
         encoder: A name for `create_encoder`, or a Keras model whose weights are the start.
+        encoder_weights: Weights that the encoder starts with; see `create_encoder`.
+        freeze_batch_norm: Whether the batch norm layers of a pretrained encoder stay as they are.
         loss: One of `losses.create.NAMES`, "cross_entropy", or a Keras loss on projections.
         temperature: The temperature of "supcon".
         augmentation: One of `policies.AUGMENTATION_TYPES`.
@@ -58,6 +60,8 @@ class Settings:
     image_size: int
     horizontal_flip: bool
     encoder: str | keras.Model = "tiny"
+    encoder_weights: str | None = None
+    freeze_batch_norm: bool = False
     loss: str | keras.losses.Loss = "supcon"
     temperature: float = 0.1
     augmentation: str = "simclr"
@@ -89,8 +93,11 @@ class Settings:
             **others: Further attributes.
 
         Raises:
-            ValueError: If the batch or the image size does not fit the examples or the encoder.
+            ValueError: If the batch or the image size does not fit the examples or the encoder,
+                or if the encoder cannot be loaded.
         """
+        encoder = _loaded(encoder, source, image_size)
+        _check_start_of_settings(encoder, others)
         count = source.num_examples
         batch_size = batch_size or defaults.batch_size(count, num_replicas)
         if not 1 <= batch_size <= count or batch_size % num_replicas:
@@ -123,9 +130,36 @@ class Settings:
                 path = os.path.join(folder, "encoder.keras")
                 self.encoder.save(path)
                 values["encoder"] = f"model {artifacts.model_identity(path)[:16]}"
+        if self.encoder_weights not in (None, encoder_files.IMAGENET):
+            digest = saved_encoder.weights_identity(self.encoder_weights)
+            values["encoder_weights"] = f"file {digest[:16]}"
         if isinstance(self.loss, keras.losses.Loss):
             values["loss"] = json.dumps(keras.saving.serialize_keras_object(self.loss))
         return values
+
+
+def _loaded(encoder, source, image_size):
+    """Loads an encoder that is named by a path."""
+    if not isinstance(encoder, str) or not encoder_files.is_encoder_path(encoder):
+        return encoder
+    default = defaults.image_size(source.images.shape[1:3], encoder)
+    return saved_encoder.load_encoder(encoder, image_size=image_size, default_image_size=default)
+
+
+def _check_start_of_settings(encoder, others):
+    weights, freezes = (others.get(name) for name in ("encoder_weights", "freeze_batch_norm"))
+    if isinstance(encoder, str):
+        if freezes and weights is None:
+            raise ValueError(
+                "freeze_batch_norm keeps the batch norm of a pretrained encoder, but "
+                f"encoder={encoder!r} starts untrained: give encoder_weights, or a trained Keras "
+                "model or its path as encoder."
+            )
+    elif weights == encoder_files.IMAGENET:
+        raise ValueError(
+            "encoder_weights='imagenet' needs the name of a network of Keras, such as "
+            "encoder='keras.applications.EfficientNetV2B0', not a model."
+        )
 
 
 def _image_size(source, encoder, image_size):
@@ -217,6 +251,7 @@ def train_encoder(
             name=name,
         )
         history = _read_log(os.path.join(folder, "metrics.jsonl"))
+    batch_norm.unfreeze_batch_norm(step.encoder)
     return clone_encoder(step.encoder), history
 
 
@@ -245,6 +280,8 @@ def create_step(
             "loss='supcon', 'triplet' or 'max_margin'."
         )
     encoder = _create_encoder(settings, source)
+    if settings.freeze_batch_norm:
+        batch_norm.freeze_batch_norm(encoder)
     num_features, num_classes = encoder.output_shape[-1], len(source.class_names)
 
     def create_optimizer(*models):
@@ -276,8 +313,12 @@ def create_step(
 
 def _create_encoder(settings, source):
     if isinstance(settings.encoder, keras.Model):
-        return clone_encoder(settings.encoder)
-    options = {}
+        encoder = clone_encoder(settings.encoder)
+        saved_encoder.unfreeze_whole(encoder)
+        if settings.encoder_weights is not None:
+            saved_encoder.load_weights_into(encoder, settings.encoder_weights)
+        return encoder
+    options = {"weights": settings.encoder_weights}
     if not settings.encoder.startswith(applications.PREFIX):
         batches = examples_in_order(source, settings.image_size, limit=defaults.WHITENING_EXAMPLES)
         options["mean"], options["std"] = whitening.measure_whitening(batches)
@@ -319,7 +360,7 @@ def _open_checkpoints(folder, step, source, settings, is_kept):
     def check(old):
         if not is_kept:
             return
-        before = {**old.get("settings", {}), "data": old.get("data")}
+        before = {"freeze_batch_norm": False, **old.get("settings", {}), "data": old.get("data")}
         after = {**record["settings"], "data": record["data"]}
         changed = [
             "the training data" if key == "data" else f"{key}: {before.get(key)}  ->  {value}"

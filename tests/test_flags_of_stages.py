@@ -202,6 +202,8 @@ ROWS = {
             "--whitening=given --whitening_mean=0.2,0,0 --whitening_std=1,1,1",
         ),
         "encoder": Row("initial", f"{RESNET}18"),
+        "encoder_weights": Row("initial", "--encoder_weights={other_trained}"),
+        "freeze_batch_norm": Row("loss", "--freeze_batch_norm", "--reference_ckpt={trained}"),
         "resnet_depth": Row("initial", "--resnet_depth=34", f"{RESNET}18"),
         "resnet_width": Row("initial", "--resnet_width=2"),
         "first_conv_kernel_size": Row("initial", "--first_conv_kernel_size=5"),
@@ -253,7 +255,10 @@ ROWS = {
         ),
     },
     "linear": classifying("linear"),
-    "finetune": classifying("finetune"),
+    "finetune": {
+        **classifying("finetune"),
+        "freeze_batch_norm": Row("loss", "--freeze_batch_norm"),
+    },
     "eval": {
         "seed": Row("evaluated", "--seed=1", f"{HALF} --eval_split=train"),
         **PLACE, **EVALUATED, **READ, **of_csv("evaluated"),

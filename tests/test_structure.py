@@ -32,14 +32,15 @@ ALLOWED = {
     "report": {"evaluation"},
     "losses": {"models", "collectives"},
     "augment": set(),
-    "models": set(),
+    "models": {"storage"},
     "storage": set(),
     "strategies": {"collectives"},
     "collectives": set(),
 }  # fmt: skip
 # What `import` of the command may load before TensorFlow: nothing of this needs it.
 WITHOUT_TENSORFLOW = (
-    "data/csv_labels.py", "data/defaults.py", "data/folder_layout.py", "storage/sealed.py",
+    "data/csv_labels.py", "data/defaults.py", "data/folder_layout.py", "storage/encoder_files.py",
+    "storage/sealed.py",
 )  # fmt: skip
 FLAG_ROOMS = ("main", "cli", "stages", "studies")
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

@@ -8,7 +8,7 @@ import re
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from supcon_tf.stages import inputs, pretrain, trainer
+from supcon_tf.stages import inputs, pretrain, starting_encoder, trainer
 from tpu.graph_check import find_problems
 from tpu.problems import Problem, UnfitStep
 from tpu.replica import OneOfManyStrategy
@@ -68,7 +68,7 @@ def create_step(flags, num_cores: int, dataset_size: tuple[int, int] | None = No
     num_examples, num_classes = dataset_size or _dataset_size(flags.dataset)
     strategy = OneOfManyStrategy(num_cores)
     schedule = trainer.schedule_from_flags(flags, "pretrain", num_examples)
-    image_size = flags.image_size or 224
+    image_size = flags.image_size or starting_encoder.side_of_encoder(flags) or 224
     whitening = ((0.0,) * 3, (1.0,) * 3) if flags.whitening != "none" else (None, None)
     with strategy.scope():
         step = pretrain.step_from_flags(flags, image_size, num_classes, schedule, whitening)

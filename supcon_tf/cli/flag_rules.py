@@ -12,6 +12,7 @@ from absl import flags
 
 from supcon_tf.cli import run_rules
 from supcon_tf.cli.rules import register_rule
+from supcon_tf.storage import encoder_files
 
 # Flags that need --reference_ckpt, with their defaults.
 WARM_STARTS = {
@@ -47,6 +48,8 @@ LINEAR_TRAINING_FLAGS = (
     "warm_start_classifier",
 )  # fmt: skip
 
+# Flags that say which weights the encoder starts with.
+STARTS = ("encoder_weights", "reference_ckpt", "warm_start_encoder")
 STEM_FLAGS = ("first_conv_kernel_size", "first_conv_stride", "use_initial_max_pool")
 ENCODERS = ("tiny", "resnet_v1", "resnext")
 APPLICATIONS = "keras.applications."
@@ -89,7 +92,9 @@ def define_rules(stages: tuple[str, ...]) -> None:
         register_rule([name, "crop_compat"], _check_crop_area)
     register_rule(["mode", "loss", "batch_size", "queue_size"], _check_contrasts)
     register_rule(["positives_cap", "num_views"], _check_positives_cap)
-    register_rule(["microbatch_size", "use_global_batch_norm"], _check_microbatch_norm)
+    register_rule(
+        ["microbatch_size", "use_global_batch_norm", "freeze_batch_norm"], _check_microbatch_norm
+    )
     flags.register_validator("encoder", _check_encoder)
     register_rule(["resnet_depth", "encoder"], _check_depth)
     register_rule(["encoder", *STEM_FLAGS], _check_stem)
@@ -98,6 +103,7 @@ def define_rules(stages: tuple[str, ...]) -> None:
     )
     register_rule(["whitening", "whitening_mean", "whitening_std", "encoder"], _check_whitening)
     register_rule(["reference_ckpt", *WARM_STARTS], _check_warm_start)
+    register_rule(["mode", "encoder", *STARTS], _check_start)
     run_rules.define_run_rules()
 
 
@@ -169,7 +175,8 @@ def _check_positives_cap(values):
 
 
 def _check_microbatch_norm(values):
-    if values["microbatch_size"] is not None and values["use_global_batch_norm"]:
+    is_exchanged = values["use_global_batch_norm"] and not values["freeze_batch_norm"]
+    if values["microbatch_size"] is not None and is_exchanged:
         raise flags.ValidationError(
             f"microbatch_size={values['microbatch_size']} cannot be combined with batch norm over "
             "all replicas, which would exchange statistics inside the loop over pieces. Add "
@@ -295,10 +302,11 @@ def _check_contrasts(values):
 
 
 def _check_encoder(encoder):
-    if encoder not in ENCODERS and not is_application(encoder):
+    if encoder not in ENCODERS and not has_own_layers(encoder):
         raise flags.ValidationError(
             f"must be one of {', '.join(ENCODERS)}, or {APPLICATIONS}NAME, such as "
-            f"{APPLICATIONS}EfficientNetV2B0."
+            f"{APPLICATIONS}EfficientNetV2B0, or the path of an encoder: a .keras file or the "
+            "model directory of a run, such as runs/first."
         )
     return True
 
@@ -306,6 +314,12 @@ def _check_encoder(encoder):
 def is_application(encoder: str) -> bool:
     """Returns whether --encoder names a network of keras.applications."""
     return encoder.startswith(APPLICATIONS)
+
+
+def has_own_layers(encoder: str) -> bool:
+    """Returns whether --encoder has its own layers, from Keras or a file, so that the flags of
+    the resnets do not apply."""
+    return is_application(encoder) or encoder_files.is_encoder_path(encoder)
 
 
 def _check_depth(values):
@@ -321,7 +335,7 @@ def _check_depth(values):
 
 def _check_stem(values):
     for name in STEM_FLAGS:
-        if values[name] is not None and is_application(values["encoder"]):
+        if values[name] is not None and has_own_layers(values["encoder"]):
             raise flags.ValidationError(
                 f"{name}={values[name]} has no effect with --encoder={values['encoder']}, which "
                 "has its own first convolution. Leave it out."
@@ -331,7 +345,7 @@ def _check_stem(values):
 
 def _check_max_pool_padding(values):
     if values["initial_max_pool_padding"] != "same" and (
-        values["use_initial_max_pool"] is False or is_application(values["encoder"])
+        values["use_initial_max_pool"] is False or has_own_layers(values["encoder"])
     ):
         raise flags.ValidationError(
             "initial_max_pool_padding=symmetric needs a ResNet with an initial max pool. Add "
@@ -349,7 +363,7 @@ def _check_whitening(values):
                 "it, or leave them out."
             )
         return True
-    if is_application(values["encoder"]):
+    if has_own_layers(values["encoder"]):
         raise flags.ValidationError(
             f"whitening=given has no effect with --encoder={values['encoder']}, which normalizes "
             "images itself. Leave out the whitening flags."
@@ -369,5 +383,28 @@ def _check_warm_start(values):
         raise flags.ValidationError(
             f"{', --'.join(unused)}: no effect without --reference_ckpt. Name the weights to start "
             "from, or leave it out."
+        )
+    return True
+
+
+def _check_start(values):
+    encoder, weights, reference = (
+        values[name] for name in ("encoder", "encoder_weights", "reference_ckpt")
+    )
+    if "pretrain" not in values["mode"]:
+        return True
+    if weights == encoder_files.IMAGENET and not is_application(encoder):
+        raise flags.ValidationError(
+            f"encoder_weights=imagenet has no weights for --encoder={encoder}. Use a network of "
+            f"Keras, such as --encoder={APPLICATIONS}EfficientNetV2B0, or name a file of weights."
+        )
+    is_file = encoder_files.is_encoder_path(encoder)
+    is_warm = reference is not None and values["warm_start_encoder"]
+    if is_warm and (is_file or weights):
+        other = f"encoder_weights={weights}" if weights else f"encoder={encoder}"
+        raise flags.ValidationError(
+            f"{other} and --reference_ckpt={reference} both name the weights that the encoder "
+            "starts with. Leave one out, or add --nowarm_start_encoder to take only the "
+            "projection head or the classifier of --reference_ckpt."
         )
     return True

@@ -23,12 +23,37 @@ define(
     stages=("pretrain",),
     group=GROUP,
     common=True,
-    help="Network to train: tiny, resnet_v1, resnext, or one of Keras such as "
-    "keras.applications.EfficientNetV2B0. tiny is a 7-layer ResNet for images of 8 to 32 pixels. "
-    "resnet_v1 and resnext take --resnet_depth. Networks of Keras start untrained. Networks of "
-    "Keras normalize images themselves, so the resnet, first_conv, max_pool and whitening flags do "
-    "not apply to them.",
+    help="Network to train: tiny, resnet_v1, resnext, one of Keras such as "
+    "keras.applications.EfficientNetV2B0, or a pretrained encoder: the path of a .keras file or "
+    "the model directory of another run. tiny is a 7-layer ResNet for images of 8 to 32 pixels. "
+    "resnet_v1 and resnext take --resnet_depth. A .keras file holds any Keras model that takes "
+    "float32 images of values 0 to 255 and returns features; a fixed size of its images decides "
+    "--image_size. Networks of Keras and encoders from files normalize images themselves, so the "
+    "resnet, first_conv, max_pool and whitening flags do not apply to them.",
     paper="resnet_v1 (Table 2)",
+)
+define(
+    "encoder_weights",
+    Text(),
+    default=None,
+    unset_means="random weights, or those of the file that --encoder names",
+    stages=("pretrain",),
+    group="Starting weights",
+    common=True,
+    help="Weights that the encoder starts with: imagenet for a network of keras.applications, or a "
+    ".weights.h5 or .keras file or the model directory of a run, for an encoder of the same "
+    "architecture. Keras downloads the ImageNet weights to ~/.keras/models, or takes the file from "
+    "there.",
+)
+define(
+    "freeze_batch_norm",
+    Boolean(),
+    default=False,
+    stages=("pretrain", "finetune"),
+    group="Starting weights",
+    help="Keep the batch norm layers of a pretrained encoder as they are: they normalize with "
+    "their stored statistics, and statistics, scale and offset do not change. Use it to fine-tune "
+    "with few images or small batches.",
 )
 define(
     "resnet_depth",

@@ -11,9 +11,10 @@ import tempfile
 
 from absl import flags
 
-from supcon_tf.cli import command_line, implied_flags
+from supcon_tf.cli import command_line, flag_rules, implied_flags
 from supcon_tf.cli.declare import TRAINING_STAGES
 from supcon_tf.data import csv_labels, folder_layout
+from supcon_tf.storage import encoder_files
 
 
 def check_paths(flag_values: flags.FlagValues) -> None:
@@ -31,6 +32,7 @@ def check_paths(flag_values: flags.FlagValues) -> None:
     has_other_folder = flag_values.ood_data_dir and flag_values.ood_dataset in (None, "folder")
     if has_other_folder and "eval" in flag_values.mode:
         _check_image_folder("ood_data_dir", flag_values.ood_data_dir)
+    _check_encoder_files(flag_values)
     if flag_values.reference_ckpt:
         _check_reference(flag_values.reference_ckpt)
     if "report" in flag_values.mode:
@@ -107,6 +109,52 @@ def _check_compared(paths):
                 f"--compare={path} contains no run. Expected the model directories of other runs, "
                 "separated by commas."
             )
+
+
+def _check_encoder_files(flag_values):
+    """Checks --encoder and --encoder_weights where they are files."""
+    encoder, weights = flag_values.encoder, flag_values.encoder_weights
+    modes = {"pretrain", "preview"} & set(flag_values.mode)
+    if modes and encoder_files.is_encoder_path(encoder) and not _is_remote(encoder):
+        path = encoder_files.find_encoder_file(encoder)
+        encoder_files.image_side(path, flag_values.image_size)
+        _check_other_run(flag_values, "encoder", path)
+    if "pretrain" in modes:
+        _check_frozen(flag_values)
+    is_file = weights and weights != encoder_files.IMAGENET and not _is_remote(weights)
+    if is_file and "pretrain" in modes:
+        _check_other_run(flag_values, "encoder_weights", encoder_files.find_weights_file(weights))
+
+
+def _check_frozen(flag_values):
+    """Checks that there is something to freeze: not in the rules, because a recipe freezes the
+    batch norm of whatever encoder is named beside it."""
+    is_file = encoder_files.is_encoder_path(flag_values.encoder) or flag_values.encoder_weights
+    is_warm = flag_values.reference_ckpt and flag_values.warm_start_encoder
+    if flag_values.freeze_batch_norm and not is_file and not is_warm:
+        application = f"--encoder={flag_rules.APPLICATIONS}EfficientNetV2B0"
+        raise ValueError(
+            "--freeze_batch_norm keeps the batch norm of a pretrained encoder, but "
+            f"--encoder={flag_values.encoder} starts untrained. Name what it starts from: "
+            "--encoder=path/to/encoder.keras (or the model directory of a run), or "
+            f"{application} --encoder_weights=imagenet, or "
+            "--encoder_weights=path/to/encoder.weights.h5."
+        )
+
+
+def _check_other_run(flag_values, name, path):
+    """Pretraining would overwrite the encoder of its own run, from which it started."""
+    model_dir = command_line.model_dir(flag_values)
+    is_own = any(
+        os.path.realpath(path) == os.path.realpath(os.path.join(model_dir, part))
+        for part in encoder_files.RUN_ENCODERS
+    )
+    if is_own and "pretrain" in flag_values.mode:
+        raise ValueError(
+            f"--{name}={flag_values[name].value} is the encoder of this very run, {model_dir}, "
+            "which pretraining would overwrite. Train in another directory, such as "
+            f"--model_dir={model_dir}_continued."
+        )
 
 
 def _holds_run(path):

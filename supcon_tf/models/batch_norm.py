@@ -1,4 +1,4 @@
-"""Batch norm that trains with TensorFlow's fused kernel.
+"""Batch norm: training with TensorFlow's fused kernel, statistics over replicas, frozen layers.
 
 Keras 3 composes batch norm from elementwise operations, each of which reads and writes the whole
 activation. The fused kernel needs two passes and keeps only its input for the backward pass,
@@ -28,13 +28,56 @@ def use_fused_batch_norm(model: keras.Model) -> None:
     Args:
         model: Any Keras model. `ContrastiveModel` does this for its encoder.
     """
+    for layer in _batch_norm_layers(model):
+        # On the instance: another class would be saved under its own name, and the file would then
+        # need supcon_tf to load.
+        layer.call = functools.partial(_call, layer)
+
+
+def use_global_batch_norm(model: keras.Model, is_global: bool) -> None:
+    """Computes batch statistics over all replicas, or of each replica alone.
+
+    Args:
+        model: Any Keras model; the batch norm layers of nested models are changed too.
+        is_global: Whether the statistics are those of all replicas.
+    """
+    for layer in _batch_norm_layers(model):
+        layer.synchronized = is_global  # Read at every call, and saved with the layer.
+
+
+def freeze_batch_norm(model: keras.Model) -> None:
+    """Freezes the batch norm layers of a model, also those of nested models.
+
+    A frozen layer normalizes with its moving statistics in training too, and neither these nor
+    its scale and offset change. Freeze before the optimizer is built.
+
+    Raises:
+        ValueError: The model has no batch norm layers.
+    """
+    found = list(_batch_norm_layers(model))
+    if not found:
+        raise ValueError(
+            f"The encoder {model.name} has no batch norm layers to freeze: leave out "
+            "--freeze_batch_norm (in Python, freeze_batch_norm=True)."
+        )
+    for layer in found:
+        if layer.trainable:
+            layer.trainable, layer.is_frozen_here = False, True
+
+
+def unfreeze_batch_norm(model: keras.Model) -> None:
+    """Reverses `freeze_batch_norm`, so that a trained model is saved as it was before."""
+    for layer in _batch_norm_layers(model):
+        if getattr(layer, "is_frozen_here", False):
+            layer.trainable, layer.is_frozen_here = True, False
+
+
+def _batch_norm_layers(model):
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            use_fused_batch_norm(layer)
+            yield from _batch_norm_layers(layer)
         elif isinstance(layer, keras.layers.BatchNormalization):
-            # On the instance: another class would be saved under its own name, and the file
-            # would then need supcon_tf to load.
-            layer.call = functools.partial(_call, layer)
+            yield layer
 
 
 def _call(layer, inputs, training=None, mask=None):

@@ -10,24 +10,48 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from supcon_tf.models import applications, batch_norm, pixel_values, resnet
+from supcon_tf.models import applications, batch_norm, pixel_values, resnet, saved_encoder
+from supcon_tf.storage import encoder_files
 
 
-def create_encoder(architecture: str = "tiny", **options: Any) -> keras.Model:
+def create_encoder(
+    architecture: str = "tiny", *, weights: str | None = None, **options: Any
+) -> keras.Model:
     """Creates an encoder by name: float32 [B, S, S, 3] in 0..255 -> float32 [B, F].
 
     Args:
-        architecture: One of `resnet.ARCHITECTURES`, or a network of Keras such as
-            "keras.applications.EfficientNetV2B0".
-        **options: Keyword arguments of `resnet.create_resnet`, or of
-            `applications.create_application`.
+        architecture: One of `resnet.ARCHITECTURES`; a network of Keras such as
+            "keras.applications.EfficientNetV2B0"; or a `.keras` file or the model directory of a
+            run, as in "runs/mine", whose encoder is loaded with its weights.
+        weights: The weights to start from: "imagenet" for a network of Keras; or a `.weights.h5`
+            or `.keras` file or the model directory of a run. None: random weights, or those of
+            the file that `architecture` names.
+        **options: Keyword arguments of `resnet.create_resnet`, of
+            `applications.create_application`, or for a file of `saved_encoder.load_encoder`.
 
     The encoder scales the images itself and, as a plain Keras model, does not check their range:
     images in 0..1 would be treated as almost black.
+
+    Raises:
+        ValueError: The encoder is unknown, a file cannot be loaded, or the weights do not fit.
     """
+    is_imagenet = weights == encoder_files.IMAGENET
     if architecture.startswith(applications.PREFIX):
-        return applications.create_application(architecture, **options)
-    return resnet.create_resnet(architecture=architecture, **options)
+        keras_weights = weights if is_imagenet else None
+        encoder = applications.create_application(architecture, weights=keras_weights, **options)
+    elif is_imagenet:
+        raise ValueError(
+            f"There are no ImageNet weights for the encoder {architecture!r}: choose a network of "
+            'Keras, such as "keras.applications.EfficientNetV2B0", or name a file of weights.'
+        )
+    elif encoder_files.is_encoder_path(architecture):
+        encoder = saved_encoder.load_encoder(architecture, **options)
+        check_encoder(encoder)
+    else:
+        encoder = resnet.create_resnet(architecture=architecture, **options)
+    if weights is not None and not is_imagenet:
+        saved_encoder.load_weights_into(encoder, weights)
+    return encoder
 
 
 def check_encoder(encoder: keras.Model) -> None:

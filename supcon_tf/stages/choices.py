@@ -7,6 +7,7 @@ from absl.flags import FlagValues
 
 from supcon_tf.cli import flag_rules, training_flags
 from supcon_tf.data import defaults, sources
+from supcon_tf.stages import starting_encoder
 
 _UNLIMITED_PX = 1_000_000
 
@@ -89,10 +90,16 @@ def describe_learning_rate(flags: FlagValues, stage: str, peak_learning_rate: fl
 def image_size_from_flags(flags: FlagValues, source: sources.Source) -> int:
     """Returns --image_size, or the size of the data up to what the encoder is made for.
 
+    The size of an encoder from a file is printed and used.
+
     Prints a line if this shrinks the images to less than half for the tiny encoder.
     """
+    side = starting_encoder.side_of_encoder(flags)
     if flags.image_size:
         return flags.image_size
+    if side:
+        print(f"The encoder {flags.encoder} is made for {side} px: using --image_size={side}.")
+        return side
     if flags.encoder != "tiny":
         return sources.default_image_size(source, largest=defaults.LARGEST_PX)
     size = sources.default_image_size(source, largest=defaults.LARGEST_TINY_PX)

@@ -67,6 +67,8 @@ def train_classifier(
             encoder = pretrained.load()
             if train_encoder:
                 batch_norm.use_fused_batch_norm(encoder)
+                if flags.freeze_batch_norm:
+                    batch_norm.freeze_batch_norm(encoder)
             if keeps_head:
                 linear_head = artifacts.load_model("linear_head.keras")
             else:
@@ -93,6 +95,7 @@ def train_classifier(
             views=inputs.Views(encoder.input_shape[1], policy, 1, crop_area_range),
         )  # fmt: skip
         if train_encoder:
+            batch_norm.unfreeze_batch_norm(encoder)
             with progress.waiting(f"{stage}: saving the encoder"):
                 folder.artifacts.save_model("encoder.keras", encoder)
         return finish_classifier(

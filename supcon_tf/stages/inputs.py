@@ -357,7 +357,7 @@ def whitening_from_flags(
     """
     if flags.whitening == "given":
         return flags.whitening_mean, flags.whitening_std
-    if flags.whitening == "none" or flag_rules.is_application(flags.encoder):
+    if flags.whitening == "none" or flag_rules.has_own_layers(flags.encoder):
         return None, None
     return whitening.choose_whitening(
         flags.dataset, lambda: _measured_whitening(flags, source, folder, image_size)

@@ -9,12 +9,11 @@ import keras
 import tensorflow as tf
 from absl.flags import FlagValues
 
-from supcon_tf.cli import flag_rules
 from supcon_tf.data import data_identity, sources
 from supcon_tf.losses.create import create_loss
 from supcon_tf.losses.momentum_queue import MomentumQueue
 from supcon_tf.models import batch_norm, contrastive
-from supcon_tf.stages import choices, inputs, memory_check, process, trainer
+from supcon_tf.stages import choices, inputs, memory_check, process, starting_encoder, trainer
 from supcon_tf.stages.knn import KnnEvaluation
 from supcon_tf.stages.trained import write_classes
 from supcon_tf.training import progress, steps
@@ -35,7 +34,8 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
     choices.choose_batch_size(flags, strategy, train_source, "pretrain")
     choices.choose_epochs(flags, train_source)
     choices.choose_warmup(flags, "pretrain")
-    with process.open_folder(flags, strategy, "pretrain") as folder:
+    built_on = starting_encoder.inputs_of_encoder(flags)
+    with process.open_folder(flags, strategy, "pretrain", inputs=built_on) as folder:
         folder.check_data(data_identity.identity_of(train_source))
         if (result := folder.result()) is not None:
             folder.say_finished()
@@ -108,34 +108,6 @@ def views_from_flags(flags: FlagValues, source: sources.Source) -> inputs.Views:
     )
 
 
-def encoder_from_flags(
-    flags: FlagValues,
-    image_size: int,
-    whitening: tuple[Sequence[float] | None, Sequence[float] | None],
-) -> keras.Model:
-    """Creates a new encoder; call it under the scope of the strategy.
-
-    Args:
-        flags: The parsed flags.
-        image_size: Side of the images in pixels.
-        whitening: Mean and standard deviation of the channels, or (None, None).
-    """
-    options = {"image_size": image_size, "use_global_batch_norm": flags.use_global_batch_norm}
-    if not flag_rules.is_application(flags.encoder):
-        mean, std = whitening
-        options |= {
-            "depth": flags.resnet_depth,
-            "width": flags.resnet_width,
-            "first_conv_kernel_size": flags.first_conv_kernel_size,
-            "first_conv_stride": flags.first_conv_stride,
-            "use_initial_max_pool": flags.use_initial_max_pool,
-            "initial_max_pool_padding": flags.initial_max_pool_padding,
-            "mean": mean,
-            "std": std,
-        }
-    return contrastive.create_encoder(flags.encoder, **options)
-
-
 def loss_from_flags(flags: FlagValues) -> keras.losses.Loss:
     """Creates the contrastive loss, which returns one value per example."""
     if flags.loss != "supcon":
@@ -168,7 +140,7 @@ def step_from_flags(
         schedule: The learning rate.
         whitening: Mean and standard deviation of the channels, or (None, None).
     """
-    encoder = encoder_from_flags(flags, image_size, whitening)
+    encoder = starting_encoder.encoder_from_flags(flags, image_size, whitening)
     linear_head = None
     if flags.loss == "cross_entropy" or flags.cross_entropy_weight:
         linear_head = contrastive.create_linear_head(
@@ -250,6 +222,8 @@ def _print_plan(flags, step, schedule):
         f"{size} px images, {schedule.total_steps:,} steps of {flags.batch_size} examples x "
         f"{flags.num_views} views, {learning_rate}."
     )
+    for line in starting_encoder.describe_start(flags, encoder):
+        print(f"          {line}")
     if isinstance(step, steps.ContrastiveStep):
         positives, negatives = (
             ("of the same class", "of different classes")
@@ -269,6 +243,7 @@ def _count_parameters(model):
 def _save(step, folder, source):
     """Saves the encoder and what was trained with it, and removes parts of an earlier run."""
     write_classes(folder.artifacts, source.class_names, source.label_type)
+    batch_norm.unfreeze_batch_norm(step.encoder)
     parts = {"linear_head.keras": step.linear_head, "encoder.keras": step.encoder}
     if isinstance(step, steps.ContrastiveStep):
         parts = {"projection_head.keras": contrastive.create_projector(step.model), **parts}

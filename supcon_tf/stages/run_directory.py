@@ -14,12 +14,12 @@ from supcon_tf.cli.program import python_program
 from supcon_tf.data import data_identity
 from supcon_tf.data.data_identity import DataIdentity
 from supcon_tf.stages import identity
-from supcon_tf.storage import files
+from supcon_tf.storage import encoder_files, files
 from supcon_tf.storage.artifacts import Artifacts
 
 # Where each part of a finished run is, the later stage first.
 PART_FILES = {
-    "encoder": ("finetune/encoder.keras", "pretrain/encoder.keras"),
+    "encoder": encoder_files.RUN_ENCODERS,
     "projection_head": ("pretrain/projection_head.keras",),
     "classifier": ("finetune/classifier.keras", "linear/classifier.keras"),
 }
