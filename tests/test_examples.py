@@ -36,7 +36,7 @@ def run_inside(name, *arguments, monkeypatch, capsys):
 
 def test_every_example_is_tested():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == {
-        "estimator.py", "own_encoder.py", "own_data.py",
+        "estimator.py", "own_encoder.py", "own_data.py", "pretrained.py",
     }  # fmt: skip
 
 
@@ -59,6 +59,12 @@ def test_own_encoder_learns_the_digits(monkeypatch, capsys):
 def test_a_network_of_keras_trains_in_the_example():
     _, network = run_example("own_encoder.py", "--steps=10")
     assert network > 0.1
+
+
+@pytest.mark.slow
+def test_a_pretrained_start_learns_faster():
+    pretrained, scratch = run_example("pretrained.py", "--pretrain_epochs=5", "--epochs=20")
+    assert pretrained > scratch > 0.2  # Five classes at random: 0.2.
 
 
 @pytest.mark.slow

@@ -90,6 +90,8 @@ PARAMETERS = {
     "supcon_queue_imagenet_resnet50": (IMAGENET_50, HEAD_2),
     "cifar10_cpu": (308_448, 128 * 128),
     "digits": (77_680, 64 * 128),
+    # Without the scale and offset of batch norm, which are frozen: 2 (4 x 16 + 3 x 32 + 3 x 64).
+    "finetune_pretrained": (77_680 - 704, 64 * 128),
 }
 
 
@@ -146,6 +148,7 @@ SCHEDULES = {
     "supcon_queue_imagenet_resnet50": (0.03, 1_000_911, 30.0, 500_455),
     "cifar10_cpu": (0.003, 2_734, 10.0, 976),
     "digits": (0.003, 673, 2.5, 449),
+    "finetune_pretrained": (0.00025, 449, 2.5, 449),
 }
 
 

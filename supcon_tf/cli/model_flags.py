@@ -24,12 +24,11 @@ define(
     group=GROUP,
     common=True,
     help="Network to train: tiny, resnet_v1, resnext, one of Keras such as "
-    "keras.applications.EfficientNetV2B0, or a pretrained encoder: the path of a .keras file or "
-    "the model directory of another run. tiny is a 7-layer ResNet for images of 8 to 32 pixels. "
-    "resnet_v1 and resnext take --resnet_depth. A .keras file holds any Keras model that takes "
-    "float32 images of values 0 to 255 and returns features; a fixed size of its images decides "
-    "--image_size. Networks of Keras and encoders from files normalize images themselves, so the "
-    "resnet, first_conv, max_pool and whitening flags do not apply to them.",
+    "keras.applications.EfficientNetV2B0, or a pretrained one: a .keras file or the model "
+    "directory of a run. tiny is a 7-layer ResNet for images of 8 to 32 pixels. resnet_v1 and "
+    "resnext take --resnet_depth. A .keras file maps float32 images in 0..255 to features; its "
+    "image size decides --image_size. The resnet, first_conv, max_pool and whitening flags do not "
+    "apply to networks of Keras or files.",
     paper="resnet_v1 (Table 2)",
 )
 define(
@@ -39,7 +38,6 @@ define(
     unset_means="random weights, or those of the file that --encoder names",
     stages=("pretrain",),
     group="Starting weights",
-    common=True,
     help="Weights that the encoder starts with: imagenet for a network of keras.applications, or a "
     ".weights.h5 or .keras file or the model directory of a run, for an encoder of the same "
     "architecture. Keras downloads the ImageNet weights to ~/.keras/models, or takes the file from "

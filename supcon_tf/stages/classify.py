@@ -12,7 +12,7 @@ from absl.flags import FlagValues
 
 from supcon_tf.data import data_identity, sources
 from supcon_tf.evaluation import predictions
-from supcon_tf.models import batch_norm, contrastive
+from supcon_tf.models import batch_norm, contrastive, saved_encoder
 from supcon_tf.stages import choices, inputs, memory_check, process, trainer
 from supcon_tf.stages import figures as stage_figures
 from supcon_tf.stages.run_directory import RunDirectory
@@ -66,6 +66,7 @@ def train_classifier(
         with strategy.scope(), progress.waiting(f"{stage}: loading the encoder"):
             encoder = pretrained.load()
             if train_encoder:
+                saved_encoder.unfreeze_whole(encoder)
                 batch_norm.use_fused_batch_norm(encoder)
                 if flags.freeze_batch_norm:
                     batch_norm.freeze_batch_norm(encoder)
