@@ -44,6 +44,7 @@ RUN_PYTHON = {
 # Python blocks that another test runs.
 RUN_ELSEWHERE = {
     "docs/evaluation.md": "test_evaluation_page.py",
+    "docs/pretrained.md": "test_pretrained.py",
     "docs/python.md": "test_estimator.py",
 }
 

@@ -1,10 +1,14 @@
 """Encoders and weights from files and from ImageNet: what is loaded, checked and refused."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import urllib.request
+import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -130,6 +134,7 @@ def test_weights_come_from_every_kind_of_file(tiny, file):
     assert all_equal(loaded.get_weights(), encoder.get_weights())
 
 
+@pytest.mark.slow
 def test_weights_of_a_network_of_keras_alone_fit_its_encoder(tmp_path):
     """People save the network, without the preprocessing that an encoder here has around it."""
     encoder = contrastive.create_encoder(**SMALL_MOBILENET)
@@ -252,8 +257,6 @@ def test_an_encoder_with_layers_that_keras_does_not_know_is_refused(tmp_path, mo
 
 def change_module(path):
     """Makes the file name a module that does not exist, as on another machine."""
-    import zipfile
-
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     parts["config.json"] = parts["config.json"].replace(__name__.encode(), b"not_there")
@@ -411,3 +414,40 @@ def test_weights_of_a_file_are_an_input_of_the_run(tmp_path):
     contrastive.create_encoder("tiny", image_size=20).save_weights(path, overwrite=True)
     with pytest.raises(ValueError, match="made with a different encoder_weights than"):
         run_inside(*run)
+
+
+PAGE = (Path(__file__).parent.parent / "docs/pretrained.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_code_and_the_commands_of_docs_pretrained_run_in_order(tmp_path, monkeypatch):
+    """As typed, in one folder, but for fewer epochs and images."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"(<!-- not run: .*? -->\n)?```(\w+)\n(.*?)```", PAGE, re.S)
+    kept = [(language, code) for marker, language, code in blocks if not marker]
+    (code,) = [code for language, code in kept if language == "python"]
+    exec(compile(code, "make_encoder.py", "exec"), {})
+    run = 0
+    for line in "".join(code for language, code in kept if language == "bash").splitlines():
+        program, _, arguments = line.partition(" -m supcon_tf.main ")
+        if arguments:
+            short = [] if "--pretrain_epochs=0" in arguments else ["--pretrain_epochs=0.5"]
+            run_inside(
+                *shlex.split(arguments), *short, "--num_images=150", "--pretrain_warmup_epochs=0"
+            )
+            run += 1
+        else:
+            assert program == ".venv/bin/python make_encoder.py"
+    assert run == 5
+    # The recipe keeps the batch norm of the run that it starts from; the other runs have none.
+    first, second = (
+        keras.models.load_model(f"runs/{name}/pretrain/encoder.keras")
+        for name in ("first", "second")
+    )
+    moved = {
+        variable.path: not np.array_equal(variable, other)
+        for variable, other in zip(first.variables, second.variables, strict=True)
+    }
+    assert any(moved.values()) and not any(
+        value for path, value in moved.items() if "batch_normalization" in path
+    )
