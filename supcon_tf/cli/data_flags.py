@@ -102,7 +102,7 @@ define(
     decides_fitted_linear=True,
     help="Classes to leave out of training, separated by commas. --mode=eval then measures how "
     "well the embeddings retrieve the held-out classes and how well the model notices them as "
-    "unknown. Not available for TensorFlow Datasets.",
+    "unknown. Of a TensorFlow Datasets name, every label is read once to count the examples.",
 )
 define(
     "image_size",

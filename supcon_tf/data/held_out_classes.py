@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from supcon_tf.data.sources import ArraySource, FileSource, Source
-from supcon_tf.data.streams import StreamSource
+from supcon_tf.data.streams import StreamSource, classes_of_stream
 
 
 def without_classes(source: Source, names: Sequence[str]) -> Source:
@@ -19,8 +19,8 @@ def without_classes(source: Source, names: Sequence[str]) -> Source:
         names: Class names.
 
     Raises:
-        ValueError: If a class does not exist, if fewer than two classes are left, or if the source
-            cannot be divided by class.
+        ValueError: If a class does not exist, if fewer than two classes are left, or if the
+            examples do not have one class each.
     """
     _check_classes(source, names)
     kept = [name for name in source.class_names if name not in names]
@@ -43,11 +43,10 @@ def only_classes(source: Source, names: Sequence[str]) -> Source:
 
 
 def _check_classes(source, names):
-    if isinstance(source, StreamSource) or source.label_type != "class":
+    if source.label_type != "class":
         raise ValueError(
-            f"--holdout_classes={','.join(names)} needs --dataset=digits, folder or csv with one "
-            "class per image. A TensorFlow Datasets name is not supported: write its images to "
-            "one folder per class, or leave --holdout_classes out."
+            f"--holdout_classes={','.join(names)} needs one class per image; these labels are "
+            f"{source.label_type}. Leave it out."
         )
     unknown = [name for name in names if name not in source.class_names]
     if unknown:
@@ -59,6 +58,8 @@ def _check_classes(source, names):
 
 
 def _of_classes(source, names):
+    if isinstance(source, StreamSource):
+        return classes_of_stream(source, names)
     numbers = np.full(len(source.class_names), -1, np.int32)
     numbers[[source.class_names.index(name) for name in names]] = np.arange(len(names))
     labels = numbers[source.labels]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from supcon_tf.data.decode import MAX_PIXELS, decode_image
@@ -30,6 +32,8 @@ class StreamSource:
         max_pixels: larger images are not decoded.
         label_type: "class", or "multi_label" for several labels per image.
         label_place: the keys that lead to the label within a stored example.
+        kept_classes: the stored numbers of the classes that are read, in the order of class_names;
+            None for all classes.
     """
 
     # Not typed as a DatasetBuilder, because importing TFDS takes seconds.
@@ -42,6 +46,7 @@ class StreamSource:
     max_pixels: int = MAX_PIXELS
     label_type: str = "class"
     label_place: tuple[str, ...] = ("label",)
+    kept_classes: tuple[int, ...] | None = None
 
     def examples(
         self, *, seed: int | None, start: int = 0, host: int = 0, num_hosts: int = 1
@@ -108,14 +113,22 @@ class StreamSource:
             enable_ordering_guard=False,
         )
         split = self.split
-        if num_hosts > 1:
+        if num_hosts > 1 and self.kept_classes is None:
             split = tfds.split_for_jax_process(split, process_index=host, process_count=num_hosts)
-        return self.builder.as_dataset(
+        stored = self.builder.as_dataset(
             split=split,
             shuffle_files=file_seed is not None,
             decoders={"image": tfds.decode.SkipDecoding()},
             read_config=read_config,
         )
+        if self.kept_classes is None:
+            return stored
+        # Every host reads all examples, so that the shares of the hosts are of equal size.
+        kept = tf.constant(self.kept_classes, tf.int64)
+        of_kept = stored.filter(
+            lambda example: tf.reduce_any(tf.cast(self._stored_label(example), tf.int64) == kept)
+        )
+        return of_kept.shard(num_hosts, host) if num_hosts > 1 else of_kept
 
     def _stored_label(self, example: dict) -> tf.Tensor:
         for key in self.label_place:
@@ -132,8 +145,11 @@ class StreamSource:
         return stored.map(image_and_label)
 
     def _checked(self, label: tf.Tensor, name: tf.Tensor) -> tf.Tensor:
-        """The label as int32, or an error if it is out of range."""
-        label, count = tf.cast(label, tf.int32), len(self.class_names)
+        """The label as int32 in the order of class_names, or an error if it is out of range."""
+        label = tf.cast(label, tf.int32)
+        if self.kept_classes is not None:
+            return tf.argmax(label == tf.constant(self.kept_classes), output_type=tf.int32)
+        count = len(self.class_names)
         text = tf.strings.format(
             "the example {} has the label {}, but there are {} classes, numbered from 0.",
             (name, label, count),
@@ -292,10 +308,40 @@ def stream_of(builder: Any, split: str) -> StreamSource:
     )
 
 
+def classes_of_stream(source: StreamSource, names: Sequence[str]) -> StreamSource:
+    """The examples of some classes alone, numbered in the order of `names`.
+
+    Reads the label of every example once, to count them.
+
+    Raises:
+        ValueError: if there is no example of these classes.
+    """
+    stored_numbers = source.kept_classes or tuple(range(len(source.class_names)))
+    kept = tuple(stored_numbers[source.class_names.index(name)] for name in names)
+    chosen = dataclasses.replace(source, class_names=tuple(names), kept_classes=kept)
+    examples = chosen.examples(seed=None).map(lambda image, label: label)
+    count = int(examples.reduce(np.int64(0), lambda total, label: total + 1))
+    if not count:
+        raise ValueError(
+            f"The split {source.split!r} of the dataset {source.builder.info.full_name} has no "
+            f"example of the classes {', '.join(names[:10])}."
+        )
+    return dataclasses.replace(chosen, num_examples=count)
+
+
 def first_of_stream(source: StreamSource, count: int) -> StreamSource:
-    """The first `count` examples of a source."""
+    """The first `count` examples of a source.
+
+    Raises:
+        ValueError: if classes were left out: their places in the files are unknown.
+    """
     import tensorflow_datasets as tfds
 
+    if source.kept_classes is not None:
+        raise ValueError(
+            f"--num_images={count} cannot be combined with --holdout_classes of a TensorFlow "
+            "Datasets name. Take a slice of the split instead: --train_split=train[:10%]."
+        )
     if not set("[+") & set(source.split):
         return dataclasses.replace(source, split=f"{source.split}[:{count}]", num_examples=count)
     splits, left, parts = source.builder.info.splits, count, []

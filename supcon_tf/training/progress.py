@@ -60,8 +60,15 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+def is_notebook() -> bool:
+    """Returns whether the code runs in a cell of Jupyter, Colab or another front end of IPython."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return hasattr(shell, "kernel")
+
+
 class Progress:
-    """The progress of a stage: a bar in a terminal, a line every LINE_SECONDS in a log file.
+    """The progress of a stage: a bar in a terminal or notebook, else a line every LINE_SECONDS.
 
     Nothing is shown before the first `update`, which is shown immediately.
 
@@ -74,7 +81,9 @@ class Progress:
     def __init__(self, name: str, total_steps: int, *, is_shown: bool = True):
         self._name, self._total_steps = name, total_steps
         self._is_shown = is_shown and _IS_SHOWN.get()
-        self._is_terminal = sys.stderr.isatty()
+        # Jupyter shows standard error on a red background, which is meant for errors.
+        self._file = sys.stdout if is_notebook() else sys.stderr
+        self._has_bar = is_notebook() or self._file.isatty()
         self._bar: tqdm | None = None
         self._next_line = 0.0
         self._waiting_line: str | None = None
@@ -95,7 +104,7 @@ class Progress:
         text = describe_metrics(metrics)
         if seconds_left is not None and step < self._total_steps:
             text = f"{tqdm.format_interval(seconds_left)} left, {text}"
-        if self._is_terminal:
+        if self._has_bar:
             self._update_bar(step, text)
             return
         line = f"{self._name}: step {step:,} of {self._total_steps:,}, {text}"
@@ -111,6 +120,7 @@ class Progress:
                 desc=self._name,
                 bar_format=_BAR,
                 dynamic_ncols=True,
+                file=self._file,
             )
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
@@ -118,7 +128,7 @@ class Progress:
             self._bar.refresh()
 
     def _print_line(self, line):
-        print(line, file=sys.stderr, flush=True)
+        print(line, file=self._file, flush=True)
         self._waiting_line, self._next_line = None, time.monotonic() + LINE_SECONDS
 
 

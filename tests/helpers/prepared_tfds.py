@@ -31,6 +31,33 @@ class TwoGreys(tfds.core.GeneratorBasedBuilder):
             yield index, {"image": image, "label": index % 2}
 
 
+class FourGreys(tfds.core.GeneratorBasedBuilder):
+    """Images of four classes, whose brightness is 60 times the class."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    SKIP_REGISTERING = True
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(8, 8, 3), encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=["a", "b", "c", "d"]),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(21), "test": self._generate_examples(8)}
+
+    def _generate_examples(self, count):
+        for index in range(count):
+            image = np.full((8, 8, 3), 60 * (index % 4), np.uint8)
+            yield index, {"image": image, "label": index % 4}
+
+
+def write_four_greys(folder: str | Path) -> None:
+    """Prepares four_greys in this TensorFlow Datasets directory."""
+    FourGreys(data_dir=str(folder)).download_and_prepare()
+
+
 def write_two_greys(folder: str | Path) -> None:
     """Prepares the dataset in this TensorFlow Datasets directory."""
     TwoGreys(data_dir=str(folder)).download_and_prepare()
