@@ -75,7 +75,9 @@ setup(
         "tensorboard",
         "tensorflow>=2.18",
         "tensorflow-datasets",
-        # Without a lower bound, pip falls back to versions of 2018 under Python 3.10, one by one.
+        # Under Python 3.10, tensorflow-metadata accepts no newer protobuf. Without these bounds, pip
+        # falls back to versions of 2018, one by one.
+        "protobuf<=6.32; python_version < '3.11'",
         "tensorflow-metadata>=1.17",
         "threadpoolctl",
         "tqdm",

@@ -30,6 +30,7 @@ extensions = ["myst_parser"]
 exclude_patterns = ["_build"]
 
 myst_heading_anchors = 4
+smartquotes = False  # Quotes in the docstrings are Python.
 nitpicky = True
 
 html_theme = "furo"
@@ -41,7 +42,7 @@ pygments_style = "default"
 
 (REPOSITORY_URL,) = re.findall(r'^REPOSITORY_URL = "(.*)"$', (ROOT / "setup.py").read_text(), re.M)
 # A link of index.md to a page: "[Quick start](quick_start.md)".
-PAGE_LINK = re.compile(r"^\* \[[^\]]+\]\((\w+)\.md\)", re.M)
+PAGE_LINK = re.compile(r"^\* \[([^\]]+)\]\((\w+)\.md\)", re.M)
 # Where api.md says that the entries follow.
 ENTRIES_HERE = "<!-- The entries of the public names follow on the site. -->"
 
@@ -51,7 +52,7 @@ def table_of_contents(text: str) -> str:
     trees = []
     for section in re.split(r"^## ", text, flags=re.M)[1:]:
         caption, _, rest = section.partition("\n")
-        pages = "\n".join(PAGE_LINK.findall(rest))
+        pages = "\n".join(f"{title} <{page}>" for title, page in PAGE_LINK.findall(rest))
         trees.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n")
     return "\n".join(trees)
 
