@@ -75,8 +75,9 @@ setup(
         "tensorboard",
         "tensorflow>=2.18",
         "tensorflow-datasets",
-        # Under Python 3.10, tensorflow-metadata accepts no newer protobuf. Without these bounds, pip
-        # falls back to versions of 2018, one by one.
+        # tensorflow-datasets needs these three. Under Python 3.10 the newest versions do not fit
+        # together, and an older pip tries others for a long time without these bounds.
+        "etils<1.14; python_version < '3.11'",
         "protobuf<=6.32; python_version < '3.11'",
         "tensorflow-metadata>=1.17",
         "threadpoolctl",

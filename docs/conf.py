@@ -47,13 +47,23 @@ PAGE_LINK = re.compile(r"^\* \[([^\]]+)\]\((\w+)\.md\)", re.M)
 ENTRIES_HERE = "<!-- The entries of the public names follow on the site. -->"
 
 
-def table_of_contents(text: str) -> str:
-    """The toctrees of index.md: one for each of its sections, with the pages that it lists."""
-    trees = []
+def table_of_contents(text: str, pages: set[str]) -> str:
+    """The toctrees of index.md: one for each of its sections, with the pages that it lists.
+
+    A page that it does not list yet follows at the end.
+    """
+    sections = {}
     for section in re.split(r"^## ", text, flags=re.M)[1:]:
         caption, _, rest = section.partition("\n")
-        pages = "\n".join(f"{title} <{page}>" for title, page in PAGE_LINK.findall(rest))
-        trees.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n")
+        sections[caption] = PAGE_LINK.findall(rest)
+    listed = {page for links in sections.values() for _, page in links}
+    trees = []
+    for caption, links in sections.items():
+        entries = "\n".join(f"{title} <{page}>" for title, page in links)
+        trees.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{entries}\n```\n")
+    if others := sorted(pages - listed - {"index"}):
+        entries = "\n".join(others)
+        trees.append(f"```{{toctree}}\n:hidden:\n:caption: More\n\n{entries}\n```\n")
     return "\n".join(trees)
 
 
@@ -75,7 +85,7 @@ def link_to_the_repository(text: str) -> str:
 def add_what_only_the_site_has(app, page, content):
     content[0] = link_to_the_repository(content[0])
     if page == "index":
-        content[0] += "\n" + table_of_contents(content[0])
+        content[0] += "\n" + table_of_contents(content[0], app.project.docnames)
     elif page == "api":
         content[0] = content[0].replace(ENTRIES_HERE, api_entries.write_entries(supcon_tf))
 

@@ -7,6 +7,7 @@ import ast
 import importlib
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,6 +145,7 @@ def test_python_blocks_import_what_exists_and_are_run_or_marked(page):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN_COMMANDS)
 def test_the_commands_of_the_page_run_in_order(page, folder):
+    shutil.rmtree(folder / "runs")
     for arguments in stage_commands(page):
         if "--help" in arguments:
             continue
