@@ -84,6 +84,8 @@ setup(
         "tqdm",
     ],
     extras_require={
+        # Checks of the report in a browser, with Debian's chromium and chromium-driver.
+        "browser": ["axe-core-python", "selenium"],
         "cuda": ["tensorflow[and-cuda]>=2.18"],
         "docs": ["furo", "myst-parser", "sphinx"],
         "test": [

@@ -21,6 +21,17 @@ from supcon_tf.report.markup import (
     with_interval,
 )
 
+COMPARED_FIGURES = (
+    ("top_1", "Top-1"),
+    ("top_5", "Top-5"),
+    ("mean_per_class_accuracy", "Mean per class"),
+    ("knn_top_1", "k-NN"),
+    ("linear_probe_top_1", "Logistic regression"),
+    ("mean_average_precision", "mAP"),
+    ("mean_absolute_error", "Mean absolute error"),
+    ("r2", "R2"),
+)
+
 
 class PairedDifference(NamedTuple):
     """Accuracy of another run minus that of this run, on the images that both evaluated."""
@@ -50,18 +61,25 @@ def comparison_section(data: ReportData) -> Section | None:
 
 
 def _figure_table(runs):
-    rows = []
-    for run in runs:
-        limits = run.figures.get("intervals_95", {})
-        cells = [
-            with_interval(run.figures[name], limits.get(name)) if name in run.figures else "none"
-            for name in ("top_1", "top_5", "mean_per_class_accuracy", "knn_top_1")
-        ]
-        average = run.figures.get("mean_average_precision")
-        seconds = "not recorded" if run.seconds is None else f"{run.seconds:,.0f} s"
-        rows.append((name_of(run.name), *cells, number(average) if average else "none", seconds))
-    columns = ("Run", "Top-1", "Top-5", "Mean per class", "k-NN", "mAP", "Pretraining time")
-    return table(columns, rows, caption="Figures of each run, with 95% intervals in brackets")
+    columns = [
+        (title, [_figure_text(run.figures, name) for run in runs])
+        for name, title in COMPARED_FIGURES
+        if any(name in run.figures for run in runs)
+    ]
+    seconds = ["not recorded" if run.seconds is None else f"{run.seconds:,.0f} s" for run in runs]
+    columns.append(("Pretraining time", seconds))
+    names = [name_of(run.name) for run in runs]
+    rows = list(zip(names, *(values for _, values in columns), strict=True))
+    caption = "Figures of each run, with 95% intervals in brackets"
+    return table(("Run", *(title for title, _ in columns)), rows, caption=caption)
+
+
+def _figure_text(figures, name):
+    if name not in figures:
+        return "none"
+    if name in ("mean_absolute_error", "r2"):
+        return number(figures[name])
+    return with_interval(figures[name], figures.get("intervals_95", {}).get(name))
 
 
 def _difference_table(runs):

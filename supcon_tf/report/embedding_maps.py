@@ -14,6 +14,8 @@ from supcon_tf.report.markup import Html, name_of, tag
 # The maps are drawn in these units, whatever their size on the screen.
 WIDTH, HEIGHT, MARGIN = 800, 600, 24
 MIN_EXAMPLES, TSNE_DIMENSIONS = 5, 50
+# With a larger share of errors, their rings are drawn faintly, so that the classes stay visible.
+COMMON_ERRORS = 0.2
 # Paths of the marks, relative to the point.
 SHAPES = {
     "o": "m-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0",
@@ -121,7 +123,8 @@ def draw_map(name: str, points: np.ndarray, classes: np.ndarray, wrong: np.ndarr
         groups.append(tag("path", d=path, class_=f"mark color-{number % NUM_COLORS}"))
     if wrong is not None and wrong.any():
         path = "".join(f"M{x:.1f} {y:.1f}{RING}" for x, y in points[wrong])
-        groups.append(tag("path", d=path, class_="ring"))
+        is_common = wrong.mean() > COMMON_ERRORS
+        groups.append(tag("path", d=path, class_="ring faint" if is_common else "ring"))
     groups.append(tag("circle", class_="selected", r=14, cx=-99, cy=-99))
     return tag(
         "svg", groups, viewBox=f"0 0 {WIDTH} {HEIGHT}", data_map=name, aria_hidden="true",

@@ -224,10 +224,10 @@ def _similarities(found):
 
 
 def histogram_edges(groups: list[np.ndarray]) -> np.ndarray:
-    """Returns the edges of equal bins from just below the smallest cosine of any group to 1."""
+    """Returns the edges of equal bins from about the smallest cosines of any group to 1."""
     units = [retrieval.unit_norm(embeddings) for embeddings in groups]
-    low = min(float((unit @ unit.T).min()) for unit in units)
-    return np.linspace(max(-1.0, np.floor(10 * low) / 10), 1, NUM_BINS + 1)
+    low = min(float(np.quantile(unit @ unit.T, 0.001)) for unit in units)
+    return np.linspace(max(-1.0, np.floor(20 * low) / 20), 1, NUM_BINS + 1)
 
 
 def pair_histograms(
@@ -285,7 +285,7 @@ def _histogram_figure(histograms, edges, found):
     text = (
         "Cosine similarities of pairs of the same class (positives) and of different classes "
         "(negatives). Training should move the positives to the right and the negatives to the "
-        "left. "
+        "left. The first bin also holds smaller values. "
     )
     text += (
         f"Before training is the untrained encoder of the same seed, on the same "

@@ -21,7 +21,7 @@ SERIES = tuple(f"#0a0b{index:02x}" for index in range(NUM_COLORS))
 # With the colors, enough pairs to tell 35 classes apart without relying on color alone.
 MARKERS = ("o", "s", "^", "D", "v")
 LINES = ("-", "--", "-.", ":")
-MAX_TABLE_ROWS = 40
+MAX_TABLE_ROWS = 60
 
 _count_drawings = itertools.count(1)
 

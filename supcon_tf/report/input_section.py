@@ -51,10 +51,10 @@ def _balance(found: InputData):
         return tag("p", "There are no classes to count, or counting would read all of them.")
     first = next(iter(counts.values()))
     largest, smallest = int(first.max()), int(first.min())
-    text = f"Images per class. In the training split the largest class has {largest:,} images"
-    text += f" and the smallest {smallest:,}"
-    text += f", {largest / smallest:.1f} times fewer." if smallest else "."
-    if smallest and largest / smallest > 3:
+    text = f"Every class has {largest:,} training images."
+    if smallest < largest:
+        text = f"The largest class has {largest:,} training images and the smallest {smallest:,}."
+    if largest > 3 * smallest:
         text += (
             " Rare classes have few positives per batch: consider --class_balanced, and read the "
             "mean accuracy per class beside top-1."
@@ -64,7 +64,7 @@ def _balance(found: InputData):
         (name_of(name), *(int(values[index]) for values in counts.values()))
         for index, name in enumerate(names)
     ]
-    title = "Class balance"
+    title = "Images per class"
     return with_table(title, text, _bars(names, counts), ("Class", *counts), rows)
 
 
@@ -82,5 +82,5 @@ def _bars(names, counts):
             rotation = 90 if max(map(len, shortened)) > 3 else 0
             axes.set_xticks(range(len(names)), shortened, rotation=rotation)
         axes.grid(axis="x", visible=False)
-        axes.legend(fontsize=8)
+        figure.legend(fontsize=8, loc="outside upper left", ncols=len(counts))
         return as_svg(figure)

@@ -8,7 +8,7 @@ from supcon_tf.evaluation import intervals, metrics
 from supcon_tf.evaluation.prediction_files import Predictions
 from supcon_tf.report import multi_label_result, real_result
 from supcon_tf.report.content import ReportData, Section, Targets
-from supcon_tf.report.figures import FAINT, INK, SERIES, as_svg, drawing, with_table
+from supcon_tf.report.figures import FAINT, INK, MAX_TABLE_ROWS, SERIES, as_svg, drawing, with_table
 from supcon_tf.report.markup import (
     Html,
     file_name,
@@ -213,9 +213,9 @@ def _matrix_figure(matrix, class_names):
     return with_table(
         "Confusion matrix",
         "Rows are labels, columns are predictions. A stronger color is a larger share of its row; "
-        "the diagonal is what is right.",
+        "the diagonal is what is right. The table lists the most frequent confusions.",
         picture, ("Label → prediction", "Images", "Share of the label"),
-        [(name_of(row[0]), *row[1:]) for row in wrong],
+        [(name_of(row[0]), *row[1:]) for row in wrong[:MAX_TABLE_ROWS]],
     )  # fmt: skip
 
 

@@ -11,17 +11,16 @@ from supcon_tf.report.content import ReportData, Section, StageLog
 from supcon_tf.report.figures import line_chart, with_table
 from supcon_tf.report.markup import Html, joined, paragraphs, percent, tag
 
-# Collapsed: over the last quarter, views of different classes have at least this mean cosine ...
-COLLAPSED_SIMILARITY = 0.95
-# ... or, where no similarities are logged, the collapse ratio has at least this mean.
-COLLAPSED_RATIO = 0.99
+# Collapsed: over the last quarter, views of different classes have at least this mean cosine; or,
+# where no similarities are logged, the collapse ratio has at least this mean.
+COLLAPSED = 0.99
 # Overfitting: the accuracy on training batches exceeds that on test images by this much.
 OVERFITTING_GAP = 0.1
 
 RULES = (
     "Rules: a run is collapsed if the mean cosine similarity of different classes is at least "
-    f"{COLLAPSED_SIMILARITY} over the last quarter of the steps (without logged similarities: if "
-    f"the mean collapse ratio is at least {COLLAPSED_RATIO}). It is still improving if k-NN "
+    f"{COLLAPSED} over the last quarter of the steps (without logged similarities: if "
+    f"the mean collapse ratio is at least {COLLAPSED}). It is still improving if k-NN "
     "accuracy rose by 0.01, or without k-NN the probe's accuracy by 0.02, or without both the "
     "loss fell by 2%, over the last quarter. A classifier overfits if its accuracy on the last "
     f"quarter of the training batches is {OVERFITTING_GAP} or more above that on test images."
@@ -139,11 +138,11 @@ def describe_training(log: StageLog) -> list[str]:
 def _collapsed(lines: Sequence[dict]) -> str | None:
     negatives = last_quarter(lines, "negative_similarity")
     if negatives is not None:
-        is_collapsed = negatives >= COLLAPSED_SIMILARITY
+        is_collapsed = negatives >= COLLAPSED
         text = f"the mean cosine similarity of different classes is {negatives:.3f}"
         return text if is_collapsed else None
     ratio = last_quarter(lines, "collapse_ratio")
-    if ratio is not None and ratio >= COLLAPSED_RATIO:
+    if ratio is not None and ratio >= COLLAPSED:
         return f"the mean collapse ratio is {ratio:.3f}"
     return None
 

@@ -38,6 +38,7 @@ STAGE_RESULTS = {
 # Flags that say where the run is and which stages to run.
 PLACE_FLAGS = ("mode", "model_dir", "recipe", "override_flags")
 NUM_WORST = 8
+UNSET = "(not set)"
 
 
 def read_facts(run: RunDirectory, data: Sequence[tuple[str, str]]) -> RunFacts:
@@ -92,7 +93,7 @@ def _recipe_line(arguments, recipe):
 def _value_text(flags, name):
     """The value of a flag as text; what a boolean flag is called says its value."""
     if flags[name].value is None:
-        return "(not set)"
+        return UNSET
     if isinstance(flags[name].value, bool):
         return str(flags[name].value).lower()
     return flags[name].serialize().partition("=")[2]
@@ -104,7 +105,7 @@ def _command(run, recipe, changed):
     parts = [python_program(), "-m", "supcon_tf.main", f"--mode={','.join([*stages, 'report'])}"]
     parts = _recipe_line(parts, recipe)
     for _, name, value, _ in changed:
-        if value == "(not set)":
+        if value == UNSET:
             continue
         is_switch = value in ("true", "false") and name != "horizontal_flip"
         parts.append(
@@ -270,7 +271,8 @@ def _changed_from(run, base):
         for name in command_line.STAGE_FLAGS[stage]:
             value = _value_text(theirs, name)
             if name not in PLACE_FLAGS and value != _value_text(ours, name):
-                found[f"--{name}={value}"] = None
+                is_unset = value == UNSET
+                found[f"(no --{name})" if is_unset else f"--{name}={value}"] = None
     return list(found)
 
 
