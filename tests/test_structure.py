@@ -40,6 +40,7 @@ ALLOWED = {
 # What `import` of the command may load before TensorFlow: nothing of this needs it.
 WITHOUT_TENSORFLOW = (
     "data/csv_labels.py", "data/defaults.py", "data/folder_layout.py", "storage/encoder_files.py",
+    "storage/run_paths.py",
     "storage/sealed.py",
 )  # fmt: skip
 FLAG_ROOMS = ("main", "cli", "stages", "studies")

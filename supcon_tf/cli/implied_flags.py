@@ -14,6 +14,7 @@ from absl import flags
 from supcon_tf.cli import command_line, flag_rules, tensorflow_start, training_flags
 from supcon_tf.data import folder_layout
 from supcon_tf.storage import sealed
+from supcon_tf.storage.run_paths import FLAG_FILE, IDENTITY, run_path
 
 # These flags name the data together: with another --dataset, the others do not apply.
 DATASET_FLAGS = (
@@ -127,9 +128,9 @@ def _read_stage_flags(model_dir, stage):
     `stage.flags` has the recipe too. If it contradicts `identity.json`, which has a checksum,
     the flags of `identity.json` are used.
     """
-    lines = _read_if_present(os.path.join(model_dir, stage, "stage.flags")).splitlines()
+    lines = _read_if_present(run_path(model_dir, stage, FLAG_FILE)).splitlines()
     try:
-        text = _read_if_present(os.path.join(model_dir, stage, "identity.json"))
+        text = _read_if_present(run_path(model_dir, stage, IDENTITY))
         record = sealed.unseal(json.loads(text))
     except ValueError:  # Missing or damaged.
         record = {}

@@ -15,6 +15,7 @@ from supcon_tf.cli import command_line, flag_rules, implied_flags
 from supcon_tf.cli.declare import TRAINING_STAGES
 from supcon_tf.data import csv_labels, folder_layout
 from supcon_tf.storage import encoder_files
+from supcon_tf.storage.run_paths import part_paths, run_path
 
 
 def check_paths(flag_values: flags.FlagValues) -> None:
@@ -40,7 +41,7 @@ def check_paths(flag_values: flags.FlagValues) -> None:
     model_dir = command_line.model_dir(flag_values)
     if not _is_remote(model_dir):
         _check_run(flag_values, model_dir)
-        for path in (model_dir, *(os.path.join(model_dir, mode) for mode in flag_values.mode)):
+        for path in (model_dir, *(run_path(model_dir, mode) for mode in flag_values.mode)):
             _check_writable(path)
 
 
@@ -146,8 +147,7 @@ def _check_other_run(flag_values, name, path):
     """Pretraining would overwrite the encoder of its own run, from which it started."""
     model_dir = command_line.model_dir(flag_values)
     is_own = any(
-        os.path.realpath(path) == os.path.realpath(os.path.join(model_dir, part))
-        for part in encoder_files.RUN_ENCODERS
+        os.path.realpath(path) == os.path.realpath(own) for own in part_paths(model_dir, "encoder")
     )
     if is_own and "pretrain" in flag_values.mode:
         raise ValueError(
@@ -158,7 +158,7 @@ def _check_other_run(flag_values, name, path):
 
 
 def _holds_run(path):
-    return any(os.path.isdir(os.path.join(path, stage)) for stage in TRAINING_STAGES)
+    return any(os.path.isdir(run_path(path, stage)) for stage in TRAINING_STAGES)
 
 
 def _check_run(flag_values, model_dir):

@@ -7,7 +7,8 @@ import shlex
 from absl.flags import FlagValues
 
 from supcon_tf.stages import chance
-from supcon_tf.stages.run_directory import FLAGS, RunDirectory
+from supcon_tf.stages.run_directory import RunDirectory
+from supcon_tf.storage.run_paths import FLAG_FILE
 
 # At this accuracy or above, nothing is suggested.
 GOOD_ACCURACY = 0.95
@@ -53,7 +54,7 @@ def suggest_changes(
         model_dir: The model directory of the run.
     """
     pretrain, found = used["pretrain"], []
-    stage_flags = f"--flagfile={RunDirectory(model_dir).file('pretrain', FLAGS)}"
+    stage_flags = f"--flagfile={RunDirectory(model_dir).file('pretrain', FLAG_FILE)}"
 
     def again(name, *changes):
         return [

@@ -42,12 +42,10 @@ def train_classifier(
         crop_area_range: Smallest and largest area of a random crop, as fractions of the image.
         train_encoder: Whether to train all layers instead of the linear head alone.
     """
-    pretrained = PretrainedEncoder.of(flags)
+    pretrained, kept = PretrainedEncoder.of(flags), _kept_head(flags, stage)
     built_on = {"encoder": pretrained.identity()}
-    keeps_head = _keeps_head(flags, stage)
-    if keeps_head:
-        artifacts = RunDirectory.of(flags).artifacts("pretrain")
-        built_on["linear_head"] = artifacts.identity("linear_head.keras")
+    if kept:
+        built_on["linear_head"] = kept.identity("linear_head.keras")
     train_source, test_source = inputs.sources_from_flags(flags)
     choices.choose_batch_size(flags, strategy, train_source, stage)
     choices.choose_warmup(flags, stage)
@@ -70,21 +68,11 @@ def train_classifier(
                 batch_norm.use_fused_batch_norm(encoder)
                 if flags.freeze_batch_norm:
                     batch_norm.freeze_batch_norm(encoder)
-            if keeps_head:
-                linear_head = artifacts.load_model("linear_head.keras")
-            else:
-                linear_head = _new_linear_head(flags, encoder, len(class_names))
+            linear_head = _linear_head_from_flags(flags, encoder, len(class_names), kept)
             step = _step_from_flags(flags, stage, encoder, linear_head, schedule, train_encoder)
         if flags.reference_ckpt and flags.warm_start_classifier:
             trainer.warm_start_part(flags, "classifier", linear_head)
-        if keeps_head:
-            path = artifacts.path("linear_head.keras")
-            print(f"linear: --linear_epochs=0, so the classifier of pretraining is kept: {path}.")
-        learning_rate = choices.describe_learning_rate(flags, stage, schedule.peak_learning_rate)
-        print(
-            f"{stage}: {len(class_names)} classes on {encoder.output_shape[-1]} features of "
-            f"{pretrained.path}, {schedule.total_steps:,} steps, {learning_rate}."
-        )
+        _print_start(flags, stage, pretrained, kept, step, schedule, len(class_names))
         if train_encoder:
             memory_check.check_memory(flags, strategy, step, num_views=1)
 
@@ -99,30 +87,43 @@ def train_classifier(
             batch_norm.unfreeze_batch_norm(encoder)
             with progress.waiting(f"{stage}: saving the encoder"):
                 folder.artifacts.save_model("encoder.keras", encoder)
+        figures = {
+            "steps": schedule.total_steps, "train_accuracy_of_last_batch": last.get("accuracy"),
+        }  # fmt: skip
         return finish_classifier(
             flags, strategy, folder, encoder=encoder, linear_head=linear_head,
-            class_names=class_names, test_source=test_source, started=started,
-            figures={
-                "steps": schedule.total_steps,
-                "train_accuracy_of_last_batch": last.get("accuracy"),
-            },
+            class_names=class_names, test_source=test_source, started=started, figures=figures,
         )  # fmt: skip
 
 
-def _keeps_head(flags, stage):
-    """Whether the linear stage keeps the classifier that pretraining trained."""
+def _kept_head(flags, stage):
+    """Returns the artifacts of pretraining if the linear stage keeps its classifier, else None."""
     run = RunDirectory.of(flags)
-    return (
-        stage == "linear" and flags.linear_epochs == 0 and run.has("pretrain", "linear_head.keras")
-    )
+    if stage != "linear" or flags.linear_epochs or not run.has("pretrain", "linear_head.keras"):
+        return None
+    return run.artifacts("pretrain")
 
 
-def _new_linear_head(flags, encoder, num_classes):
+def _linear_head_from_flags(flags, encoder, num_classes, kept):
+    if kept:
+        return kept.load_model("linear_head.keras")
     return contrastive.create_linear_head(
         encoder.output_shape[-1],
         num_classes,
         normalize_embedding=flags.normalize_embedding,
         zero_initialize=flags.zero_initialize_classifier,
+    )
+
+
+def _print_start(flags, stage, pretrained, kept, step, schedule, num_classes):
+    """Prints what is trained, on which features, and for how long."""
+    if kept:
+        path = kept.path("linear_head.keras")
+        print(f"linear: --linear_epochs=0, so the classifier of pretraining is kept: {path}.")
+    learning_rate = choices.describe_learning_rate(flags, stage, schedule.peak_learning_rate)
+    print(
+        f"{stage}: {num_classes} classes on {step.encoder.output_shape[-1]} features of "
+        f"{pretrained.path}, {schedule.total_steps:,} steps, {learning_rate}."
     )
 
 

@@ -20,7 +20,8 @@ from supcon_tf.evaluation.predict_images import Gallery, class_probabilities, ta
 from supcon_tf.evaluation.prediction_files import PRESENT_FROM
 from supcon_tf.models import contrastive
 from supcon_tf.stages import inputs, trained, training_embeddings
-from supcon_tf.stages.run_directory import FLAGS, RunDirectory
+from supcon_tf.stages.run_directory import RunDirectory
+from supcon_tf.storage.run_paths import FLAG_FILE, run_path
 from supcon_tf.training import progress
 
 # The latest first: its classifier is the one that is loaded.
@@ -188,7 +189,7 @@ class LoadedRun:
             )
             identity = training_embeddings.gallery_identity(self._flags, self._model, source)
             self._gallery = training_embeddings.load_gallery(
-                os.path.join(self.path, "predict"), identity
+                run_path(self.path, "predict"), identity
             ) or self._new_gallery(source)
         return self._gallery
 
@@ -202,7 +203,7 @@ def _recorded_flags(path: str) -> FlagValues:
     """Returns the flags of the latest training stage; defaults if none recorded any."""
     lines: list[str] = []
     for stage in TRAINING_STAGES:
-        file = os.path.join(path, stage, FLAGS)
+        file = run_path(path, stage, FLAG_FILE)
         if tf.io.gfile.exists(file):
             with tf.io.gfile.GFile(file) as text:
                 lines = text.read().splitlines()

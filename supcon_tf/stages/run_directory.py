@@ -1,4 +1,4 @@
-"""The directory of a run: the path of every file in it, and what its stages recorded."""
+"""The directory of a run: its files, and what its stages recorded."""
 
 from __future__ import annotations
 
@@ -14,18 +14,9 @@ from supcon_tf.cli.program import python_program
 from supcon_tf.data import data_identity
 from supcon_tf.data.data_identity import DataIdentity
 from supcon_tf.stages import identity
-from supcon_tf.storage import encoder_files, files
+from supcon_tf.storage import files
 from supcon_tf.storage.artifacts import Artifacts
-
-# Where each part of a finished run is, the later stage first.
-PART_FILES = {
-    "encoder": encoder_files.RUN_ENCODERS,
-    "projection_head": ("pretrain/projection_head.keras",),
-    "classifier": ("finetune/classifier.keras", "linear/classifier.keras"),
-}
-# Files in the folder of a stage.
-IDENTITY, FLAGS, RESULT, LOG = "identity.json", "stage.flags", "result.json", "metrics.jsonl"
-DATA_FILES = "data_files.tsv"
+from supcon_tf.storage.run_paths import DATA_FILES, FLAG_FILE, IDENTITY, LOG, part_paths, run_path
 
 
 class RunDirectory:
@@ -46,7 +37,7 @@ class RunDirectory:
 
     def file(self, *names: str) -> str:
         """Returns the path of a file or folder of the run."""
-        return os.path.join(self.path, *names)
+        return run_path(self.path, *names)
 
     @property
     def encoder(self) -> str:
@@ -73,9 +64,10 @@ class RunDirectory:
 
     def command(self, stage: str) -> str:
         """Returns the command that recreates missing or damaged files of a stage."""
-        parts = [python_program(), "-m", "supcon_tf.main", f"--flagfile={self.file(stage, FLAGS)}"]
+        flag_file = self.file(stage, FLAG_FILE)
+        parts = [python_program(), "-m", "supcon_tf.main", f"--flagfile={flag_file}"]
         recorded = self._read_identity(stage)
-        if recorded and not _same_flags(self.file(stage, FLAGS), stage, recorded["flags"]):
+        if recorded and not _same_flags(flag_file, stage, recorded["flags"]):
             lines = recorded["flags"]
             if self._flags is not None:
                 lines = identity.given_flags(self._flags, lines)
@@ -110,7 +102,7 @@ class RunDirectory:
 
         A boolean flag that is on has an empty value.
         """
-        pairs = (line.lstrip("-").partition("=") for line in self._read_lines(stage, FLAGS))
+        pairs = (line.lstrip("-").partition("=") for line in self._read_lines(stage, FLAG_FILE))
         return {name: value for name, _, value in pairs}
 
     def read_log(self, stage: str) -> list[dict]:
@@ -161,7 +153,7 @@ def check_same_data(folder: str, recorded: dict | None, new: DataIdentity, remed
         return
     changed = ["(which files changed is no longer recorded)"]
     if "description" in recorded:
-        old = data_identity.read(recorded["description"], os.path.join(folder, DATA_FILES))
+        old = data_identity.read(recorded["description"], run_path(folder, DATA_FILES))
         changed = data_identity.differences(old, new)
     raise ValueError(
         f"{folder} was trained on data that has changed since:\n  "
@@ -190,7 +182,7 @@ def find_part(reference: str, part: str) -> str:
     if reference.endswith((".keras", ".pth")):
         candidates = [reference]
     else:
-        candidates = [os.path.join(reference, name) for name in PART_FILES[part]]
+        candidates = part_paths(reference, part)
     for path in candidates:
         if tf.io.gfile.exists(path):
             return path

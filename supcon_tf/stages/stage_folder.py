@@ -15,17 +15,10 @@ from supcon_tf.data import data_identity
 from supcon_tf.data.data_identity import DataIdentity
 from supcon_tf.stages import identity, run_lock
 from supcon_tf.stages.identity import Identity
-from supcon_tf.stages.run_directory import (
-    DATA_FILES,
-    FLAGS,
-    IDENTITY,
-    LOG,
-    RESULT,
-    RunDirectory,
-    check_same_data,
-)
+from supcon_tf.stages.run_directory import RunDirectory, check_same_data
 from supcon_tf.storage import files
 from supcon_tf.storage.artifacts import Artifacts
+from supcon_tf.storage.run_paths import DATA_FILES, FLAG_FILE, IDENTITY, LOG, RESULT
 from supcon_tf.training import checkpoint
 from supcon_tf.training.optimizers import WarmUpThenDecay
 
@@ -219,8 +212,8 @@ class StageFolder:
         old = old or checkpoint.newest_record(self.checkpoints)
         if old is not None and "flags" in old:
             return old
-        if tf.io.gfile.exists(self.file(FLAGS)):
-            with tf.io.gfile.GFile(self.file(FLAGS), "rb") as file:
+        if tf.io.gfile.exists(self.file(FLAG_FILE)):
+            with tf.io.gfile.GFile(self.file(FLAG_FILE), "rb") as file:
                 return {"flags": file.read().decode(errors="replace").splitlines()}
         return {}
 
@@ -261,7 +254,7 @@ class StageFolder:
         # The recipe comes first, so that the flags override it; later stages read it here.
         recipe = [self._flags["recipe"].serialize()] if self._flags.recipe else []
         lines = [f"--mode={self.stage}", f"--model_dir={self.run.path}", *recipe, *flags]
-        self.artifacts.write_text(FLAGS, "\n".join(lines) + "\n")
+        self.artifacts.write_text(FLAG_FILE, "\n".join(lines) + "\n")
 
     def _write_identity(self):
         if self._data and self._data.files:

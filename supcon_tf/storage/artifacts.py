@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from supcon_tf.storage import files
+from supcon_tf.storage.run_paths import RESULT
 
 MANIFEST = "artifacts.json"
 
@@ -94,7 +95,7 @@ class Artifacts:
             recorded = files.read_sealed(self.path(MANIFEST))
         except ValueError as error:
             raise self.damaged(str(error)) from error
-        if recorded is None and tf.io.gfile.exists(self.path("result.json")):
+        if recorded is None and tf.io.gfile.exists(self.path(RESULT)):
             raise self.damaged(f"{self.path(MANIFEST)} is missing.")
         entries = recorded["files"] if recorded else {}
         entry = entries.get(name)

@@ -8,8 +8,9 @@ import zipfile
 from collections.abc import Callable
 from typing import BinaryIO
 
-# Where a run keeps its encoder, the later stage first.
-RUN_ENCODERS = ("finetune/encoder.keras", "pretrain/encoder.keras")
+from supcon_tf.storage.run_paths import PART_FILES, part_paths
+
+RUN_ENCODERS = PART_FILES["encoder"]
 WEIGHTS_ENDINGS = (".weights.h5", ".keras", ".h5")
 IMAGENET = "imagenet"
 SAVE_ADVICE = "Save the whole model with model.save('encoder.keras') in Keras 3."
@@ -49,7 +50,7 @@ def find_encoder_file(path: str, exists: Callable[[str], bool] = os.path.exists)
         )
     candidates = [path]
     if not path.endswith(".keras"):
-        candidates = [os.path.join(path, name) for name in RUN_ENCODERS]
+        candidates = part_paths(path, "encoder")
     for candidate in candidates:
         if exists(candidate):
             return candidate

@@ -52,66 +52,100 @@ def cached_gradients(
         raise ValueError(
             f"microbatch_size={microbatch_size} must divide the batch of a replica, {batch}."
         )
-    num_pieces = batch // microbatch_size
-    trainable = [tf.convert_to_tensor(v) for v in model.trainable_variables]
-    state = [tf.convert_to_tensor(v) for v in model.non_trainable_variables]
+    pieces = _Pieces(model, images, microbatch_size)
+    embeddings, projections = pieces.embed()
+    metrics, output_gradients, other_gradients = _differentiate(
+        objective, embeddings, projections, other_variables
+    )
+    gradients = pieces.propagate(output_gradients)
+    return metrics, [*gradients, *other_gradients], embeddings
 
-    def piece(tensor, index):
-        # Not a slice that starts at index * size, whose length XLA would not know at compile time.
-        return tf.reshape(tensor, [num_pieces, microbatch_size, *tensor.shape[1:]])[index]
 
-    def forward(trainable, state, index):
-        (embeddings, projections), state = model.stateless_call(
-            trainable, state, piece(images, index), training=True, return_embeddings=True
-        )
-        return embeddings, projections, state
-
-    def first_pass(index, embeddings, projections, state):
-        # The state is passed along, so that dropout draws the same masks in both passes.
-        new_embeddings, new_projections, state = forward(trainable, state, index)
-        return (
-            index + 1,
-            embeddings.write(index, new_embeddings),
-            projections.write(index, new_projections),
-            state,
-        )
-
-    projection_shape = model.compute_output_shape(images.shape)  # [B, V, D]
-    embedding_shape = (*projection_shape[:2], model.encoder.output_shape[-1])
-    arrays = [
-        tf.TensorArray(tf.float32, num_pieces, element_shape=[microbatch_size, *shape[1:]])
-        for shape in (embedding_shape, projection_shape)
-    ]
-    _, *arrays, _ = _loop(num_pieces, first_pass, [*arrays, state])
-    embeddings = tf.reshape(arrays[0].stack(), embedding_shape)
-    projections = tf.reshape(arrays[1].stack(), projection_shape)
-
+def _differentiate(objective, embeddings, projections, other_variables):
+    """Returns the metrics, and the gradients with respect to the outputs and other variables."""
     with tf.GradientTape() as tape:
         tape.watch([embeddings, projections])
         loss, metrics = objective(embeddings, projections)
-    cached, other_gradients = tape.gradient(
+    output_gradients, other_gradients = tape.gradient(
         loss,
         [[embeddings, projections], [variable.value for variable in other_variables]],
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
+    return metrics, output_gradients, other_gradients
 
-    def second_pass(index, gradients, state):
-        with tf.GradientTape() as tape:
-            tape.watch(trainable)
-            *outputs, state = forward(trainable, state, index)
-        found = tape.gradient(
-            outputs,
-            trainable,
-            output_gradients=[piece(gradient, index) for gradient in cached],
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
-        return index + 1, [a + b for a, b in zip(gradients, found, strict=True)], state
 
-    zeros = [tf.zeros_like(v) for v in trainable]
-    _, gradients, state = _loop(num_pieces, second_pass, [zeros, state])
-    for variable, value in zip(model.non_trainable_variables, state, strict=True):
-        variable.assign(value)
-    return metrics, [*gradients, *other_gradients], embeddings
+class _Pieces:
+    """A batch in pieces: both passes of the model over it.
+
+    Both passes start from the state of the model before the step, so that dropout draws the same
+    masks in both. Only the second one updates it.
+    """
+
+    def __init__(self, model, images, microbatch_size):
+        self._model, self._images, self._size = model, images, microbatch_size
+        self._count = images.shape[0] // microbatch_size
+        self._trainable = [tf.convert_to_tensor(v) for v in model.trainable_variables]
+        self._state = [tf.convert_to_tensor(v) for v in model.non_trainable_variables]
+
+    def embed(self):
+        """First pass: returns the embeddings [B, V, F] and the unit vectors [B, V, D]."""
+        projection_shape = self._model.compute_output_shape(self._images.shape)  # [B, V, D]
+        embedding_shape = (*projection_shape[:2], self._model.encoder.output_shape[-1])
+        shapes = (embedding_shape, projection_shape)
+        arrays = [
+            tf.TensorArray(tf.float32, self._count, element_shape=[self._size, *shape[1:]])
+            for shape in shapes
+        ]
+
+        def step(index, embeddings, projections, state):
+            new_embeddings, new_projections, state = self._forward(index, state)
+            return (
+                index + 1,
+                embeddings.write(index, new_embeddings),
+                projections.write(index, new_projections),
+                state,
+            )
+
+        _, *arrays, _ = _loop(self._count, step, [*arrays, self._state])
+        return [
+            tf.reshape(array.stack(), shape) for array, shape in zip(arrays, shapes, strict=True)
+        ]
+
+    def propagate(self, output_gradients):
+        """Second pass: returns the gradients of the weights, and updates the model's state.
+
+        Args:
+            output_gradients: The gradients with respect to what `embed` returned.
+        """
+
+        def step(index, gradients, state):
+            with tf.GradientTape() as tape:
+                tape.watch(self._trainable)
+                *outputs, state = self._forward(index, state)
+            found = tape.gradient(
+                outputs,
+                self._trainable,
+                output_gradients=[self._piece(gradient, index) for gradient in output_gradients],
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            return index + 1, [a + b for a, b in zip(gradients, found, strict=True)], state
+
+        zeros = [tf.zeros_like(v) for v in self._trainable]
+        _, gradients, state = _loop(self._count, step, [zeros, self._state])
+        for variable, value in zip(self._model.non_trainable_variables, state, strict=True):
+            variable.assign(value)
+        return gradients
+
+    def _forward(self, index, state):
+        (embeddings, projections), state = self._model.stateless_call(
+            self._trainable, state, self._piece(self._images, index),
+            training=True, return_embeddings=True,
+        )  # fmt: skip
+        return embeddings, projections, state
+
+    def _piece(self, tensor, index):
+        # Not a slice that starts at index * size, whose length XLA would not know at compile time.
+        return tf.reshape(tensor, [self._count, self._size, *tensor.shape[1:]])[index]
 
 
 def _loop(num_pieces, body, variables):

@@ -129,37 +129,22 @@ def train(
         OSError: If a checkpoint or the log cannot be written.
         signals.Stopped: If this worker or another received a signal. The state is saved.
     """
-    with progress.waiting(f"{name}: looking for a checkpoint"):
-        at = checkpoints.restore_latest()
-    _check_same_step(strategy, at)
-    if at > total_steps:
-        raise ValueError(
-            f"{name} has reached step {at:,} in {checkpoints.folder}, but the flags ask for only "
-            f"{total_steps:,} steps. Ask for at least {at / steps_per_epoch:.4g} epochs, or use "
-            "another --model_dir."
-        )
-    if at:
-        progress.inform(f"{name}: resuming at step {at:,} of {total_steps:,}.")
+    at = _restore(strategy, checkpoints, name, total_steps, steps_per_epoch)
     log = MetricsLog(log_folder, start_step=at, is_chief=checkpoints.is_chief)
-    stop = create_stop_flag()
-    batches = strategy.distribute_datasets_from_function(
-        lambda context: create_batches(at, context.input_pipeline_id, context.num_input_pipelines)
-    )
-    is_waiting = create_stop_flag()
+    iterator = _distribute_batches(strategy, create_batches, at)
+    stop, is_waiting = create_stop_flag(), create_stop_flag()
     run_steps = create_loop(strategy, step, stop, is_waiting=is_waiting, jit_compile=jit_compile)
-    iterator = iter(batches)
+    bar = progress.Progress(name, total_steps, is_shown=checkpoints.is_chief)
+    speed = progress.Speed(step.global_batch_size)
+    collapse = similarity.CollapseWatch()
     intervals = (
         steps_per_loop, summary_interval_steps, save_interval_steps, evaluate_interval_steps,
     )  # fmt: skip
-    bar = progress.Progress(name, total_steps, is_shown=checkpoints.is_chief)
-    speed = progress.Speed(step.global_batch_size)
     shown: dict[str, float] = {}
-    collapse = similarity.CollapseWatch()
     stopping = signals.deferred(lambda: stop.assign(1.0), lambda: bool(is_waiting.numpy()))
     with stopping, bar, contextlib.closing(log):
         while at < total_steps:
-            to_next = (interval - at % interval for interval in intervals if interval)
-            count = min(total_steps - at, *to_next, _most_steps(speed))
+            count = min(_steps_to_next(at, (total_steps, *intervals)), _most_steps(speed))
             speed.restart()
             with _explaining(explain_failure, at, count), _waiting_for_first_step(name, speed):
                 done, values = run_steps(iterator, tf.constant(count))
@@ -167,8 +152,9 @@ def train(
             at += int(done)
             _stop_if_not_finite(values, at, checkpoints)
             speed.count(int(done))
+
             metrics = step.describe({key: values[key] for key in step.metric_names})
-            is_last = at == total_steps
+            is_last, is_stopped = at == total_steps, values["stop"] > 0
             is_evaluated = evaluate and (is_last or _is_due(at, evaluate_interval_steps))
             if is_last or is_evaluated or _is_due(at, summary_interval_steps):
                 metrics["learning_rate"] = float(schedule(at - 1))
@@ -181,14 +167,51 @@ def train(
                     progress.say(f"{warning} {ADVICE}")
             shown |= metrics
             bar.update(at, shown, speed.seconds_left(total_steps - at))
-            is_stopped = values["stop"] > 0
+
             if is_last or is_stopped or _is_due(at, save_interval_steps):
-                log.sync()
-                with progress.waiting(f"{name}: saving the checkpoint of step {at:,}"):
-                    checkpoints.save(at)
+                _save_checkpoint(checkpoints, log, at, name)
             if is_stopped and not is_last:
                 raise signals.stopped(f"{name} is saved at step {at:,} of {total_steps:,}")
     return log.last
+
+
+def _restore(strategy, checkpoints, name, total_steps, steps_per_epoch):
+    """Restores the newest checkpoint and returns its step, which all workers must share."""
+    with progress.waiting(f"{name}: looking for a checkpoint"):
+        at = checkpoints.restore_latest()
+    _check_same_step(strategy, at)
+    if at > total_steps:
+        raise ValueError(
+            f"{name} has reached step {at:,} in {checkpoints.folder}, but the flags ask for only "
+            f"{total_steps:,} steps. Ask for at least {at / steps_per_epoch:.4g} epochs, or use "
+            "another --model_dir."
+        )
+    if at:
+        progress.inform(f"{name}: resuming at step {at:,} of {total_steps:,}.")
+    return at
+
+
+def _distribute_batches(strategy, create_batches, at):
+    """Returns an iterator over the batches from step `at` on, a part for each replica."""
+    return iter(
+        strategy.distribute_datasets_from_function(
+            lambda context: create_batches(
+                at, context.input_pipeline_id, context.num_input_pipelines
+            )
+        )
+    )
+
+
+def _save_checkpoint(checkpoints, log, at, name):
+    """Saves a checkpoint, after the log has everything up to it."""
+    log.sync()
+    with progress.waiting(f"{name}: saving the checkpoint of step {at:,}"):
+        checkpoints.save(at)
+
+
+def _steps_to_next(at, intervals):
+    """Returns the number of steps from `at` to the next multiple of an interval that is not 0."""
+    return min(interval - at % interval for interval in intervals if interval)
 
 
 def _most_steps(speed):

@@ -10,6 +10,7 @@ import time
 import tensorflow as tf
 
 from supcon_tf.storage import files
+from supcon_tf.storage.run_paths import LOG
 
 
 class MetricsLog:
@@ -26,7 +27,7 @@ class MetricsLog:
     """
 
     def __init__(self, folder: str, *, start_step: int = 0, is_chief: bool = True):
-        self.path = os.path.join(folder, "metrics.jsonl")
+        self.path = os.path.join(folder, LOG)
         self._is_chief, self._is_broken = is_chief, False
         content = _content(self.path)
         lines, damaged = _parse_lines(content)
