@@ -26,7 +26,8 @@ from supcon_tf.cli.program import python_program
 from supcon_tf.evaluation.prediction_files import Predictions, read_predictions
 from supcon_tf.report.content import Finding, Inspection, OtherRun, RunFacts, StageLog, Targets
 from supcon_tf.stages import advice
-from supcon_tf.stages.run_directory import FLAGS, LOG, RESULT, RunDirectory
+from supcon_tf.stages.run_directory import RunDirectory
+from supcon_tf.storage.run_paths import FLAG_FILE, LOG, RESULT
 from supcon_tf.training import checkpoint
 
 TRAINED = ("pretrain", "linear", "finetune")
@@ -78,7 +79,7 @@ def changed_flags(run: RunDirectory, recipe: str | None) -> list[tuple[str, str,
 
 def recorded_flags(run: RunDirectory, stage: str) -> absl_flags.FlagValues | None:
     """Returns the flags that a stage recorded, or None if it was not run."""
-    path = run.file(stage, FLAGS)
+    path = run.file(stage, FLAG_FILE)
     if not tf.io.gfile.exists(path):
         return None
     with tf.io.gfile.GFile(path, "rb") as file:
@@ -157,7 +158,7 @@ def _commit():
 def _finished_stages(run):
     rows = []
     for stage, name in STAGE_RESULTS.items():
-        if not tf.io.gfile.exists(run.file(stage, FLAGS)):
+        if not tf.io.gfile.exists(run.file(stage, FLAG_FILE)):
             continue
         path, finished = run.file(stage, name), None
         if tf.io.gfile.exists(path):
@@ -172,7 +173,7 @@ def read_training(run: RunDirectory) -> list[StageLog]:
     """Returns the logs of the training stages that were started."""
     found = []
     for stage in TRAINED:
-        if not tf.io.gfile.exists(run.file(stage, FLAGS)):
+        if not tf.io.gfile.exists(run.file(stage, FLAG_FILE)):
             continue
         lines = read_lines(run, stage)
         improvement = advice.still_improving(lines) if lines else None
@@ -243,7 +244,7 @@ def read_comparison(run: RunDirectory, others: Sequence[str]) -> list[OtherRun]:
 
 
 def _other_run(run, base):
-    if not any(tf.io.gfile.exists(run.file(stage, FLAGS)) for stage in TRAINED):
+    if not any(tf.io.gfile.exists(run.file(stage, FLAG_FILE)) for stage in TRAINED):
         raise ValueError(
             f"--compare={run.path} contains no run: expected the --model_dir of a run of the "
             "command."

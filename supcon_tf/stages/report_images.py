@@ -23,8 +23,9 @@ from supcon_tf.report.markup import file_name
 from supcon_tf.report.pictures import THUMBNAIL_PX
 from supcon_tf.stages import eval_data, inputs, pretrain, preview, trained
 from supcon_tf.stages.report_files import read_evaluation, recorded_flags
-from supcon_tf.stages.run_directory import IDENTITY, RunDirectory
+from supcon_tf.stages.run_directory import RunDirectory
 from supcon_tf.storage import files
+from supcon_tf.storage.run_paths import IDENTITY
 from supcon_tf.training import progress
 
 MAX_POINTS = 3_000
