@@ -82,9 +82,9 @@ def find_weights_file(path: str, exists: Callable[[str], bool] = os.path.exists)
         if exists(path):
             return path
         raise ValueError(f"The weights {path} do not exist. {_EXPECTED_WEIGHTS}")
-    for name in RUN_ENCODERS:
-        if exists(os.path.join(path, name)):
-            return os.path.join(path, name)
+    for candidate in part_paths(path, "encoder"):
+        if exists(candidate):
+            return candidate
     raise ValueError(
         f"The weights {path} are neither a file of a known kind nor the directory of a finished "
         f"run. {_EXPECTED_WEIGHTS}"
