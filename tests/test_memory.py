@@ -33,6 +33,18 @@ def test_output_bytes_count_every_layer_once_in_its_precision():
     assert memory.output_bytes(keras.Model(again, inner(again))) == (200, 128)
 
 
+def test_attention_counts_its_scores_which_grow_with_the_square_of_the_tokens():
+    def inside(tokens):
+        images = keras.Input([tokens, 6])
+        attention = keras.layers.MultiHeadAttention(2, 4)(images, images)
+        total, _ = memory.output_bytes(keras.Model(images, attention))
+        return total - 4 * tokens * 6  # Its output.
+
+    # Two heads of four bytes: queries, keys and values of 4 per token, and T x T scores twice.
+    for tokens in (3, 30):
+        assert inside(tokens) == 2 * 4 * (3 * 4 * tokens + 2 * tokens**2)
+
+
 def test_the_estimate_grows_with_images_and_replicas():
     step = step_of(contrastive.create_encoder("tiny", image_size=8))
     options = {"images_per_replica": 16, "eval_images_per_replica": 4}

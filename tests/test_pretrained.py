@@ -207,6 +207,9 @@ def test_an_encoder_for_any_size_takes_the_size_that_is_asked_for(tmp_path):
     path = str(tmp_path / "any.keras")
     encoder = contrastive.create_encoder(path, image_size=12)
     assert encoder.input_shape == (None, 12, 12, 3) and encoder.output_shape == (None, 16)
+    assert encoder.layers[2].output.shape == (None, 6, 6, 8)  # The memory check needs the sizes.
+    saved = keras.models.load_model(path)
+    np.testing.assert_array_equal(encoder(some_images(12)), saved(some_images(12)))
     with pytest.raises(ValueError, match="takes images of any size: name the one to use"):
         contrastive.create_encoder(path)
 

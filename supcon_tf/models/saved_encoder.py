@@ -68,7 +68,8 @@ def load_encoder(
 def unfreeze_whole(encoder: keras.Model) -> None:
     """Makes an encoder trainable if all of its layers are frozen, as those of a classifier are."""
     if not encoder.trainable_variables:
-        encoder.trainable = True
+        for layer in encoder._flatten_layers():  # A model that is trainable itself changes nothing.
+            layer.trainable = True
 
 
 def _check_file(path):
@@ -110,7 +111,10 @@ def _with_fixed_side(encoder, file, image_size):
         )
     images = keras.Input([image_size, image_size, 3], dtype="float32", name="image")
     try:
-        return keras.Model(images, encoder(images), name=encoder.name)
+        # Not a model around the encoder: the sizes of its outputs would stay unknown inside.
+        fixed = keras.models.clone_model(encoder, input_tensors=images)
+        fixed.set_weights(encoder.get_weights())
+        return fixed
     except Exception as error:  # Keras and TensorFlow raise several types.
         raise ValueError(
             f"The encoder {file} cannot process images of image_size={image_size}: "

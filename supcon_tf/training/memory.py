@@ -81,10 +81,24 @@ def output_bytes(encoder: keras.Model) -> tuple[int, int]:
         if isinstance(layer, (keras.Model, keras.layers.InputLayer)):
             continue  # The layers of a nested model are visited one by one.
         for node in layer._inbound_nodes:
+            if isinstance(layer, keras.layers.MultiHeadAttention):
+                sizes += _attention_bytes(layer, node)
             for output in tf.nest.flatten(node.output_tensors):
                 elements = math.prod(size or 1 for size in output.shape[1:])
                 sizes.append(elements * tf.as_dtype(output.dtype).size)
     return sum(sizes), max(sizes)
+
+
+def _attention_bytes(layer, node):
+    """Bytes of what attention keeps inside: queries, keys, values, and the scores twice (before and
+    after the softmax), which grow with the square of the number of tokens."""
+    options = layer.get_config()
+    heads, key_dim = options["num_heads"], options["key_dim"]
+    value_dim = options["value_dim"] or key_dim
+    query, value = (tensor.shape[-2] or 1 for tensor in node.input_tensors[:2])
+    elements = [query * key_dim, value * key_dim, value * value_dim, query * value]
+    size = tf.as_dtype(layer.compute_dtype).size
+    return [heads * count * size for count in (*elements, elements[-1])]
 
 
 def _bytes(variables):
