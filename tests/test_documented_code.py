@@ -149,10 +149,12 @@ def test_the_commands_of_the_page_run_in_order(page, folder):
     for arguments in stage_commands(page):
         if "--help" in arguments:
             continue
-        short = []
-        if not any(part.startswith("--mode=") and "pretrain" not in part for part in arguments):
-            short = ["--pretrain_epochs=1", "--pretrain_warmup_epochs=0", "--num_images=32"]
-        run_inside(*arguments, *short)
+        trains = not any(
+            part.startswith("--mode=") and "pretrain" not in part for part in arguments
+        )
+        short = ["--pretrain_epochs=1", "--pretrain_warmup_epochs=0"] if trains else []
+        has_data = any(part.startswith(("--data_dir", "--model_dir")) for part in arguments)
+        run_inside(*arguments, *short, *([] if has_data else ["--num_images=256"]))
     assert (folder / "runs/mine/predict/predictions.csv").exists()
 
 
