@@ -48,6 +48,7 @@ def test_default_batch_and_warmup_are_cut_and_said(short_run, capsys):
         assert json.load(file)["steps"] == 0  # Half of the one step of an epoch.
 
 
+@pytest.mark.slow  # test_main.py does the same with the linear stage.
 def test_saved_flags_run_the_stage_again_elsewhere(short_run, tmp_path, capsys):
     run_inside(*short_run, "--mode=pretrain")
     path = next(a for a in short_run if a.startswith("--model_dir")).partition("=")[2]

@@ -100,7 +100,9 @@ SMALL = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module", params=[pytest.param("cross-entropy", marks=pytest.mark.slow), "joint"]
+)
 def trained(request, tmp_path_factory):
     """One pretraining with a classifier, then eval, embed and export; and what it printed."""
     model_dir, said = tmp_path_factory.mktemp("trained") / "run", io.StringIO()

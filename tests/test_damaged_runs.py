@@ -235,9 +235,12 @@ def other_data(finished, tmp_path):
     return data, (*finished.flags, f"--data_dir={data}")
 
 
-def test_a_copy_of_the_data_elsewhere_is_the_same_data(finished, other_data):
-    finished.unfinish(steps=4)
+@pytest.mark.parametrize("steps", [6, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_copy_of_the_data_elsewhere_is_the_same_data(steps, finished, other_data, capsys):
+    """For a finished run, which says so, and for one that resumes."""
+    finished.restore() if steps == 6 else finished.unfinish(steps=steps)
     run_inside("--mode=pretrain", *other_data[1])
+    assert ("already finished" in capsys.readouterr().out) == (steps == 6)
     assert finished.encoder() == finished.state["encoder"]
 
 
@@ -260,9 +263,15 @@ def test_changed_data_is_refused_with_the_difference(stage, finished, other_data
         assert text in message
     remedy = {"pretrain": "--override_flags", "linear": "--reference_ckpt="}
     assert remedy.get(stage, "--eval_data_dir") in message
-    if stage == "pretrain":
-        run_inside("--mode=pretrain", *arguments, "--override_flags")
-        assert finished.encoder() != finished.state["encoder"]
+
+
+@pytest.mark.slow
+def test_training_goes_on_with_changed_data_when_told_to(finished, other_data):
+    data, arguments = other_data
+    finished.unfinish(steps=4)
+    shutil.copy(data / "train/cat/1.png", data / "train/cat/more.png")
+    run_inside("--mode=pretrain", *arguments, "--override_flags")
+    assert finished.encoder() != finished.state["encoder"]
 
 
 def test_other_data_is_evaluated_by_class_names_with_flags_of_its_own(finished, other_data, capsys):
@@ -314,7 +323,8 @@ def test_a_refused_run_leaves_nothing_that_a_later_one_would_use(finished, other
 # Checkpoints say what they are.
 
 
-def test_a_renamed_checkpoint_is_not_restored_as_another_step(finished, capsys):
+@pytest.mark.slow  # test_interruption.py renames a checkpoint of one variable.
+def test_a_renamed_checkpoint_of_a_run_is_not_restored_as_another_step(finished, capsys):
     finished.unfinish(steps=4)
     newest = finished.checkpoints()[-1]
     newest.rename(newest.with_name("step_00000005"))
@@ -329,6 +339,13 @@ def test_without_its_records_a_run_still_refuses_other_flags(finished):
         (finished.path / "pretrain" / name).unlink()
     with pytest.raises(ValueError, match="--pretrain_weight_decay=.*->.*=0.1"):
         run_inside("--mode=pretrain", *finished.flags, "--pretrain_weight_decay=0.1")
+
+
+@pytest.mark.slow
+def test_without_its_records_a_run_resumes_with_the_same_flags(finished):
+    finished.unfinish(steps=4)
+    for name in ("stage.flags", "identity.json"):
+        (finished.path / "pretrain" / name).unlink()
     run_inside("--mode=pretrain", *finished.flags)
     assert finished.encoder() == finished.state["encoder"]
 

@@ -78,6 +78,7 @@ def test_an_encoder_without_classifier_embeds_without_predictions(tmp_path):
         assert set(arrays) == {"embeddings", "labels", "names", "label_names"}
 
 
+@pytest.mark.slow  # test_evaluate.py shows the same of what computes the outputs.
 def test_four_replicas_embed_what_one_embeds(tmp_path, mirrored):
     """23 images in batches of 8: neither the replicas nor the batches divide them."""
     write_trained(tmp_path / "run")

@@ -101,7 +101,7 @@ def build_classifier():
     return encoder, contrastive.create_classifier(encoder, contrastive.create_linear_head(64, 3))
 
 
-def test_figures_of_a_keras_model_do_not_depend_on_the_replicas(data, mirrored):
+def test_figures_of_a_keras_model_do_not_depend_on_the_replicas(data, two_replicas):
     images, labels = data
     dataset = tf.data.Dataset.from_tensor_slices(data)
     encoder, classifier = build_classifier()
@@ -109,16 +109,16 @@ def test_figures_of_a_keras_model_do_not_depend_on_the_replicas(data, mirrored):
     logits = classifier.predict(images.astype(np.float32), verbose=0)
     expected = metrics.classification_metrics(logits, labels)
     one_embedded = predictions.evaluate_embeddings(encoder, dataset, dataset, batch_size=8)
-    with mirrored.scope():
+    with two_replicas.scope():
         encoder, classifier = build_classifier()
-    four = predictions.evaluate_classifier(classifier, dataset, batch_size=8, strategy=mirrored)
-    assert one["num_examples"] == four["num_examples"] == 21
+    two = predictions.evaluate_classifier(classifier, dataset, batch_size=8, strategy=two_replicas)
+    assert one["num_examples"] == two["num_examples"] == 21
     for name, value in expected.items():
         np.testing.assert_allclose(one[name], value, rtol=1e-5)
-        np.testing.assert_allclose(four[name], value, rtol=1e-5)
-    options = {"batch_size": 8, "strategy": mirrored}
-    four_embedded = predictions.evaluate_embeddings(encoder, dataset, dataset, **options)
-    assert one_embedded == pytest.approx(four_embedded)
+        np.testing.assert_allclose(two[name], value, rtol=1e-5)
+    options = {"batch_size": 8, "strategy": two_replicas}
+    two_embedded = predictions.evaluate_embeddings(encoder, dataset, dataset, **options)
+    assert one_embedded == pytest.approx(two_embedded)
     assert one_embedded["linear_probe_top_1"] > 0.9
 
 

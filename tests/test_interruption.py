@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,11 +264,24 @@ def test_a_repeated_sigterm_changes_nothing():
 # Checkpoints.
 
 
-def test_the_checkpoint_notes_step_seed_and_flags(tmp_path):
-    run_inside(*TINY, "--mode=pretrain", "--pretrain_epochs=1", f"--model_dir={tmp_path}",
-               "--seed=3")  # fmt: skip
-    record = json.loads((tmp_path / "pretrain/checkpoints/step_00000008/complete.json").read_text())
-    assert record["step"] == 8 and record["seed"] == 3
+SHORT = (
+    *TINY, "--mode=pretrain", "--num_images=128", "--pretrain_epochs=1", "--seed=3",
+    "--augmentation_type=identity", "--knn_interval_epochs=0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A run of two steps in this process."""
+    model_dir = tmp_path_factory.mktemp("two_steps")
+    run_inside(*SHORT, f"--model_dir={model_dir}")
+    return model_dir
+
+
+def test_the_checkpoint_notes_step_seed_and_flags(two_steps):
+    path = two_steps / "pretrain/checkpoints/step_00000002/complete.json"
+    record = json.loads(path.read_text())
+    assert record["step"] == 2 and record["seed"] == 3
     assert record["format_version"] == checkpoint.FORMAT_VERSION
     assert {"--seed=3", "--pretrain_epochs=1.0", "--temperature=0.1"} <= set(record["flags"])
     assert record["environment"]["tensorflow"] == tf.__version__
@@ -327,6 +341,17 @@ def test_a_damaged_marker_counts_as_a_damaged_checkpoint(content, tmp_path, caps
         file.write(content)
     assert folder.restore_latest() == 1 and variable.numpy() == [1.0]
     assert "step_00000002 cannot be read (" in capsys.readouterr().out
+
+
+def test_a_renamed_checkpoint_is_not_restored_as_another_step(tmp_path, capsys):
+    variable = tf.Variable([1.0])
+    folder = folder_of(tmp_path, variable)
+    folder.save(2)
+    variable.assign([2.0])
+    path = folder.save(4)
+    os.rename(path, path.replace("step_00000004", "step_00000005"))
+    assert folder.restore_latest() == 2 and variable.numpy() == [1.0]
+    assert "it records step 4" in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_does_not_count_when_old_ones_are_deleted(tmp_path):
@@ -464,10 +489,10 @@ def test_tensorboard_shows_each_step_once(tmp_path):
 # Flags.
 
 
-def test_a_flag_of_a_later_version_had_its_default_before(tmp_path):
-    """A folder begun without it resumes; with another value it is refused."""
-    arguments = (*TINY, "--mode=pretrain", "--pretrain_epochs=1", f"--model_dir={tmp_path}")
-    run_inside(*arguments)
+def test_a_flag_of_a_later_version_had_its_default_before(two_steps, tmp_path):
+    """A run that started without the flag resumes; with another value it is rejected."""
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+    arguments = (*SHORT, f"--model_dir={tmp_path}")
     path = tmp_path / "pretrain/stage.flags"
     lines = path.read_text().splitlines()
     new = ("--temperature", "--online_probe", "--nowarm_start_projection_head")

@@ -116,6 +116,7 @@ def test_an_interrupted_fit_starts_again(model_dir, monkeypatch):
     assert read(model_dir / "linear/result.json")["top_1"] > 0.5
 
 
+@pytest.mark.slow  # test_evaluate.py shows that the embeddings do not depend on the replicas.
 def test_four_replicas_fit_the_classifier_of_one_device(model_dir, fitted, mirrored):
     with flagsaver.flagsaver():
         flags.FLAGS(["supcon_tf", f"--model_dir={model_dir}", "--nonormalize_embedding"])

@@ -123,15 +123,12 @@ def write_equal_images(root):
     return root
 
 
-def test_a_collapsed_run_warns_and_a_healthy_one_does_not(tmp_path, capsys):
+def test_a_collapsed_run_warns(tmp_path, capsys):
     """Images that are all equal leave the encoder no choice but equal embeddings."""
-    healthy = pretrain(tmp_path / "healthy", "--pretrain_epochs=0.5")
-    assert "embeddings have collapsed" not in capsys.readouterr().out
-    assert healthy[-1]["negative_similarity"] < 0.99
     collapsed = pretrain(
-        tmp_path / "collapsed", "--dataset=folder",
-        f"--data_dir={write_equal_images(tmp_path / 'data')}", "--augmentation_type=identity",
-        "--crop_area_range=1,1", "--pretrain_epochs=6", "--whitening=none",
+        tmp_path, "--dataset=folder", f"--data_dir={write_equal_images(tmp_path / 'data')}",
+        "--augmentation_type=identity", "--crop_area_range=1,1", "--pretrain_epochs=6",
+        "--whitening=none",
     )  # fmt: skip
     assert capsys.readouterr().out.count("embeddings have collapsed") == 1
     assert collapsed[-1]["positive_similarity"] == pytest.approx(
