@@ -51,13 +51,13 @@ def test_predictions_are_of_every_example_in_order_on_one_and_four_replicas(num_
 
 
 @pytest.mark.parametrize("form", ["examples", "ragged batches", "several labels"])
-def test_any_dataset_of_images_and_labels_is_seen_once_and_in_order(form, mirrored):
+def test_any_dataset_of_images_and_labels_is_seen_once_and_in_order(form, two_replicas):
     images, labels = numbered_images(21), np.arange(21)
     if form == "several labels":
         labels = np.eye(4, dtype=np.float32)[labels % 4]
     dataset = tf.data.Dataset.from_tensor_slices((images, labels))
     dataset = dataset.batch(6) if form == "ragged batches" else dataset
-    for strategy in (tf.distribute.get_strategy(), one_device(), mirrored):
+    for strategy in (tf.distribute.get_strategy(), one_device(), two_replicas):
         outputs, result = predictions.predict(
             strategy,
             lambda x: {"red": x[:, 0, 0, 0], "sum": tf.reduce_sum(x, axis=(1, 2, 3))},

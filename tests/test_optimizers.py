@@ -338,8 +338,11 @@ def test_unknown_optimizer_is_refused_with_the_known_ones():
         optimizers.create_optimizer("sgd", 0.1)
 
 
+@pytest.mark.parametrize(
+    "replicas", ["two_replicas", pytest.param("mirrored", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
-def test_replicas_do_not_change_the_weights(name, mirrored):
+def test_replicas_do_not_change_the_weights(name, replicas, request):
     """The optimizer sums over replicas, each of which has its part of the loss and the decay."""
     x = draw_steps(8, 5, num_steps=3).astype(np.float32)
     kernel = draw_steps(5, 2, num_steps=1, seed=1)[0].astype(np.float32)
@@ -370,7 +373,7 @@ def test_replicas_do_not_change_the_weights(name, mirrored):
         return np.concatenate([weights.numpy().ravel(), bias.numpy()])
 
     single = train(tf.distribute.OneDeviceStrategy("CPU:0"))
-    np.testing.assert_allclose(train(mirrored), single, rtol=1e-5)
+    np.testing.assert_allclose(train(request.getfixturevalue(replicas)), single, rtol=1e-5)
     assert np.abs(single[:10] - kernel.ravel()).max() > 1e-4
 
 

@@ -123,6 +123,13 @@ def write_equal_images(root):
     return root
 
 
+@pytest.mark.slow  # The lines of a healthy log are judged above.
+def test_a_healthy_run_does_not_warn(tmp_path, capsys):
+    healthy = pretrain(tmp_path, "--pretrain_epochs=0.5")
+    assert "embeddings have collapsed" not in capsys.readouterr().out
+    assert healthy[-1]["negative_similarity"] < 0.99
+
+
 def test_a_collapsed_run_warns(tmp_path, capsys):
     """Images that are all equal leave the encoder no choice but equal embeddings."""
     collapsed = pretrain(
