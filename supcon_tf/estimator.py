@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -18,9 +19,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from supcon_tf import fitting, strategies
+from supcon_tf.data.defaults import LARGE
 from supcon_tf.data.in_memory import LabelEncoding, examples_in_memory, images_in_memory
 from supcon_tf.data.sources import ArraySource
 from supcon_tf.evaluation import metrics, predictions
+from supcon_tf.fit_settings import Settings
 from supcon_tf.losses.create import NAMES as LOSS_NAMES
 from supcon_tf.models import contrastive
 from supcon_tf.storage.artifacts import Artifacts
@@ -47,14 +50,21 @@ class SupConClassifier(
     several labels, for which the classifier decides each class on its own. A finite
     `tf.data.Dataset` of (image, label) replaces both arrays.
 
+    What is None is chosen from the number, size, color and classes of the images, by the table in
+    docs/own_data.md that the command uses for a folder.
+
     Args:
-        epochs: Length of the contrastive training. None: 30, or as many as it takes to reach
-            2,000 steps, up to 240.
-        batch_size: Examples per step, over all replicas. None: 64, or fewer for fewer examples.
+        epochs: Length of the contrastive training.
+        time_budget_minutes: Minutes for the whole of `fit`, in place of `epochs`. The time of a
+            step is measured, and the epochs are chosen so that the learning rate schedule ends in
+            time.
+        batch_size: Examples per step, over all replicas.
         temperature: Similarities in the supervised contrastive loss are divided by it.
         loss: "supcon", "npairs", "triplet" or "max_margin"; "cross_entropy" trains the encoder
             with a classifier instead; or a Keras loss on labels and features [N, V, D], such as
             `SupConLoss(use_labels=False)` (SimCLR).
+        cross_entropy_weight: Weight of the cross-entropy of a classifier that is trained together
+            with the encoder; 0 for none. It is chosen for "supcon" and 0 for other losses.
         encoder: "tiny", a ResNet for images of 8 to 32 pixels, or another name that
             `create_encoder` accepts; or a Keras model that takes float32 [B, S, S, 3] in 0..255
             and returns features [B, F], or the path of its `.keras` file or of a run of the
@@ -65,10 +75,9 @@ class SupConClassifier(
         freeze_batch_norm: Keep the batch norm layers of a pretrained encoder as they are.
         augmentation: Augmentation of the two views of each image after the random crop: "simclr",
             "randaugment", "autoaugment", "stacked_randaugment" or "identity".
-        horizontal_flip: Whether to mirror views at random. None: color images only, because gray
-            ones are often digits, letters or scans.
-        image_size: Side in pixels to which images are brought. None: their own, at most 32 for
-            "tiny" and 224 for other encoders.
+        horizontal_flip: Whether to mirror views at random. Color images are mirrored by default;
+            gray ones are not, because they are often digits, letters or scans.
+        image_size: Side in pixels to which images are brought.
         base_learning_rate: Peak learning rate of Adam for a batch of 256 examples; it grows in
             proportion to the batch.
         random_state: An int gives the same result every time. None draws a new seed.
@@ -82,6 +91,7 @@ class SupConClassifier(
         encoder_: The trained encoder, float32 [B, S, S, 3] -> [B, F].
         classifier_: Encoder and linear head, float32 [B, S, S, 3] -> logits [B, C].
         epochs_, batch_size_, image_size_, horizontal_flip_, seed_: What `fit` used.
+        settings_: Everything that was chosen or given, by the names of the command's flags.
         history_: The log of the training, one dictionary per line.
         validation_score_: `score` of the `validation_data`; only if there was any.
 
@@ -104,24 +114,28 @@ class SupConClassifier(
         self,
         *,
         epochs: float | None = None,
+        time_budget_minutes: float | None = None,
         batch_size: int | None = None,
         temperature: float = 0.1,
         loss: str | keras.losses.Loss = "supcon",
-        encoder: str | keras.Model = "tiny",
+        cross_entropy_weight: float | None = None,
+        encoder: str | keras.Model | None = None,
         encoder_weights: str | None = None,
         freeze_batch_norm: bool = False,
-        augmentation: str = "simclr",
+        augmentation: str | None = None,
         horizontal_flip: bool | None = None,
         image_size: int | None = None,
-        base_learning_rate: float = 0.012,
+        base_learning_rate: float | None = None,
         random_state: int | np.random.RandomState | None = 0,
         checkpoint_dir: str | os.PathLike | None = None,
         verbose: int = 1,
     ) -> None:
         self.epochs = epochs
+        self.time_budget_minutes = time_budget_minutes
         self.batch_size = batch_size
         self.temperature = temperature
         self.loss = loss
+        self.cross_entropy_weight = cross_entropy_weight
         self.encoder = encoder
         self.encoder_weights = encoder_weights
         self.freeze_batch_norm = freeze_batch_norm
@@ -160,15 +174,20 @@ class SupConClassifier(
             folder = os.fspath(self.checkpoint_dir)
         settings = self._settings(source, strategy, folder)
         with progress.shown(bool(self.verbose)):
-            progress.inform(_describe(settings, source))
-            encoder, history = fitting.train_encoder(
+            for line in (*settings.notes, _describe(settings, source)):
+                progress.inform(f"fit: {line}")
+            encoder, history, settings = fitting.train_encoder(
                 strategy, source, settings, validation=validation, folder=folder
             )
-            head, fitted = fitting.fit_linear_head(strategy, encoder, source)
+            chosen = settings.chosen
+            head, fitted = fitting.fit_linear_head(
+                strategy, encoder, source, normalize_embedding=chosen.normalize_embedding
+            )
             self._encoding, self.classes_ = encoding, encoding.classes
-            self.epochs_, self.batch_size_ = settings.epochs, settings.batch_size
-            self.image_size_, self.horizontal_flip_ = settings.image_size, settings.horizontal_flip
+            self.epochs_, self.batch_size_ = chosen.pretrain_epochs, chosen.batch_size
+            self.image_size_, self.horizontal_flip_ = chosen.image_size, chosen.horizontal_flip
             self.seed_, self.history_ = settings.seed, history
+            self.settings_ = dataclasses.asdict(chosen)
             self._set_models(contrastive.create_classifier(encoder, head))
             text = f"fit: training accuracy {fitted.accuracy:.4f}"
             if validation is not None:
@@ -235,7 +254,7 @@ class SupConClassifier(
         parameters = {k: v for k, v in self.get_params(deep=False).items() if k not in NOT_SAVED}
         if isinstance(self.encoder, keras.Model):
             saved.save_model("initial_encoder.keras", self.encoder)
-            parameters["encoder"] = None
+            parameters["encoder"] = {"file": "initial_encoder.keras"}
         if isinstance(self.loss, keras.losses.Loss):
             parameters["loss"] = keras.saving.serialize_keras_object(self.loss)
         if not isinstance(self.random_state, (int, type(None))):
@@ -271,8 +290,8 @@ class SupConClassifier(
                 f"{record.get('format_version')}; this release reads version {FORMAT_VERSION}."
             )
         parameters = record["parameters"]
-        if parameters["encoder"] is None:
-            parameters["encoder"] = saved.load_model("initial_encoder.keras")
+        if isinstance(parameters["encoder"], dict):
+            parameters["encoder"] = saved.load_model(parameters["encoder"]["file"])
         if isinstance(parameters["loss"], dict):
             parameters["loss"] = keras.saving.deserialize_keras_object(parameters["loss"])
         estimator = cls(**parameters)
@@ -329,16 +348,28 @@ class SupConClassifier(
             )
 
     def _settings(self, source, strategy, folder):
-        seed = self.random_state
-        if seed is None and folder is not None:  # A training that is resumed keeps its seed.
-            record = checkpoint.newest_record(os.path.join(folder, "checkpoints"))
-            seed = record["seed"] if record else None
+        if self.time_budget_minutes is not None and self.epochs is not None:
+            raise ValueError(
+                f"time_budget_minutes={self.time_budget_minutes} chooses the epochs, so "
+                f"epochs={self.epochs} cannot be given too: leave one out."
+            )
+        if self.time_budget_minutes is not None and not self.time_budget_minutes > 0:
+            raise ValueError(
+                f"time_budget_minutes={self.time_budget_minutes}: expected more than 0, or None."
+            )
+        # A training that is resumed keeps its seed, its time budget's choice and its network.
+        record = folder and checkpoint.newest_record(os.path.join(folder, "checkpoints"))
+        seed, before = self.random_state, record["settings"] if record else {}
+        if seed is None and before:
+            seed = before["seed"]
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31)
-        return fitting.Settings.choose(
+        length = {"pretrain_epochs": self.epochs, "time_budget_minutes": self.time_budget_minutes}
+        if self.time_budget_minutes is not None and before:
+            length = {name: before[name] for name in ("pretrain_epochs", "warmup_epochs")}
+        return Settings.choose(
             source,
             num_replicas=strategy.num_replicas_in_sync,
-            epochs=self.epochs,
             batch_size=self.batch_size,
             image_size=self.image_size,
             horizontal_flip=self.horizontal_flip,
@@ -347,9 +378,12 @@ class SupConClassifier(
             freeze_batch_norm=self.freeze_batch_norm,
             loss=self.loss,
             temperature=self.temperature,
-            augmentation=self.augmentation,
-            base_learning_rate=self.base_learning_rate,
+            cross_entropy_weight=self.cross_entropy_weight,
+            augmentation_type=self.augmentation,
+            pretrain_base_learning_rate=self.base_learning_rate,
             seed=int(seed),
+            is_large_carried=before["encoder"] == LARGE.encoder if before else None,
+            **length,
         )
 
     def _set_models(self, classifier):
@@ -394,12 +428,11 @@ def _strategy():
 
 
 def _describe(settings, source):
-    encoder, loss = settings.encoder, settings.loss
-    flip = "" if settings.horizontal_flip else "not "
-    return (
-        f"fit: {source.num_examples:,} images of {len(source.class_names)} classes, "
-        f"encoder={encoder if isinstance(encoder, str) else encoder.name}, "
-        f"image_size={settings.image_size}, "
-        f"loss={loss if isinstance(loss, str) else loss.name}, epochs={settings.epochs:g}, "
-        f"batch_size={settings.batch_size}, {flip}mirrored."
-    )
+    """What is trained on what, with every choice by the names of the flags."""
+    texts = settings.chosen.texts()
+    if settings.time_budget_minutes is not None:
+        texts.pop("pretrain_epochs")
+    loss = settings.loss if isinstance(settings.loss, str) else settings.loss.name
+    what = " ".join(f"{name}={text}" for name, text in texts.items())
+    classes = len(source.class_names)
+    return f"{source.num_examples:,} images of {classes} classes: loss={loss} {what}"

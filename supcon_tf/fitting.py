@@ -7,13 +7,13 @@ is the command's: the same examples, settings and seed give the same weights.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import random
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -23,158 +23,30 @@ from supcon_tf.augment import policies
 from supcon_tf.data import data_identity, defaults, pipeline, whitening
 from supcon_tf.data.sources import ArraySource
 from supcon_tf.evaluation import linear_fit, multi_label, predictions
+from supcon_tf.fit_settings import Settings
 from supcon_tf.losses.create import create_loss
 from supcon_tf.models import applications, batch_norm, contrastive, saved_encoder
-from supcon_tf.storage import artifacts, encoder_files
-from supcon_tf.training import checkpoint, loop, stage_optimizer, steps
+from supcon_tf.training import (
+    checkpoint,
+    loop,
+    progress,
+    stage_optimizer,
+    steps,
+    time_budget,
+)
 
-NUM_VIEWS = 2
 EVAL_BATCH_SIZE = 256
 # How often the training logs, saves and measures k-NN, and on how many examples of each set.
 SUMMARY_STEPS, SAVE_STEPS = 20, 200
 KNN_INTERVAL_EPOCHS, KNN_EXAMPLES = 10.0, 10_000
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How an encoder is trained; `choose` completes them from the examples.
+class TrainedEncoder(NamedTuple):
+    """What `train_encoder` returns: the encoder, the lines of the log, and how it was trained."""
 
-    Attributes:
-        epochs: Length of the training.
-        batch_size: Examples per step, over all replicas.
-        image_size: Side of the images that the encoder sees, in pixels.
-        horizontal_flip: Whether views are mirrored with probability 0.5.
-        encoder: A name for `create_encoder`, or a Keras model whose weights are the start.
-        encoder_weights: Weights that the encoder starts with; see `create_encoder`.
-        freeze_batch_norm: Whether the batch norm layers of a pretrained encoder stay as they are.
-        loss: One of `losses.create.NAMES`, "cross_entropy", or a Keras loss on projections.
-        temperature: The temperature of "supcon".
-        augmentation: One of `policies.AUGMENTATION_TYPES`.
-        base_learning_rate: Peak learning rate of Adam for a batch of 256 examples.
-        warmup_epochs: Length of the linear warm-up, at most `epochs`.
-        seed: All random numbers follow from it.
-    """
-
-    epochs: float
-    batch_size: int
-    image_size: int
-    horizontal_flip: bool
-    encoder: str | keras.Model = "tiny"
-    encoder_weights: str | None = None
-    freeze_batch_norm: bool = False
-    loss: str | keras.losses.Loss = "supcon"
-    temperature: float = 0.1
-    augmentation: str = "simclr"
-    base_learning_rate: float = 0.012
-    warmup_epochs: float = 3.0
-    seed: int = 0
-
-    @classmethod
-    def choose(
-        cls,
-        source: ArraySource,
-        *,
-        num_replicas: int = 1,
-        epochs: float | None = None,
-        batch_size: int | None = None,
-        image_size: int | None = None,
-        horizontal_flip: bool | None = None,
-        encoder: str | keras.Model = "tiny",
-        **others,
-    ) -> Settings:
-        """Replaces None by what the command would choose for a folder of these images.
-
-        Args:
-            source: The training examples.
-            num_replicas: How many replicas share a batch.
-            epochs, batch_size, image_size, horizontal_flip, encoder: See `Settings`. Without
-                `horizontal_flip`, color images are mirrored and gray ones are not, because most
-                of those are digits, letters or scans.
-            **others: Further attributes.
-
-        Raises:
-            ValueError: If the batch or the image size does not fit the examples or the encoder,
-                or if the encoder cannot be loaded.
-        """
-        encoder = _loaded(encoder, source, image_size)
-        _check_start_of_settings(encoder, others)
-        count = source.num_examples
-        batch_size = batch_size or defaults.batch_size(count, num_replicas)
-        if not 1 <= batch_size <= count or batch_size % num_replicas:
-            multiple = f"a multiple of {num_replicas} " if num_replicas > 1 else ""
-            raise ValueError(
-                f"batch_size={batch_size} does not fit {count:,} training images on "
-                f"{num_replicas} replica(s): choose {multiple}up to {count}, or None."
-            )
-        if epochs is None:
-            epochs = defaults.pretrain_epochs("arrays", count, batch_size)
-        if not epochs >= 0:
-            raise ValueError(f"epochs={epochs}: expected a number of at least 0, or None.")
-        if horizontal_flip is None:
-            horizontal_flip = bool((source.images != source.images[..., :1]).any())
-        return cls(
-            epochs=epochs,
-            batch_size=batch_size,
-            image_size=_image_size(source, encoder, image_size),
-            horizontal_flip=horizontal_flip,
-            encoder=encoder,
-            warmup_epochs=min(cls.warmup_epochs, epochs),
-            **others,
-        )
-
-    def record(self) -> dict[str, Any]:
-        """Returns the settings as JSON values; a model by a hash, a Keras loss by its options."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if isinstance(self.encoder, keras.Model):
-            with tempfile.TemporaryDirectory() as folder:
-                path = os.path.join(folder, "encoder.keras")
-                self.encoder.save(path)
-                values["encoder"] = f"model {artifacts.model_identity(path)[:16]}"
-        if self.encoder_weights not in (None, encoder_files.IMAGENET):
-            digest = saved_encoder.weights_identity(self.encoder_weights)
-            values["encoder_weights"] = f"file {digest[:16]}"
-        if isinstance(self.loss, keras.losses.Loss):
-            values["loss"] = json.dumps(keras.saving.serialize_keras_object(self.loss))
-        return values
-
-
-def _loaded(encoder, source, image_size):
-    """Loads an encoder that is named by a path."""
-    if not isinstance(encoder, str) or not encoder_files.is_encoder_path(encoder):
-        return encoder
-    default = defaults.image_size(source.images.shape[1:3], encoder)
-    return saved_encoder.load_encoder(encoder, image_size=image_size, default_image_size=default)
-
-
-def _check_start_of_settings(encoder, others):
-    weights, freezes = (others.get(name) for name in ("encoder_weights", "freeze_batch_norm"))
-    if isinstance(encoder, str):
-        if freezes and weights is None:
-            raise ValueError(
-                "freeze_batch_norm keeps the batch norm of a pretrained encoder, but "
-                f"encoder={encoder!r} starts untrained: give encoder_weights, or a trained Keras "
-                "model or its path as encoder."
-            )
-    elif weights == encoder_files.IMAGENET:
-        raise ValueError(
-            "encoder_weights='imagenet' needs the name of a network of Keras, such as "
-            "encoder='keras.applications.EfficientNetV2B0', not a model."
-        )
-
-
-def _image_size(source, encoder, image_size):
-    """The side in pixels: that of a model, the one that was asked for, or that of the images."""
-    if not isinstance(encoder, keras.Model):
-        return image_size or defaults.image_size(source.images.shape[1:3], encoder)
-    contrastive.check_encoder(encoder)
-    height, width = encoder.input_shape[1:3]
-    if height != width or height is None or image_size not in (None, height):
-        raise ValueError(
-            f"The encoder {encoder.name!r} takes images of {height} x {width} pixels"
-            + (f", but image_size={image_size}" if image_size else "")
-            + ": expected one fixed side, as keras.Input([S, S, 3]) gives it, and image_size=None."
-        )
-    return height
+    encoder: keras.Model
+    history: list[dict[str, float]]
+    settings: Settings
 
 
 def train_encoder(
@@ -185,32 +57,26 @@ def train_encoder(
     validation: ArraySource | None = None,
     folder: str | None = None,
     name: str = "fit",
-) -> tuple[keras.Model, list[dict[str, float]]]:
+) -> TrainedEncoder:
     """Trains an encoder with a contrastive loss, as the stage `pretrain` does.
 
     Args:
         strategy: Which devices train.
         source: The training examples; labels int32 [M], or bool [M, C] for several per image.
-        settings: How to train.
+        settings: How to train. Its time budget counts from this call.
         validation: Examples to measure k-NN on during training.
         folder: Where checkpoints and the log go; a training that was begun there is resumed.
             None keeps neither.
         name: What the progress bar is called.
 
-    Returns:
-        The encoder, and the lines of the log.
-
     Raises:
         ValueError: If the folder belongs to another training, or the loss is not finite.
     """
-    schedule = stage_optimizer.schedule_of_epochs(
-        settings.base_learning_rate,
-        batch_size=settings.batch_size,
-        num_examples=source.num_examples,
-        epochs=settings.epochs,
-        warmup_epochs=settings.warmup_epochs,
+    started_at = time.monotonic()
+    schedule = _schedule(settings, source)
+    policy = policies.create_policy(
+        settings.chosen.augmentation_type, magnitude=settings.chosen.augmentation_magnitude
     )
-    policy = policies.create_policy(settings.augmentation)
     with contextlib.ExitStack() as stack:
         is_kept = folder is not None
         if folder is None:
@@ -222,18 +88,24 @@ def train_encoder(
             return pipeline.create_train_batches(
                 source,
                 policy=policy,
-                batch_size=settings.batch_size,
-                image_size=settings.image_size,
+                batch_size=settings.chosen.batch_size,
+                image_size=settings.chosen.image_size,
                 seed=settings.seed,
-                num_views=1 if settings.loss == "cross_entropy" else NUM_VIEWS,
+                num_views=settings.chosen.num_views,
                 start_step=start_step,
-                crop_area_range=defaults.CROP_AREA_RANGE,
-                horizontal_flip=settings.horizontal_flip,
+                crop_area_range=settings.chosen.crop_area_range,
+                horizontal_flip=settings.chosen.horizontal_flip,
                 num_replicas=strategy.num_replicas_in_sync,
                 host=host,
                 num_hosts=num_hosts,
             )
 
+        if settings.time_budget_minutes is not None:
+            settings = _fit_time_budget(
+                settings, strategy, step, create_batches, source, validation, started_at
+            )
+            schedule = _schedule(settings, source)
+            stage_optimizer.change_schedule(step.optimizers["optimizer"], schedule)
         loop.train(
             strategy=strategy,
             step=step,
@@ -252,7 +124,49 @@ def train_encoder(
         )
         history = _read_log(os.path.join(folder, "metrics.jsonl"))
     batch_norm.unfreeze_batch_norm(step.encoder)
-    return clone_encoder(step.encoder), history
+    return TrainedEncoder(clone_encoder(step.encoder), history, settings)
+
+
+def _schedule(settings, source):
+    return stage_optimizer.schedule_of_epochs(
+        settings.chosen.pretrain_base_learning_rate,
+        batch_size=settings.chosen.batch_size,
+        num_examples=source.num_examples,
+        epochs=settings.chosen.pretrain_epochs,
+        warmup_epochs=settings.warmup_epochs,
+    )
+
+
+def _fit_time_budget(settings, strategy, step, create_batches, source, validation, started_at):
+    """The settings with the epochs that fit in their time budget."""
+    with progress.waiting("fit: measuring the time of a step for time_budget_minutes"):
+        measured = time_budget.measure_step(strategy, step, create_batches)
+    chosen, minutes = settings.chosen, settings.time_budget_minutes
+    steps_per_epoch = source.num_examples / chosen.batch_size
+    evaluated = min(source.num_examples, KNN_EXAMPLES)
+    evaluated += min(validation.num_examples, KNN_EXAMPLES) if validation else 0
+    plan = time_budget.plan_training(
+        minutes,
+        time.monotonic() - started_at,
+        measured,
+        steps_per_epoch=steps_per_epoch,
+        images_per_step=chosen.batch_size * chosen.num_views,
+        evaluated_images=evaluated if validation else 0,
+        evaluation_interval_epochs=KNN_INTERVAL_EPOCHS,
+        images_afterwards=source.num_examples,
+        stages_afterwards=1,
+    )
+    if plan.is_too_short:
+        raise ValueError(
+            f"time_budget_minutes={minutes:g} is too short to train: {plan.seconds_passed:.0f} s "
+            f"have passed, and about {plan.seconds_afterwards:.0f} s are needed afterwards. Use at "
+            f"least time_budget_minutes={plan.least_minutes}."
+        )
+    progress.inform(
+        f"fit: a step takes {measured.later:.3g} s; {minutes:g} minutes are enough for "
+        f"epochs={plan.epochs:g}."
+    )
+    return settings.with_epochs(plan.epochs, plan.longest_warmup_epochs)
 
 
 def _read_log(path):
@@ -289,25 +203,36 @@ def create_step(
         return stage_optimizer.optimizer_of_parts("adam", schedule, parts=parts)
 
     if settings.loss == "cross_entropy":
-        head = contrastive.create_linear_head(num_features, num_classes)
+        head = contrastive.create_linear_head(
+            num_features, num_classes, normalize_embedding=settings.chosen.normalize_embedding
+        )
         batch_norm.use_fused_batch_norm(encoder)
         return steps.ClassifierStep(
             encoder=encoder,
             linear_head=head,
             optimizer=create_optimizer(encoder, head),
-            global_batch_size=settings.batch_size,
+            global_batch_size=settings.chosen.batch_size,
             train_encoder=True,
         )
+    parts, classification, weight = [encoder], None, settings.chosen.cross_entropy_weight
+    normalizes = settings.chosen.normalize_embedding
+    if weight:
+        linear_head = contrastive.create_linear_head(
+            num_features, num_classes, normalize_embedding=normalizes
+        )
+        parts.append(linear_head)
+        classification = steps.ClassificationTerm(linear_head, weight=weight)
     head = contrastive.ProjectionHead(name="projection_head")
     probe = contrastive.create_linear_head(num_features, num_classes, name="probe")
-    model = contrastive.ContrastiveModel(encoder, head)
+    model = contrastive.ContrastiveModel(encoder, head, normalize_embedding=normalizes)
     return steps.ContrastiveStep(
         model=model,
         loss=_create_loss(settings),
-        optimizer=create_optimizer(encoder, head),
-        global_batch_size=settings.batch_size,
-        num_views=NUM_VIEWS,
+        optimizer=create_optimizer(*parts, head),
+        global_batch_size=settings.chosen.batch_size,
+        num_views=settings.chosen.num_views,
         probe=probe,
+        classification=classification,
     )
 
 
@@ -318,11 +243,13 @@ def _create_encoder(settings, source):
         if settings.encoder_weights is not None:
             saved_encoder.load_weights_into(encoder, settings.encoder_weights)
         return encoder
-    options = {"weights": settings.encoder_weights}
+    chosen, options = settings.chosen, {"weights": settings.encoder_weights}
     if not settings.encoder.startswith(applications.PREFIX):
-        batches = examples_in_order(source, settings.image_size, limit=defaults.WHITENING_EXAMPLES)
-        options["mean"], options["std"] = whitening.measure_whitening(batches)
-    return contrastive.create_encoder(settings.encoder, image_size=settings.image_size, **options)
+        batches = examples_in_order(source, chosen.image_size, limit=defaults.WHITENING_EXAMPLES)
+        mean, std = whitening.measure_whitening(batches)
+        options |= {"mean": mean, "std": std}
+        options |= {"depth": chosen.resnet_depth, "width": chosen.resnet_width}
+    return contrastive.create_encoder(settings.encoder, image_size=chosen.image_size, **options)
 
 
 def _create_loss(settings):
@@ -412,7 +339,11 @@ def examples_in_order(
 
 
 def fit_linear_head(
-    strategy: tf.distribute.Strategy, encoder: keras.Model, source: ArraySource
+    strategy: tf.distribute.Strategy,
+    encoder: keras.Model,
+    source: ArraySource,
+    *,
+    normalize_embedding: bool = True,
 ) -> tuple[keras.Model, linear_fit.LinearFit]:
     """Fits a linear head to the embeddings of all training images, as the stage `linear` does.
 
@@ -420,6 +351,7 @@ def fit_linear_head(
         strategy: Which devices compute the embeddings.
         encoder: The trained encoder.
         source: The training examples.
+        normalize_embedding: Whether the head normalizes embeddings.
 
     Returns:
         The head, embeddings [B, F] -> logits [B, C], and the fit.
@@ -430,7 +362,11 @@ def fit_linear_head(
         examples_in_order(source, encoder.input_shape[1]),
     )
     num_classes = len(source.class_names)
-    fitted = linear_fit.fit(embeddings, labels, num_classes)
-    head = contrastive.create_linear_head(embeddings.shape[1], num_classes)
+    fitted = linear_fit.fit(
+        embeddings, labels, num_classes, normalize_embedding=normalize_embedding
+    )
+    head = contrastive.create_linear_head(
+        embeddings.shape[1], num_classes, normalize_embedding=normalize_embedding
+    )
     head.set_weights([fitted.kernel, fitted.bias])
     return head, fitted

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import io
 import sys
+import time
 
 from absl import app, flags, logging
 
 from supcon_tf.cli import command_line, parse, path_checks, tensorflow_start
 from supcon_tf.training import progress, signals
 
+# --time_budget_minutes counts from here.
+_STARTED_AT = time.monotonic()
 STAGE_MODULES = {
     "pretrain": "pretrain",
     "linear": "linear",
@@ -31,7 +34,7 @@ def main(argv: list[str]) -> None:
     try:
         if flags.FLAGS.verbosity <= 0:
             logging.set_verbosity(logging.WARNING)
-        run_stages(flags.FLAGS, sys.argv[1:])
+        run_stages(flags.FLAGS, sys.argv[1:], started_at=_STARTED_AT)
     except signals.Stopped as stop:
         sys.stdout.flush()
         print(f"\n{stop.message}. Run the same command again to resume.", file=sys.stderr)
@@ -53,16 +56,20 @@ def _is_user_error(error):
     return isinstance(error, (ValueError, OSError, tf.errors.OpError))
 
 
-def run_stages(flag_values: flags.FlagValues, arguments: list[str]) -> None:
+def run_stages(
+    flag_values: flags.FlagValues, arguments: list[str], *, started_at: float | None = None
+) -> None:
     """Runs the stages of --mode and prints the summary.
 
     Args:
         flag_values: The parsed flags.
         arguments: The command line, to suggest the next command.
+        started_at: `time.monotonic()` at the start of the program; now by default.
 
     Raises:
         ValueError: If the user has to fix something.
     """
+    started_at = time.monotonic() if started_at is None else started_at
     path_checks.check_paths(flag_values)
     if flag_values.verbosity <= 0:
         with progress.waiting("Starting TensorFlow"):
@@ -70,7 +77,7 @@ def run_stages(flag_values: flags.FlagValues, arguments: list[str]) -> None:
     from supcon_tf import strategies
     from supcon_tf.stages import process, summary
 
-    strategy = process.start(flag_values)
+    strategy = process.start(flag_values, started_at)
     with strategies.working_together(strategy):
         results = {}
         for mode in flag_values.mode:

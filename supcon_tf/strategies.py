@@ -174,6 +174,13 @@ def split_cpu(num_devices: int) -> None:
     tf.config.set_logical_device_configuration(cpu, devices)
 
 
+def count_cpus() -> int:
+    """Returns how many CPUs this process may use, which is how many threads TensorFlow starts."""
+    if hasattr(os, "sched_getaffinity"):  # Not on macOS.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes the files of the run: the "chief" task, else worker 0.
 

@@ -31,9 +31,8 @@ def saved_flags(arguments, stage):
 def test_default_batch_and_warmup_are_cut_and_said(short_run, capsys):
     run_inside(*short_run, "--mode=pretrain")
     output = capsys.readouterr().out
-    assert (
-        "8 training images, fewer than the default batch size of 64; using --batch_size=8" in output
-    )
+    (chosen,) = (line for line in output.splitlines() if line.startswith("Chosen for 8 images"))
+    assert "--batch_size=8" in chosen and "--pretrain_epochs" not in chosen
     assert "set it with --pretrain_warmup_epochs" in output
     assert {"--batch_size=8", "--pretrain_warmup_epochs=1.0"} <= {
         *saved_flags(short_run, "pretrain")

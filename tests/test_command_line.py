@@ -459,7 +459,9 @@ def test_the_rules_know_the_smallest_crop_of_the_functions():
 
 def test_every_flag_belongs_to_a_stage_or_to_the_run():
     run_flags = {flag.name for flag in command_line.ALL_FLAGS if not flag.stages}
-    assert run_flags == {"mode", "recipe", "model_dir", "override_flags"}
+    assert run_flags == {
+        "mode", "recipe", "model_dir", "override_flags", "time_budget_minutes",
+    }  # fmt: skip
     staged = set().union(*command_line.STAGE_FLAGS.values())
     assert set(command_line.own_flags()) == staged | run_flags
     assert staged >= command_line.FREE_FLAGS

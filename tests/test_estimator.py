@@ -22,7 +22,8 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from supcon_tf import SupConClassifier, SupConLoss, estimator, fitting
 from supcon_tf.data import defaults, in_memory, sources, whitening
-from supcon_tf.training import checkpoint
+from supcon_tf.fit_settings import Settings
+from supcon_tf.training import checkpoint, time_budget
 
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 NAMES = np.array(["lion", "cat", "tiger"])  # Not in sorted order.
@@ -123,34 +124,75 @@ def test_the_weights_are_those_of_the_command(digits, tmp_path):
 def test_defaults_are_those_of_the_command():
     command, parameters = flags.FLAGS, SupConClassifier().get_params()
     for name, flag in {
-        "temperature": "temperature", "loss": "loss", "encoder": "encoder",
-        "augmentation": "augmentation_type", "random_state": "seed",
-        "base_learning_rate": "pretrain_base_learning_rate",
-    }.items():  # fmt: skip
+        "temperature": "temperature",
+        "loss": "loss",
+        "random_state": "seed",
+    }.items():
         assert parameters[name] == command[flag].default, name
     images = np.zeros([2_000, 40, 50, 3], np.uint8)
     source = sources.ArraySource(images, np.zeros(2_000, np.int32), ("a", "b"))
-    chosen = fitting.Settings.choose(source)
-    assert chosen.batch_size == command["batch_size"].default
-    assert chosen.epochs == defaults.pretrain_epochs("folder", 2_000, chosen.batch_size) == 64
-    assert chosen.warmup_epochs == command["pretrain_warmup_epochs"].default
-    assert chosen.image_size == 32
-    assert list(defaults.CROP_AREA_RANGE) == [*map(float, command["crop_area_range"].default)]
+    gray = Settings.choose(source)
+    assert gray.warmup_epochs == command["pretrain_warmup_epochs"].default
     assert command["pretrain_optimizer"].default == "adam"
-    assert command["num_views"].default == fitting.NUM_VIEWS
     assert command["eval_batch_size"].default == fitting.EVAL_BATCH_SIZE
     assert command["knn_interval_epochs"].default == fitting.KNN_INTERVAL_EPOCHS
-    assert not chosen.horizontal_flip  # Gray.
+    assert not gray.chosen.horizontal_flip
     images[0, 0, 0] = (1, 2, 3)
-    assert fitting.Settings.choose(source).horizontal_flip
+    facts = defaults.ImageFacts(num_examples=2_000, side_px=40, is_color=True, num_classes=2)
+    assert Settings.choose(source).chosen == defaults.choose(facts)
+
+
+def test_what_is_given_wins_over_the_table():
+    images = np.random.default_rng(0).integers(0, 255, [80, 90, 90, 3], np.uint8)
+    source = sources.ArraySource(images, np.zeros(80, np.int32), ("a", "b"))
+    large = Settings.choose(source, is_large_carried=True)
+    assert (large.encoder, large.chosen.image_size) == ("resnet_v1", 90)
+    assert Settings.choose(source, is_large_carried=False).chosen.image_size == 48
+    minute = Settings.choose(source, time_budget_minutes=1)
+    assert minute.encoder == "tiny" and "CPU core" in minute.notes[0]
+    given = Settings.choose(source, encoder="tiny", cross_entropy_weight=0.5, batch_size=8)
+    assert given.chosen.cross_entropy_weight == 0.5
+    assert (given.chosen.batch_size, given.chosen.image_size) == (8, 48)
+    for loss in ("triplet", "cross_entropy", SupConLoss(use_labels=False)):
+        assert Settings.choose(source, encoder="tiny", loss=loss).chosen.cross_entropy_weight == 0
+    assert Settings.choose(source, encoder="tiny", loss="cross_entropy").chosen.num_views == 1
 
 
 def test_few_examples_get_a_smaller_batch_and_a_shorter_warm_up():
     source = sources.ArraySource(np.zeros([30, 8, 8, 3], np.uint8), np.zeros(30, np.int32), ("a",))
-    chosen = fitting.Settings.choose(source, epochs=1, num_replicas=4)
-    assert (chosen.batch_size, chosen.warmup_epochs) == (28, 1)
+    settings = Settings.choose(source, pretrain_epochs=1, num_replicas=4)
+    assert (settings.chosen.batch_size, settings.warmup_epochs) == (28, 1)
     with pytest.raises(ValueError, match=r"batch_size=31 .* 30 "):
-        fitting.Settings.choose(source, batch_size=31)
+        Settings.choose(source, batch_size=31)
+
+
+def test_a_time_budget_chooses_epochs_and_a_resumed_training_keeps_them(
+    examples, tmp_path, monkeypatch
+):
+    """The steps that are timed leave no trace, and a slower machine changes nothing."""
+
+    def seconds(later):
+        measure = time_budget.measure_step
+
+        def measure_and_pretend(*args, **options):
+            measure(*args, **options)
+            return time_budget.StepTime(first=1.0, later=later)
+
+        monkeypatch.setattr(fitting.time_budget, "measure_step", measure_and_pretend)
+
+    seconds(120.0)
+    monkeypatch.setattr(time_budget, "MEASURE_SECONDS", 0.0)
+    budget = {"epochs": None, "time_budget_minutes": 100, "checkpoint_dir": tmp_path}
+    first = small(**budget).fit(*examples)
+    # 0.95 * (6000 - 2 * 5 s - the time so far) / 120 s = 47 steps, three of them in an epoch.
+    assert 40 / 3 < first.epochs_ <= 47 / 3
+    seconds(12_000.0)
+    again = small(**budget).fit(*examples)
+    assert again.epochs_ == first.epochs_ and all_equal(weights(again), weights(first))
+    with pytest.raises(ValueError, match="too short.*time_budget_minutes=41"):
+        small(**budget | {"checkpoint_dir": None}).fit(*examples)
+    with pytest.raises(ValueError, match="epochs=3 cannot be given too"):
+        small(epochs=3, time_budget_minutes=1).fit(*examples)
 
 
 def test_fit_changes_nothing_that_it_was_given(fitted, examples):
@@ -326,6 +368,8 @@ def test_labels_that_cannot_be_used(labels, match):
         ({"encoder": "huge"}, "huge"),
         ({"augmentation": "auto"}, "auto"),
         ({"epochs": -1}, "epochs=-1"),
+        ({"time_budget_minutes": 0}, "time_budget_minutes=0"),
+        ({"loss": "cross_entropy", "cross_entropy_weight": 1.0}, "cross_entropy_weight=1.0"),
         ({"image_size": 16, "encoder": tiny_training.create_encoder()}, "8 x 8.*image_size=16"),
     ],
 )

@@ -50,14 +50,14 @@ def test_any_other_data_dir_without_a_dataset_is_refused(tmp_path, kind):
 
 def test_later_stages_take_the_flags_of_the_run(tmp_path, capsys):
     write_stage(
-        tmp_path, "pretrain", "--recipe=cifar10_cpu", "--dataset=folder", "--data_dir=mine",
-        "--seed=3", "--batch_size=8", "--nohorizontal", "--no_longer_a_flag=1", "--strategy=tpu",
-        "--temperature=0.5", "--skip_broken_images",
+        tmp_path, "pretrain", "--recipe=simclr_cifar10_resnet50", "--dataset=folder",
+        "--data_dir=mine", "--seed=3", "--batch_size=8", "--nohorizontal", "--no_longer_a_flag=1",
+        "--strategy=tpu", "--temperature=0.5", "--skip_broken_images",
     )  # fmt: skip
     values = parse("--mode=linear,eval", f"--model_dir={tmp_path}")
     assert (values["dataset"], values["data_dir"], values["seed"]) == ("folder", "mine", 3)
     assert values["batch_size"] == 8 and values["skip_broken_images"]
-    assert values["linear_epochs"] == 5  # The recipe's, which pretraining does not read.
+    assert values["linear_epochs"] == 90  # The recipe's, which pretraining does not read.
     assert values["strategy"] == "auto"  # Another machine may run it.
     (line,) = capsys.readouterr().out.splitlines()
     assert str(tmp_path) in line and "--dataset=folder --" in line and "--batch_size=8" in line
@@ -90,8 +90,8 @@ def test_the_command_line_wins_over_the_run(tmp_path):
     assert (moved["dataset"], moved["data_dir"]) == ("folder", "moved")
     same = parse("--mode=eval", f"--model_dir={tmp_path}", "--dataset=folder")
     assert same["data_dir"] == "mine"
-    recipe = parse("--mode=linear", f"--model_dir={tmp_path}", "--recipe=cifar10_cpu")
-    assert (recipe["dataset"], recipe["batch_size"]) == ("cifar10", 256)
+    recipe = parse("--mode=linear", f"--model_dir={tmp_path}", "--recipe=simclr_cifar10_resnet50")
+    assert (recipe["dataset"], recipe["batch_size"]) == ("cifar10", 1024)
 
 
 def test_the_newest_stage_names_the_flags_and_a_stage_resumes_with_its_own(tmp_path):
@@ -107,13 +107,14 @@ def test_the_newest_stage_names_the_flags_and_a_stage_resumes_with_its_own(tmp_p
 
 def test_a_default_of_the_run_does_not_count_as_given(tmp_path):
     """Flags that may not be given together, or that choose by being given, keep their freedom."""
-    write_stage(tmp_path, "pretrain", "--recipe=cifar10_cpu", "--batch_size=64", "--seed=0")
+    recipe = "--recipe=simclr_cifar10_resnet50"
+    write_stage(tmp_path, "pretrain", recipe, "--batch_size=64", "--seed=0")
     with flagsaver.flagsaver():
         flags.FLAGS(
             implied_flags.complete(["supcon_tf", "--mode=linear", f"--model_dir={tmp_path}"])
         )
         assert not flags.FLAGS["seed"].present
-        assert flags.FLAGS.batch_size == 64  # Not the recipe's 256, which the run overrode.
+        assert flags.FLAGS.batch_size == 64  # Not the recipe's 1024, which the run overrode.
 
 
 def test_unlabeled_images_need_no_dataset_of_the_run(tmp_path):

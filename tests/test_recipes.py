@@ -13,13 +13,17 @@ from absl import flags
 from absl.testing import flagsaver
 from keras.src.backend.common import global_state
 
-from supcon_tf.cli import command_line
+from supcon_tf.cli import command_line, flag_rules
+from supcon_tf.data import defaults
 from supcon_tf.stages import inputs, pretrain, trainer
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path.stem for path in (ROOT / "flags").glob("*.flags"))
-NUM_EXAMPLES = {"imagenet2012": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "digits": 1_437}
-NUM_CLASSES = {"imagenet2012": 1_000, "cifar10": 10, "cifar100": 100, "digits": 10}
+NUM_EXAMPLES = {
+    "imagenet2012": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "digits": 1_437,
+    "folder": 2_000,
+}  # fmt: skip
+NUM_CLASSES = {"imagenet2012": 1_000, "cifar10": 10, "cifar100": 100, "digits": 10, "folder": 10}
 
 if "mode" not in flags.FLAGS:
     command_line.define_flags()
@@ -88,7 +92,8 @@ PARAMETERS = {
     "supcontrast_simclr_cifar10_resnet50": (CIFAR_50, HEAD_2),
     "supcontrast_simclr_cifar100_resnet50": (CIFAR_50, HEAD_2),
     "supcon_queue_imagenet_resnet50": (IMAGENET_50, HEAD_2),
-    "cifar10_cpu": (308_448, 128 * 128),
+    "cifar10_cpu": (308_448, 128 * 128 + 129 * 10),  # Projection head and classifier.
+    "photos_small": (77_680, 64 * 128 + 65 * 10),
     "digits": (77_680, 64 * 128),
     # Without the scale and offset of batch norm, which are frozen: 2 (4 x 16 + 3 x 32 + 3 x 64).
     "finetune_pretrained": (77_680 - 704, 64 * 128),
@@ -159,7 +164,8 @@ SCHEDULES = {
     "supcontrast_simclr_cifar10_resnet50": (0.5 / 0.07, 48_828, 2.0, 4_882),
     "supcontrast_simclr_cifar100_resnet50": (0.5 / 0.07, 48_828, 2.0, 4_882),
     "supcon_queue_imagenet_resnet50": (0.03, 1_000_911, 30.0, 500_455),
-    "cifar10_cpu": (0.003, 2_734, 10.0, 976),
+    "cifar10_cpu": (0.003, 10_937, None, 15_625),  # Its classifier is fitted, without steps.
+    "photos_small": (0.003, 3_750, None, 625),
     "digits": (0.003, 673, 2.5, 449),
     "finetune_pretrained": (0.00025, 449, 2.5, 449),
 }
@@ -234,6 +240,32 @@ def test_supcontrasts_recipes_have_its_schedule(name):
     for epoch, expected in ((0, 0.01), (10.5, cosine(11)), (99.5, cosine(100)), (epochs, lowest)):
         step = min(int(epoch * 50_000 / 1024), schedule.total_steps - 1)
         assert float(schedule(step)) * scale == pytest.approx(expected, rel=1e-4)
+
+
+def test_photos_small_is_what_is_chosen_for_small_photographs():
+    facts = defaults.ImageFacts(num_examples=2_000, side_px=32, is_color=True, num_classes=10)
+    values = parse("--recipe=photos_small")
+    for name, text in defaults.choose(facts).texts().items():
+        assert values[name] == flags.FLAGS[name].parser.parse(text), name
+
+
+def test_cifar10_cpu_is_photos_small_with_another_length_and_width():
+    small, wide = (parse(f"--recipe={name}") for name in ("photos_small", "cifar10_cpu"))
+    changed = {name for name in small if small[name] != wide[name] and name != "flagfile"}
+    assert changed == {
+        "recipe", "dataset", "resnet_width", "pretrain_epochs", "pretrain_warmup_epochs",
+    }  # fmt: skip
+
+
+def test_a_time_budget_takes_the_place_of_the_length_of_a_recipe():
+    values = parse("--recipe=photos_small", "--time_budget_minutes=5")
+    assert values["cross_entropy_weight"] == 1 and values["dataset"] == "folder"
+    with recipe("photos_small", "--time_budget_minutes=5"):
+        assert not flag_rules.is_given(flags.FLAGS, "pretrain_epochs")
+        assert not flag_rules.is_given(flags.FLAGS, "pretrain_warmup_epochs")
+    for given in (["--recipe=photos_small"], []):
+        with pytest.raises(flags.Error, match="--pretrain_epochs=7 cannot be given too"):
+            parse(*given, "--time_budget_minutes=5", "--pretrain_epochs=7")
 
 
 def test_the_queue_recipe_whitens_as_moco():

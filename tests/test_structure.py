@@ -21,9 +21,13 @@ ALLOWED = {
         "losses", "strategies", "report",
     },
     "estimator": {
-        "fitting", "data", "training", "evaluation", "storage", "models", "losses", "strategies",
+        "fitting", "fit_settings", "data", "training", "evaluation", "storage", "models", "losses",
+        "strategies",
     },
-    "fitting": {"data", "training", "evaluation", "storage", "augment", "models", "losses"},
+    "fitting": {
+        "fit_settings", "data", "training", "evaluation", "augment", "models", "losses",
+    },
+    "fit_settings": {"data", "training", "storage", "models", "strategies"},
     "cli": {"data", "storage"},
     "training": {"storage", "augment", "losses", "models", "collectives", "strategies"},
     "data": {"augment", "models"},

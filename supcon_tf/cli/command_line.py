@@ -37,6 +37,8 @@ STAGE_FLAGS = {
 FITTED_LINEAR_FLAGS = tuple(flag.name for flag in ALL_FLAGS if flag.decides_fitted_linear)
 # Flags that change where, how fast and how often something happens, but not what is computed.
 FREE_FLAGS = frozenset(flag.name for flag in ALL_FLAGS if not flag.changes_result)
+# The flags of a recipe that --time_budget_minutes replaces.
+LENGTH_FLAGS = ("pretrain_epochs", "pretrain_warmup_epochs")
 # Flags that may differ from the saved ones when a stage resumes.
 CHANGEABLE_FLAGS = frozenset(flag.name for flag in ALL_FLAGS if flag.may_change_on_resume)
 
@@ -87,15 +89,25 @@ def own_flags() -> list[str]:
 def expand_recipe(argv: list[str]) -> list[str]:
     """Puts the flags of --recipe before all others, so that the others override it.
 
-    The recipe may be named on the command line or in a flagfile.
+    The recipe may be named on the command line or in a flagfile. --time_budget_minutes decides the
+    length of pretraining and its warm-up in place of the recipe.
 
     Raises:
         flags.Error: see `peek`; or there is no such recipe.
     """
-    recipe = peek(argv).recipe
-    if recipe is None:
+    given = peek(argv)
+    if given.recipe is None:
         return argv
-    return [argv[0], f"--flagfile={recipe_path(recipe)}", *argv[1:]]
+    path = recipe_path(given.recipe)
+    if given.time_budget_minutes is None:
+        return [argv[0], f"--flagfile={path}", *argv[1:]]
+    lines = map(str.strip, path.read_text(encoding="utf-8").splitlines())
+    kept = [
+        line
+        for line in lines
+        if line.startswith("--") and line.partition("=")[0][2:] not in LENGTH_FLAGS
+    ]
+    return [argv[0], *kept, *argv[1:]]
 
 
 def model_dir(flag_values: flags.FlagValues) -> str:

@@ -64,6 +64,7 @@ def define_rules(stages: tuple[str, ...]) -> None:
         ["finetune_warmup_epochs", "finetune_epochs"],
     ):
         register_rule(names, _check_warmup)
+    register_rule(["time_budget_minutes", "pretrain_epochs"], _check_time_budget)
     for names in (
         ["pretrain_warmup_start", "pretrain_warmup_epochs"],
         ["linear_warmup_start", "linear_warmup_epochs"],
@@ -130,6 +131,16 @@ def _check_warmup(values):
             f"{name}={warmup:g} (from the command line, a flagfile or a recipe) is longer than the "
             f"stage, which has {epochs:g} epochs. Use a shorter warm-up, such as "
             f"--{name}={epochs / 10:g}, or a longer stage, such as --{length}={10 * warmup:g}."
+        )
+    return True
+
+
+def _check_time_budget(values):
+    minutes, epochs = values["time_budget_minutes"], values["pretrain_epochs"]
+    if minutes is not None and is_given(flags.FLAGS, "pretrain_epochs"):
+        raise flags.ValidationError(
+            f"time_budget_minutes={minutes:g} chooses the number of epochs, so "
+            f"--pretrain_epochs={epochs:g} cannot be given too. Leave one out."
         )
     return True
 

@@ -107,8 +107,25 @@ _define_per_stage(
     EPOCHS,
     unit="epochs",
     common=("pretrain_epochs",),
-    help=f"Length of the pretrain stage. The default is {defaults.describe_pretrain_epochs()}",
+    help=f"Length of the pretrain stage. The default is {defaults.describe_pretrain_epochs()} "
+    "--time_budget_minutes chooses it by time.",
     paper={"pretrain_epochs": "350, or 700 for ResNet-200 (Section 4.4)"},
+)
+define(
+    "time_budget_minutes",
+    Number(above=0, at_most=1e6),
+    default=None,
+    unset_means="no limit: --pretrain_epochs decides",
+    stages=(),
+    group="Pretraining",
+    unit="minutes",
+    common=True,
+    help="Time for the whole command, from its start. The pretrain stage measures the time of a "
+    "step, and chooses --pretrain_epochs so that its learning rate schedule ends in time; the time "
+    "of the evaluations and of the stages after it is estimated and set aside. linear and finetune "
+    "keep their own lengths. The choice is printed and recorded: a run that is resumed keeps it, "
+    "also on a slower machine. It takes the place of the epochs and the warm-up of a recipe, and "
+    "cannot be combined with --pretrain_epochs.",
 )
 _define_per_stage(
     {"linear_epochs": 20},

@@ -13,7 +13,15 @@ from supcon_tf.data import data_identity, sources
 from supcon_tf.losses.create import create_loss
 from supcon_tf.losses.momentum_queue import MomentumQueue
 from supcon_tf.models import batch_norm, contrastive
-from supcon_tf.stages import choices, inputs, memory_check, process, starting_encoder, trainer
+from supcon_tf.stages import (
+    budget,
+    choices,
+    inputs,
+    memory_check,
+    process,
+    starting_encoder,
+    trainer,
+)
 from supcon_tf.stages.knn import KnnEvaluation
 from supcon_tf.stages.trained import write_classes
 from supcon_tf.training import progress, steps
@@ -31,12 +39,14 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
     splits = inputs.splits_from_flags(flags)
     train_source = splits.train
     _check_label_type(flags, train_source)
+    chosen = choices.choose_from_data(flags, strategy, train_source, "pretrain")
     choices.choose_batch_size(flags, strategy, train_source, "pretrain")
     choices.choose_epochs(flags, train_source)
     choices.choose_warmup(flags, "pretrain")
     built_on = starting_encoder.inputs_of_encoder(flags)
     with process.open_folder(flags, strategy, "pretrain", inputs=built_on) as folder:
         folder.check_data(data_identity.identity_of(train_source))
+        folder.measured["chosen"] = chosen
         if (result := folder.result()) is not None:
             folder.say_finished()
             return result
@@ -54,8 +64,12 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         with strategy.scope(), progress.waiting("pretrain: building the model"):
             step = step_from_flags(flags, views.image_size, num_classes, schedule, whitening)
         _warm_start(flags, step)
-        _print_plan(flags, step, schedule)
         memory_check.check_memory(flags, strategy, step, num_views=flags.num_views)
+        if choices.is_budget_open(flags):
+            schedule = budget.schedule_of_budget(
+                flags, strategy, folder, step=step, splits=splits, source=train_source, views=views
+            )
+        _print_plan(flags, step, schedule)
 
         # Training.
         knn = KnnEvaluation.of_splits(flags, strategy, step.encoder, train_source, splits.held_out)

@@ -12,7 +12,7 @@ from absl.flags import FlagValues
 from supcon_tf import strategies
 from supcon_tf.augment import blur, policies
 from supcon_tf.data import pipeline, sources
-from supcon_tf.stages import inputs, pretrain
+from supcon_tf.stages import choices, inputs, pretrain
 from supcon_tf.stages.stage_folder import StageFolder
 from supcon_tf.storage import files
 from supcon_tf.training import progress
@@ -28,6 +28,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         return {}
     with StageFolder(flags, "preview", always_restarts=True) as folder:
         train_source = inputs.splits_from_flags(flags).train
+        choices.choose_from_data(flags, strategy, train_source, "preview")
         train_source = inputs.training_examples_from_flags(flags, train_source)
         batch_size = min(flags.batch_size, train_source.num_examples)
         views = pretrain.views_from_flags(flags, train_source)

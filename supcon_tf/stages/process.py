@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 import keras
@@ -13,12 +14,23 @@ from supcon_tf import strategies
 from supcon_tf.stages.stage_folder import StageFolder
 
 
-def start(flags: FlagValues) -> tf.distribute.Strategy:
+class _Process:
+    """The state of the process."""
+
+    started_at = time.monotonic()
+
+
+def start(flags: FlagValues, started_at: float | None = None) -> tf.distribute.Strategy:
     """Creates the strategy, applies the process-wide settings, and prints the devices in use.
+
+    Args:
+        flags: The parsed flags.
+        started_at: `time.monotonic()` at the start of the program; now by default.
 
     Raises:
         ValueError: If the devices do not exist, or with --jit_compile over several replicas.
     """
+    _Process.started_at = time.monotonic() if started_at is None else started_at
     if flags.logical_cpus > 1:
         strategies.split_cpu(flags.logical_cpus)
     if flags.deterministic:
@@ -40,6 +52,11 @@ def start(flags: FlagValues) -> tf.distribute.Strategy:
     if not strategies.is_chief(strategy):
         print("Worker 0, the chief, logs the progress.", flush=True)
     return strategy
+
+
+def seconds_since_start() -> float:
+    """Returns how long this run of the command has taken so far."""
+    return time.monotonic() - _Process.started_at
 
 
 def describe_devices(flags: FlagValues, strategy: tf.distribute.Strategy) -> str:

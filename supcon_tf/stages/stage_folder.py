@@ -321,3 +321,19 @@ class StageFolder:
         for name in tf.io.gfile.listdir(self.path):
             if files.WRITING in name:
                 files.remove(self.file(name.rstrip("/")))
+
+
+def read_record(flags: FlagValues, stage: str) -> dict:
+    """Returns what a stage recorded when it began: flags, data, measured; {} if it did not.
+
+    The record of the newest checkpoint, which lacks what was measured, stands in for an
+    `identity.json` that is missing or damaged. Nothing is checked: `StageFolder` does that.
+    """
+    run = RunDirectory.of(flags)
+    try:
+        record = files.read_sealed(run.file(stage, IDENTITY))
+    except ValueError:
+        record = None
+    if record is None:
+        record = checkpoint.newest_record(run.file(stage, "checkpoints"))
+    return record if record and "flags" in record else {}

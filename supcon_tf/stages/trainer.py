@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 
 import keras
 import tensorflow as tf
 from absl.flags import FlagValues
 
+from supcon_tf import strategies
 from supcon_tf.cli import training_flags
 from supcon_tf.data import sources
 from supcon_tf.interop import warm_start
 from supcon_tf.stages import inputs
 from supcon_tf.stages.run_directory import find_part
 from supcon_tf.stages.stage_folder import StageFolder
-from supcon_tf.training import checkpoint, loop, optimizers, stage_optimizer
+from supcon_tf.training import (
+    checkpoint,
+    loop,
+    optimizers,
+    stage_optimizer,
+)
 from supcon_tf.training.steps import TrainStep
 
 
@@ -82,6 +87,19 @@ def warm_start_part(flags: FlagValues, part: str, model: keras.Model) -> None:
         print("\n".join(f"  {name}" for name in missing))
 
 
+def batches_of_views(
+    flags: FlagValues, strategy: tf.distribute.Strategy, source: sources.Source, views: inputs.Views
+) -> Callable[[int, int, int], tf.data.Dataset]:
+    """Returns a function (start step, host, number of hosts) -> that host's training batches."""
+
+    def create_batches(start_step, host, num_hosts):
+        return inputs.train_batches_from_flags(
+            flags, strategy, source, views, start_step=start_step, host=host, num_hosts=num_hosts
+        )
+
+    return create_batches
+
+
 def train_stage(
     flags: FlagValues,
     strategy: tf.distribute.Strategy,
@@ -110,16 +128,10 @@ def train_stage(
         The last logged metrics.
     """
     evaluate, evaluate_interval_steps = evaluation or (None, 0)
-
-    def create_batches(start_step, host, num_hosts):
-        return inputs.train_batches_from_flags(
-            flags, strategy, source, views, start_step=start_step, host=host, num_hosts=num_hosts
-        )
-
     return loop.train(
         strategy=strategy,
         step=step,
-        create_batches=create_batches,
+        create_batches=batches_of_views(flags, strategy, source, views),
         checkpoints=_checkpoints(flags, folder, step),
         log_folder=folder.path,
         total_steps=schedule.total_steps,
@@ -138,7 +150,7 @@ def train_stage(
 
 def _checkpoints(flags, folder, step):
     """The checkpoints of a stage. Equal bits also depend on versions and number of threads."""
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or _count_cpus()
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or strategies.count_cpus()
     environment = {
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
@@ -153,10 +165,3 @@ def _checkpoints(flags, folder, step):
         **step.models,
         **step.optimizers,
     )
-
-
-def _count_cpus():
-    """The number of CPUs this process may use, which is how many threads TensorFlow starts."""
-    if hasattr(os, "sched_getaffinity"):  # Not on macOS.
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
@@ -146,7 +146,10 @@ def train(
         while at < total_steps:
             count = min(_steps_to_next(at, (total_steps, *intervals)), _most_steps(speed))
             speed.restart()
-            with _explaining(explain_failure, at, count), _waiting_for_first_step(name, speed):
+            with (
+                explaining_failure(explain_failure, at, count),
+                _waiting_for_first_step(name, speed),
+            ):
                 done, values = run_steps(iterator, tf.constant(count))
                 values = {key: float(value) for key, value in values.items()}
             at += int(done)
@@ -241,7 +244,19 @@ def _check_same_step(strategy, step):
 
 
 @contextlib.contextmanager
-def _explaining(explain_failure, at, count):
+def explaining_failure(
+    explain_failure: Callable[[int, int], str | None] | None, at: int, count: int
+) -> Iterator[None]:
+    """Turns an input error within the block into a ValueError that names the broken input.
+
+    Args:
+        explain_failure: (first step, last step) -> which input of these steps is broken, or None.
+        at: The first step of the block.
+        count: How many steps it takes.
+
+    Raises:
+        ValueError: If TensorFlow cannot read or decode the input.
+    """
     try:
         yield
     except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:

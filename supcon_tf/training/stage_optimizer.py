@@ -39,6 +39,15 @@ def schedule_of_epochs(
     )
 
 
+def change_schedule(
+    optimizer: keras.optimizers.Optimizer, schedule: keras.optimizers.schedules.LearningRateSchedule
+) -> None:
+    """Gives another learning rate to an optimizer of `optimizer_of_parts`, before it is traced."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    optimizer.learning_rate = schedule
+
+
 def optimizer_of_parts(
     name: str,
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
