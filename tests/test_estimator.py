@@ -166,6 +166,7 @@ def test_few_examples_get_a_smaller_batch_and_a_shorter_warm_up():
         Settings.choose(source, batch_size=31)
 
 
+@pytest.mark.slow
 def test_a_time_budget_chooses_epochs_and_a_resumed_training_keeps_them(
     examples, tmp_path, monkeypatch
 ):
