@@ -114,7 +114,7 @@ define(
     unit="pixels",
     common=True,
     help="Height and width of the images that the encoder sees. The default is at most 224, or at "
-    "most 32 with --encoder=tiny.",
+    "most 32 with --encoder=tiny, or 48 if the images of a folder or CSV file have 64 or more.",
     paper="224 for ImageNet, 32 for CIFAR (released code)",
 )
 define(
@@ -126,7 +126,8 @@ define(
     unit="examples",
     common=True,
     help="Training examples per step, over all replicas. The contrastive loss gains from large "
-    "batches. The default is lowered if the training split is smaller.",
+    "batches. The default is lowered if the training split is smaller, and raised to 128 or 256 "
+    "for a folder or CSV file with more than 32 or 100 classes.",
     paper="6144, or 4096 for ResNet-200; 2048 suffices for most purposes (Section 4.4)",
 )
 define(

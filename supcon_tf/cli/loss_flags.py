@@ -120,7 +120,7 @@ define(
     group="Loss",
     help="Weight of a cross-entropy loss to add to the contrastive loss (joint training). A linear "
     "classifier on the first view is trained with it; the eval stage uses that classifier unless "
-    "the linear stage trains another.",
+    "the linear stage trains another. For color images in a folder or CSV file the default is 1.",
 )
 define(
     "stop_gradient_before_classifier",

@@ -26,9 +26,10 @@ define(
     help="Network to train: tiny, resnet_v1, resnext, one of Keras such as "
     "keras.applications.EfficientNetV2B0, or a pretrained one: a .keras file or the model "
     "directory of a run. tiny is a 7-layer ResNet for images of 8 to 32 pixels. resnet_v1 and "
-    "resnext take --resnet_depth. A .keras file maps float32 images in 0..255 to features; its "
-    "image size decides --image_size. The resnet, first_conv, max_pool and whitening flags do not "
-    "apply to networks of Keras or files.",
+    "resnext take --resnet_depth. For images of 64 pixels or more in a folder or CSV file, the "
+    "default is resnet_v1 of depth 18 where the machine can train it. A .keras file maps float32 "
+    "images in 0..255 to features; its image size decides --image_size. The resnet, first_conv, "
+    "max_pool and whitening flags do not apply to networks of Keras or files.",
     paper="resnet_v1 (Table 2)",
 )
 define(
