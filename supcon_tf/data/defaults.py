@@ -272,7 +272,8 @@ def why_not_large(
     if hours <= longest_hours:
         return None
     cores = f"{machine.num_cpus} CPU core{'s' if machine.num_cpus > 1 else ''}"
-    return f"{what} would train for about {hours:,.0f} hours on {cores}"
+    time = f"{hours:,.0f} hours" if hours >= 2 else f"{60 * hours:,.0f} minutes"
+    return f"{what} would train for about {time} on {cores}"
 
 
 def pretrain_epochs(dataset: str, num_examples: int, batch_size: int) -> int:
