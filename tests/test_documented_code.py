@@ -34,13 +34,14 @@ OTHER_FLAGS = {
 }  # fmt: skip
 # Pages of which every command of a stage runs here, in the folder that `folder` makes.
 RUN_COMMANDS = ("README.md", "docs/quick_start.md", "docs/runs.md")
-# Pages whose Python blocks run here, one after the other, and the names that they take as given.
+# Pages whose Python blocks run here, one after the other, and what they take as given: the name of
+# an array, or "run" for a finished run in runs/mine.
 RUN_PYTHON = {
     "README.md": (),
     "docs/quick_start.md": (),
     "docs/many_devices.md": (),
     "docs/own_data.md": (),
-    "docs/questions.md": ("images", "encoder"),
+    "docs/questions.md": ("images", "run"),
 }
 # Python blocks that another test runs.
 RUN_ELSEWHERE = {
@@ -163,7 +164,7 @@ def test_the_commands_of_the_page_run_in_order(page, folder):
 def test_the_python_blocks_of_the_page_run_as_they_stand(page, folder, capsys):
     given = {"images": np.zeros([2, 16, 16, 3], np.uint8)}
     names = {name: given[name] for name in RUN_PYTHON[page] if name in given}
-    if "encoder" in RUN_PYTHON[page]:
+    if "run" in RUN_PYTHON[page]:
         run_inside(
             "--mode=pretrain", "--data_dir=my_images", "--model_dir=runs/mine",
             "--pretrain_epochs=1", "--pretrain_warmup_epochs=0",
