@@ -13,6 +13,11 @@ The limit is the time that the exact algorithm needs for its matrix products and
 4 N^2 D operations (N rows; each pair of rows once forward and once backward, and twice for the
 gradient) and N^2 exponentials, at the rates measured in the same run for single operations of this
 shape.
+
+--family measures the options that weight pairs, spread a class or average over classes, in turns
+with the plain loss in one process, at one batch size:
+
+    .venv/bin/python benchmarks/loss.py --family --batches=6144
 """
 
 from __future__ import annotations
@@ -97,6 +102,78 @@ def torch_step(batch):
         return float(value) * TEMPERATURE
 
     return run
+
+
+def family_cases(batch):
+    """Name to (labels, options of `supcon_loss`)."""
+    import numpy as np
+    import tensorflow as tf
+
+    random = np.random.default_rng(0)
+    classes = random.integers(0, NUM_CLASSES, batch).astype(np.int32)
+    fine = random.integers(0, NUM_CLASSES, batch)
+    return {
+        "plain": (tf.constant(classes), {}),
+        "jaccard, 20 labels": (
+            tf.constant(random.random((batch, 20)) < 0.1),
+            {"pair_weights": "jaccard"},
+        ),
+        "jaccard, 1,000 labels": (
+            tf.constant(random.random((batch, 1000)) < 0.003),
+            {"pair_weights": "jaccard"},
+        ),
+        "hierarchy, 3 levels": (
+            tf.constant(np.stack([fine // 100, fine // 10, fine], axis=1).astype(np.int32)),
+            {"pair_weights": "hierarchy"},
+        ),
+        "gaussian": (
+            tf.constant(random.normal(size=batch).astype(np.float32)),
+            {"pair_weights": "gaussian"},
+        ),
+        "spread": (tf.constant(classes), {"spread_weight": 0.5}),
+        "class averages": (tf.constant(classes), {"denominator_weighting": "class"}),
+    }
+
+
+def measure_family(batch, rounds, jit_compile):
+    """Prints the time of each case, forward and backward, over that of the plain loss.
+
+    On a machine that does other work too, the seconds of the processor, summed over the threads,
+    vary less than the time that passes.
+    """
+    import tensorflow as tf
+
+    from supcon_tf.losses.supcon import supcon_loss
+
+    features = tf.random.stateless_normal([batch, NUM_VIEWS, NUM_FEATURES], [1, 2])
+    steps = {}
+    for name, (labels, options) in family_cases(batch).items():
+
+        @tf.function(jit_compile=jit_compile)
+        def step(features, labels=labels, options=options):
+            with tf.GradientTape() as tape:
+                tape.watch(features)
+                value = tf.reduce_mean(supcon_loss(labels, features, **options))
+            return value, tape.gradient(value, features)
+
+        steps[name] = step
+        step(features)[1].numpy()  # Traces.
+    seconds, of_processor = ({name: [] for name in steps} for _ in range(2))
+    for _ in range(rounds):
+        for name, step in steps.items():
+            before, processor_before = time.perf_counter(), time.process_time()
+            step(features)[1].numpy()
+            seconds[name].append(time.perf_counter() - before)
+            of_processor[name].append(time.process_time() - processor_before)
+    print(f"batch {batch:,}, {os.cpu_count()} cores, jit_compile={jit_compile}, {rounds} rounds\n")
+    print_row(["loss", "median s", "over plain", "median processor s", "over plain"])
+    print_row(["---", "---:", "---:", "---:", "---:"])
+    for name in steps:
+        cells = []
+        for times in (seconds, of_processor):
+            median = statistics.median(times[name])
+            cells += [f"{median:.3g}", f"{median / statistics.median(times['plain']):.2f}"]
+        print_row([name, *cells])
 
 
 def peak_megabytes():
@@ -218,10 +295,17 @@ def main():
         "--repeats", type=int, default=3, help="processes per case for batch sizes up to 6,144"
     )
     parser.add_argument("--torch_python", help="path of a Python that has pytorch-metric-learning")
+    parser.add_argument("--family", action="store_true", help="measure the family of losses")
+    parser.add_argument("--rounds", type=int, default=7, help="of --family")
+    parser.add_argument("--jit_compile", action="store_true", help="for --family")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.case == "rates":
+    if arguments.family:
+        sys.path.insert(0, str(ROOT))
+        for batch in arguments.batches.split(","):
+            measure_family(int(batch), arguments.rounds, arguments.jit_compile)
+    elif arguments.case == "rates":
         print(json.dumps(measure_rates()))
     elif arguments.case:
         print(json.dumps(measure(arguments.case, arguments.batch)))

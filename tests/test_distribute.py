@@ -19,6 +19,7 @@ from supcon_tf.losses.supcon import SupConLoss, supcon_loss
 NUM_EXAMPLES = 16
 X = np.random.default_rng(0).normal(size=(NUM_EXAMPLES, 6)).astype(np.float32)
 Y = np.arange(NUM_EXAMPLES) % 3
+MULTI_HOT = np.eye(3)[Y] + np.eye(3)[Y // 2 % 3]
 OPTIONS = {
     "default": {},
     "one_view": {"contrast_mode": "one_view"},
@@ -27,10 +28,19 @@ OPTIONS = {
     "not normalized": {"normalize": False},
     "small blocks": {"block_size": 5},
     "tiny temperature": {"temperature": 0.01},
-    "multi-hot": {"labels": np.eye(3)[Y] + np.eye(3)[Y // 2 % 3]},
+    "multi-hot": {"labels": MULTI_HOT},
     "int64": {"labels": Y.astype(np.int64) + 2**40},
     "unique labels": {"labels": np.arange(NUM_EXAMPLES)},
-}
+    "jaccard": {"labels": MULTI_HOT, "pair_weights": "jaccard", "block_size": 5},
+    "jaccard with masks": {
+        "labels": MULTI_HOT, "pair_weights": "jaccard", "denominator_mode": "one_positive",
+        "epsilon": 0.3, "spread_weight": 0.4,
+    },
+    "gaussian": {"labels": X[:, 0], "pair_weights": "gaussian"},
+    "asymmetric mask": {"labels": np.abs(X @ X[::-1].T) % 1, "pair_weights": "mask"},
+    "spread": {"spread_weight": 0.4, "block_size": 5},
+    "class averages": {"denominator_weighting": "class", "contrast_mode": "one_view"},
+}  # fmt: skip
 
 
 def create_model():
@@ -107,7 +117,7 @@ def test_losses_and_gradients_of_four_replicas_equal_one_device(mirrored, one_de
     assert_all_close(losses_and_gradients(mirrored, **OPTIONS[name]), expected)
 
 
-@pytest.mark.parametrize("name", ["capped inside", "small blocks", "multi-hot"])
+@pytest.mark.parametrize("name", ["capped inside", "multi-hot", "jaccard", "spread"])
 def test_losses_and_gradients_of_two_replicas_equal_one_device(two_replicas, one_device, name):
     expected = losses_and_gradients(one_device, **OPTIONS[name])
     assert_all_close(losses_and_gradients(two_replicas, **OPTIONS[name]), expected)

@@ -39,6 +39,7 @@ RUN_COMMANDS = ("README.md", "docs/quick_start.md", "docs/runs.md")
 RUN_PYTHON = {
     "README.md": (),
     "docs/quick_start.md": (),
+    "docs/losses.md": (),
     "docs/many_devices.md": (),
     "docs/own_data.md": (),
     "docs/questions.md": ("images", "run"),

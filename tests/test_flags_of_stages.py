@@ -235,6 +235,17 @@ ROWS = {
         "denominator_mode": Row("loss", "--denominator_mode=one_positive"),
         "positives_cap": Row("loss", "--positives_cap=0"),
         "scale_by_temperature": Row("loss", "--noscale_by_temperature"),
+        "loss_variant": Row("loss", "--loss_variant=sincere"),
+        "epsilon": Row("loss", "--epsilon=0.5", "--denominator_mode=one_positive"),
+        "pair_weights": Row(
+            "loss", "--use_labels --pair_weights=gaussian",
+            f"{CSV} --label_type=real --nouse_labels",
+        ),
+        "gaussian_bandwidth": Row(
+            "loss", "--gaussian_bandwidth=3", f"{CSV} --label_type=real --pair_weights=gaussian"
+        ),
+        "spread_weight": Row("loss", "--spread_weight=0.5"),
+        "denominator_weighting": Row("loss", "--denominator_weighting=class"),
         "queue_size": Row("initial", "--queue_size=32"),
         "encoder_momentum": Row("weights", "--encoder_momentum=0.5", "--queue_size=32"),
         "microbatch_size": Row("loss", "--microbatch_size=4", "--nouse_global_batch_norm"),

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import command
+from helpers import command, prepared_tfds
 from helpers.shared_policies import shared_policy
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -64,12 +64,40 @@ def test_balanced_rows_do_not_depend_on_batch_size_or_host():
     np.testing.assert_array_equal(rows.reshape(10, 8), np.concatenate(hosts, axis=1))
 
 
-def test_a_stream_cannot_be_balanced():
-    source = streams.StreamSource(None, "train", 8, ("a", "b"))
-    with pytest.raises(ValueError, match="class_balanced.*one folder per class"):
+def test_a_stream_that_does_not_fit_into_memory_cannot_be_balanced():
+    source = streams.StreamSource(None, "train", 8, ("a", "b"), shuffle_buffer=4)
+    with pytest.raises(ValueError, match="class_balanced.*--dataset=folder"):
         pipeline.create_train_batches(
             source, policy=IDENTITY, batch_size=4, image_size=8, seed=0, class_balanced=True
         )
+
+
+@pytest.mark.slow
+def test_a_stream_is_balanced_like_files(tmp_path):
+    """Every batch has as many images of each class, from any step and over hosts."""
+    prepared_tfds.write_two_greys(tmp_path)
+    builder = streams.prepared_builder("two_greys", str(tmp_path))
+    source = streams.stream_of(builder, "train")
+    labels = source.in_memory()[1]
+    assert sorted(labels.tolist()) == [0] * 8 + [1] * 8
+
+    def take(num_steps, **options):
+        batches = pipeline.create_train_batches(
+            source, policy=IDENTITY, batch_size=8, image_size=8, seed=1, class_balanced=True,
+            **options,
+        )  # fmt: skip
+        return list(batches.take(num_steps).as_numpy_iterator())
+
+    batches = take(3)
+    for batch in batches:
+        assert np.bincount(batch["label"]).tolist() == [4, 4]
+        bright = batch["image"].mean(axis=(1, 2, 3, 4)) > 100
+        np.testing.assert_array_equal(bright, batch["label"] == 1)
+    assert_equal(take(1, start_step=2), batches[2:])
+    hosts = [take(3, host=host, num_hosts=2, num_replicas=2) for host in (0, 1)]
+    for step, batch in enumerate(batches):
+        joined = np.concatenate([host[step]["image"] for host in hosts])
+        np.testing.assert_array_equal(joined, batch["image"])
 
 
 def create(source, num_steps, *, threads=None, **options):

@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from supcon_tf.losses.blockwise import (
     cross_logsumexp,
     is_safe_without_maximum,
-    map_row_blocks,
     masked_logsumexp,
-    recomputing_cond,
     self_logsumexp,
 )
+from supcon_tf.losses.row_blocks import map_row_blocks, recomputing_cond
 
 
 def draw(seed, *shape):

@@ -534,7 +534,13 @@ CHANGED_OPTIONS = {
     "scale_by_temperature": False,
     "normalize": False,
     "block_size": 16,
+    "epsilon": 0.5,
+    "pair_weights": "soft",
+    "spread_weight": 0.4,
+    "denominator_weighting": "class",
 }
+# The last one excludes others.
+ALL_BUT_LAST = dict(list(CHANGED_OPTIONS.items())[:-1])
 
 
 @pytest.mark.parametrize("function", [supcon_loss, SupConLoss])
@@ -553,17 +559,20 @@ def test_signatures_offer_the_options_with_their_defaults(function):
 
 def test_every_argument_is_in_the_config():
     assert CHANGED_OPTIONS.keys() == {field.name for field in fields(SupConOptions)}
-    changed = {**CHANGED_OPTIONS, "use_labels": False, "reduction": "sum", "name": "mine"}
-    config = SupConLoss(**changed).get_config()
-    assert config == changed
-    assert SupConLoss.from_config(config).get_config() == changed
+    changed = {**ALL_BUT_LAST, "denominator_weighting": "example"}
+    for options in (changed, {"denominator_weighting": "class"}):
+        given = {**options, "use_labels": False, "reduction": "sum", "name": "mine"}
+        config = SupConLoss(**given).get_config()
+        assert given.items() <= config.items()
+        assert config.keys() == {*CHANGED_OPTIONS, "use_labels", "reduction", "name"}
+        assert SupConLoss.from_config(config).get_config() == config
 
 
 def test_options_are_attributes():
     """Each can be read, and changed between calls, under the name of its argument."""
-    loss = SupConLoss(**CHANGED_OPTIONS)
-    assert loss.options == SupConOptions(**CHANGED_OPTIONS)
-    for name, value in CHANGED_OPTIONS.items():
+    loss = SupConLoss(**ALL_BUT_LAST)
+    assert loss.options == SupConOptions(**ALL_BUT_LAST)
+    for name, value in ALL_BUT_LAST.items():
         assert getattr(loss, name) == value
     features, labels = tf.constant(draw_features(seed=1), tf.float32), np.array([0, 1, 0, 0, 2])
     loss = SupConLoss(temperature=0.1)
@@ -578,10 +587,12 @@ def test_every_option_reaches_the_loss(name):
     """The function and the class compute the same loss, which is not that of the defaults."""
     features = tf.constant(draw_features(seed=1, num_examples=6), tf.float32)
     labels = tf.constant([0, 1, 0, 0, 2, 0])
+    if name == "pair_weights":
+        labels = 0.8 * tf.one_hot(labels, 3) + 0.2 / 3
     option = {name: CHANGED_OPTIONS[name]}
     losses = supcon_loss(labels, features, **option)
     np.testing.assert_array_equal(SupConLoss(reduction=None, **option)(labels, features), losses)
-    is_equal = np.allclose(losses, supcon_loss(labels, features), rtol=1e-3)
+    is_equal = np.allclose(losses, supcon_loss([0, 1, 0, 0, 2, 0], features), rtol=1e-3)
     assert is_equal is (name == "block_size")
 
 
@@ -598,7 +609,9 @@ def test_a_loss_saved_before_the_options_were_one_class_still_loads():
         "registered_name": "supcon_tf>SupConLoss",
     }  # fmt: skip
     loss = keras.saving.deserialize_keras_object(config)
-    assert isinstance(loss, SupConLoss) and loss.get_config() == config["config"]
+    assert isinstance(loss, SupConLoss)
+    assert config["config"].items() <= loss.get_config().items()
+    assert loss.pair_weights is None and loss.denominator_weighting == "example"
 
 
 @pytest.mark.parametrize(

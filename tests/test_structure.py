@@ -28,7 +28,7 @@ ALLOWED = {
         "fit_settings", "data", "training", "evaluation", "augment", "models", "losses",
     },
     "fit_settings": {"data", "training", "storage", "models", "strategies"},
-    "cli": {"data", "storage"},
+    "cli": {"data", "losses", "storage"},
     "training": {"storage", "augment", "losses", "models", "collectives", "strategies"},
     "data": {"augment", "models"},
     "evaluation": {"models", "collectives", "strategies"},
@@ -43,8 +43,8 @@ ALLOWED = {
 }  # fmt: skip
 # What `import` of the command may load before TensorFlow: nothing of this needs it.
 WITHOUT_TENSORFLOW = (
-    "data/csv_labels.py", "data/defaults.py", "data/folder_layout.py", "storage/encoder_files.py",
-    "storage/run_paths.py",
+    "data/csv_labels.py", "data/defaults.py", "data/folder_layout.py", "losses/options.py",
+    "storage/encoder_files.py", "storage/run_paths.py",
     "storage/sealed.py",
 )  # fmt: skip
 FLAG_ROOMS = ("main", "cli", "stages", "studies")

@@ -57,7 +57,8 @@ define(
     help="What the labels of --dataset=csv are: one class, several classes, a class per level, or "
     "a number. Numbers are class names unless it is real. multi_label: classes separated by | in "
     "one column, or a column of 0 and 1 per class. hierarchy: one of --label_columns per level, "
-    "from coarse to fine; training uses the finest level. real needs --nouse_labels.",
+    "from coarse to fine; training uses the finest level, or all of them with "
+    "--pair_weights=hierarchy. real: pretrain with --pair_weights=gaussian or --nouse_labels.",
 )
 define(
     "label_columns",
@@ -160,7 +161,7 @@ define(
     decides_fitted_linear=True,
     help="Draw every class equally often. Use it when some classes are rare. An epoch keeps its "
     "number of examples: examples of rare classes are repeated, and some of frequent classes are "
-    "left out. Not available for TensorFlow Datasets.",
+    "left out. Of TensorFlow Datasets it keeps the encoded images in memory, up to 2 GiB.",
 )
 define(
     "skip_broken_images",

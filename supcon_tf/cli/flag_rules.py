@@ -10,7 +10,7 @@ import functools
 
 from absl import flags
 
-from supcon_tf.cli import run_rules
+from supcon_tf.cli import loss_rules, run_rules
 from supcon_tf.cli.rules import register_rule
 from supcon_tf.storage import encoder_files
 
@@ -24,11 +24,13 @@ WARM_STARTS = {
 # Flags of the supervised contrastive loss alone.
 SUPCON_FLAGS = (
     "use_labels", "temperature", "contrast_mode", "summation_location", "denominator_mode",
-    "positives_cap", "scale_by_temperature",
+    "positives_cap", "scale_by_temperature", "epsilon", "pair_weights", "gaussian_bandwidth",
+    "spread_weight", "denominator_weighting",
 )  # fmt: skip
 # Flags that must keep their default with --queue_size.
 NO_QUEUE_FLAGS = (
     "loss", "summation_location", "denominator_mode", "positives_cap", "microbatch_size",
+    "epsilon", "pair_weights", "spread_weight", "denominator_weighting",
 )  # fmt: skip
 # Flags that need a projection head.
 PROJECTION_FLAGS = (
@@ -105,6 +107,7 @@ def define_rules(stages: tuple[str, ...]) -> None:
     register_rule(["whitening", "whitening_mean", "whitening_std", "encoder"], _check_whitening)
     register_rule(["reference_ckpt", *WARM_STARTS], _check_warm_start)
     register_rule(["mode", "encoder", *STARTS], _check_start)
+    loss_rules.define_loss_rules()
     run_rules.define_run_rules()
 
 

@@ -11,7 +11,13 @@ import os
 
 from absl import flags
 
-from supcon_tf.cli import command_line, flag_rules, tensorflow_start, training_flags
+from supcon_tf.cli import (
+    command_line,
+    flag_rules,
+    loss_rules,
+    tensorflow_start,
+    training_flags,
+)
 from supcon_tf.data import folder_layout
 from supcon_tf.storage import sealed
 from supcon_tf.storage.run_paths import FLAG_FILE, IDENTITY, run_path
@@ -41,6 +47,8 @@ def complete(argv: list[str]) -> list[str]:
     implied = _implied_by_data_dir(command_line.peek(arguments))
     arguments = [argv[0], *implied, *arguments[1:]]
     given = command_line.peek(arguments)
+    of_variant = loss_rules.flags_of_variant(given)
+    arguments = [argv[0], *of_variant, *arguments[1:]]
     completed = [argv[0], *_inherited(given), *arguments[1:]]
     return completed if given.recipe else command_line.expand_recipe(completed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from supcon_tf.cli.declare import define
 from supcon_tf.cli.flag_types import Boolean, Enum, Integer, Number
+from supcon_tf.losses.options import DENOMINATOR_WEIGHTINGS, LOSS_VARIANTS
 
 define(
     "loss",
@@ -17,6 +18,18 @@ define(
     "classifier unless the linear stage trains another. npairs, triplet and max_margin are "
     "baselines.",
     paper="supcon (Eq. 2)",
+)
+define(
+    "loss_variant",
+    Enum(list(LOSS_VARIANTS)),
+    default=None,
+    unset_means="the flags of the loss as they are",
+    stages=("pretrain",),
+    group="Loss",
+    changes_result=False,
+    help="A supervised contrastive loss of the literature by name. It sets the flags of the loss "
+    "and prints them; docs/losses.md says which one fits which data.",
+    paper="supcon (Eq. 2), supcon_in (Eq. 3)",
 )
 define(
     "temperature",
@@ -89,6 +102,57 @@ define(
     help="Multiply the contrastive loss by the temperature, so that the size of its gradients does "
     "not depend on it.",
     paper="true (supplementary material)",
+)
+define(
+    "epsilon",
+    Number(at_least=0, at_most=1e4),
+    default=0.0,
+    stages=("pretrain",),
+    group="Loss",
+    help="Margin of the contrastive loss: positives count with exp(s - epsilon) in the "
+    "denominator, with s the similarity divided by --temperature. 0 for no margin. Used with "
+    "--denominator_mode=one_positive.",
+)
+define(
+    "pair_weights",
+    Enum(["jaccard", "hierarchy", "gaussian"]),
+    default=None,
+    unset_means="1 within a class and 0 otherwise",
+    stages=("pretrain",),
+    group="Loss",
+    help="How much two images are positives of each other, from 0 to 1. jaccard: the labels that "
+    "both have, over those that either has (--label_type=multi_label). hierarchy: the depth of "
+    "their common ancestor (--label_type=hierarchy). gaussian: by the distance of their targets "
+    "(--label_type=real).",
+)
+define(
+    "gaussian_bandwidth",
+    Number(above=0),
+    default=None,
+    unset_means="a quarter of the standard deviation of the training targets",
+    stages=("pretrain",),
+    group="Loss",
+    help="Bandwidth of --pair_weights=gaussian, in the units of the targets. Two images whose "
+    "targets differ by it have the weight 0.61; by twice as much, 0.14.",
+)
+define(
+    "spread_weight",
+    Number(at_least=0, at_most=1),
+    default=0.0,
+    stages=("pretrain",),
+    group="Loss",
+    help="Weight of a second loss that keeps the images of a class apart; the contrastive loss "
+    "has the weight 1 - spread_weight. Use it for coarse classes that contain finer ones. Needs "
+    "--num_views=2 or more.",
+)
+define(
+    "denominator_weighting",
+    Enum(list(DENOMINATOR_WEIGHTINGS)),
+    default="example",
+    stages=("pretrain",),
+    group="Loss",
+    help="What counts the same in the denominator of the contrastive loss. example: each view. "
+    "class: each class of the batch, for classes of very different sizes.",
 )
 define(
     "queue_size",

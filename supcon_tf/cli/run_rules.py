@@ -24,7 +24,7 @@ def define_run_rules() -> None:
     )
     register_rule(["dataset", "validation_split", "train_split", "test_split"], _check_splits)
     register_rule(
-        ["label_type", "use_labels", "loss", "mode", *NEEDING_CLASSES],
+        ["label_type", "use_labels", "loss", "pair_weights", "mode", *NEEDING_CLASSES],
         _check_real_labels,
     )
     register_rule(
@@ -134,11 +134,12 @@ def _check_real_labels(values):
                 f"{name} needs classes, but the labels of --label_type=real are numbers. Leave it "
                 "out."
             )
-    uses_labels = values["use_labels"] or values["loss"] != "supcon"
-    if "pretrain" in values["mode"] and uses_labels:
+    uses_classes = values["use_labels"] and values["pair_weights"] != "gaussian"
+    if "pretrain" in values["mode"] and (uses_classes or values["loss"] != "supcon"):
         raise flags.ValidationError(
-            "label_type=real has no classes whose images attract each other. Pretrain without "
-            "labels: --loss=supcon --nouse_labels."
+            "label_type=real has no classes whose images attract each other. Pretrain with "
+            "--loss=supcon and --pair_weights=gaussian, which attracts images with close targets; "
+            "or without labels, with --nouse_labels."
         )
     return True
 

@@ -56,8 +56,8 @@ def create_train_batches(
         crop_area_range: share of the image that a random crop covers.
         crop_compat: how crops are drawn, see `crops.random_crop_boxes`.
         horizontal_flip: whether to mirror each view with probability 0.5.
-        class_balanced: whether every class comes equally often, see `batch_plan.BatchPlan`. Not
-            available for streams.
+        class_balanced: whether every class comes equally often, see `batch_plan.BatchPlan`. Of a
+            stream it keeps all encoded images in memory.
         blur_probability: share of the views that policies ending with a blur ("simclr" and
             "stacked_randaugment") blur on the device. Ignored by other policies.
         num_replicas: over all hosts; must divide batch_size.
@@ -74,7 +74,7 @@ def create_train_batches(
 
     Raises:
         ValueError: if the batch does not fit the source or the replicas, or `class_balanced` is
-            used with a stream.
+            used with labels of several classes or with a stream that does not fit into memory.
         OSError: if the data service does not answer.
     """
     check_batch_size(batch_size, num_examples=source.num_examples, num_replicas=num_replicas)
@@ -91,6 +91,12 @@ def create_train_batches(
         horizontal_flip=horizontal_flip,
         blur_probability=blur_probability,
     )
+    stored = None  # Images of a stream, if they are chosen by index.
+    if class_balanced and isinstance(source, StreamSource):
+        stored = source.in_memory()
+    balanced_labels = None
+    if class_balanced:
+        balanced_labels = _labels_to_balance(source) if stored is None else stored[1]
     plan = BatchPlan(
         num_examples=source.num_examples,
         batch_size=batch_size,
@@ -99,7 +105,7 @@ def create_train_batches(
         num_views=num_views,
         num_draws=draws.count,
         seed=seed,
-        balanced_labels=_labels_to_balance(source) if class_balanced else None,
+        balanced_labels=balanced_labels,
     )
     # A range, not a counter, because only a range can be split over the workers of a data service.
     steps = tf.data.Dataset.range(start_step, tf.int64.max)
@@ -107,7 +113,11 @@ def create_train_batches(
         batches = _batches_of_array(source, plan, steps, draws, image_size)
     else:
         if isinstance(source, FileSource):
-            examples = _examples_of_files(source, plan, steps)
+            examples = _examples_by_index(
+                tf.constant(source.paths), source.labels, plan, steps, read=tf.io.read_file
+            )
+        elif stored is not None:
+            examples = _examples_by_index(*stored, plan, steps)
         else:
             stream = source.examples(
                 seed=seed, start=start_step * rows, host=host, num_hosts=num_hosts
@@ -197,15 +207,15 @@ def _batches_of_array(source, plan, steps, view_draws, size):
     return steps.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _examples_of_files(source, plan, steps):
+def _examples_by_index(images, labels, plan, steps, *, read=tf.identity):
     """Endless (encoded image, label, draws [V, K]) in the order of this host's rows."""
-    paths, labels = tf.constant(source.paths), tf.constant(source.labels)
+    labels = tf.constant(labels)
     rows = steps.map(lambda step: (plan.index(step), plan.draws(step))).unbatch()
 
-    def read(index, draws):
-        return tf.io.read_file(tf.gather(paths, index)), tf.gather(labels, index), draws
+    def example(index, draws):
+        return read(tf.gather(images, index)), tf.gather(labels, index), draws
 
-    return rows.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    return rows.map(example, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def batches_of_examples(
@@ -260,11 +270,6 @@ def batches_of_examples(
 
 
 def _labels_to_balance(source):
-    if isinstance(source, StreamSource):
-        raise ValueError(
-            "class_balanced chooses examples by index, which a TFDS stream does not have. Store "
-            "the images as files, one folder per class, and use --dataset=folder."
-        )
     if source.label_type not in ("class", "hierarchy"):
         raise ValueError(
             f"--class_balanced needs one class per image; these labels are {source.label_type}."

@@ -90,6 +90,28 @@ class StreamSource:
         epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
         return epochs.flat_map(shuffle).skip(passed)
 
+    def in_memory(self) -> tuple[tf.Tensor, np.ndarray]:
+        """Every encoded image, string [M], and the labels of all, int32 [M], read at once.
+
+        Raises:
+            ValueError: the images may take more than `SHUFFLE_BYTES`, or have several labels.
+        """
+        if self.label_type != "class":
+            raise ValueError(
+                f"--class_balanced needs one class per image; these labels are {self.label_type}."
+            )
+        if self.shuffle_buffer is not None:
+            raise ValueError(
+                f"--class_balanced keeps all encoded images of a TensorFlow Datasets split in "
+                f"memory, but {self.split!r} has more than {SHUFFLE_BYTES // 2**30} GiB of them. "
+                "Store the images as files, one folder per class, and use --dataset=folder."
+            )
+        batches = [
+            (images, labels.numpy()) for images, labels in self._labeled(self._stored()).batch(4096)
+        ]
+        images, labels = zip(*batches, strict=True)
+        return tf.concat(images, axis=0), np.concatenate(labels)
+
     def named_examples(self) -> tf.data.Dataset:
         """Every example once and in order, as (encoded bytes, stored label, name)."""
         return self._stored().map(

@@ -12,10 +12,11 @@ import keras
 import tensorflow as tf
 
 from supcon_tf import collectives
-from supcon_tf.losses.blockwise import length
 from supcon_tf.losses.class_labels import as_class_labels, class_index, nan_where_label_is_nan
 from supcon_tf.losses.features import as_views, l2_normalize
-from supcon_tf.losses.supcon import log_denominator, losses_with_masks
+from supcon_tf.losses.masked import losses_with_masks
+from supcon_tf.losses.pair_sums import log_denominator
+from supcon_tf.losses.row_blocks import length
 
 
 def npairs_loss(
@@ -205,7 +206,7 @@ def _gather(labels, features):
 
 
 def _compare(labels, features, anchor_losses, margin, block_size):
-    """Averages anchor_losses(similarities, positive, negative, margin) over the views. -> [B]."""
+    """Averages anchor_losses(pairs, margin) over the views. -> [B]."""
     margin = _checked(margin)
     features, all_features, all_labels, first = _gather(labels, features)
     losses = losses_with_masks(
@@ -234,8 +235,9 @@ def _next_of_class(labels):
     return tf.scatter_nd(order[:, None], tf.gather(order, following), tf.shape(order))
 
 
-def _semi_hard(similarity, positive, negative, *, margin):
-    """The triplet loss of each anchor. [b, A, K] -> [b, A]."""
+def _semi_hard(pairs, *, margin):
+    """The triplet loss of each anchor. `Pairs` -> [b, A]."""
+    similarity, positive, negative = pairs[:3]
     distance = 2.0 - 2.0 * similarity  # |a - b|^2 of unit vectors
     of_negatives = tf.where(negative, distance, float("inf"))
     order = tf.argsort(of_negatives, axis=-1)  # Negatives come first, by increasing distance.
@@ -256,8 +258,9 @@ def _semi_hard(similarity, positive, negative, *, margin):
     return tf.where(num_negatives[..., 0] > 0, mean, 0.0)
 
 
-def _max_margin(similarity, positive, negative, *, margin):
-    """The max-margin loss of each anchor. [b, A, K] -> [b, A]."""
+def _max_margin(pairs, *, margin):
+    """The max-margin loss of each anchor. `Pairs` -> [b, A]."""
+    similarity, positive, negative = pairs[:3]
     square = tf.maximum(2.0 - 2.0 * similarity, 0.0)  # |a - b|^2 of unit vectors
     is_zero = square == 0.0  # The square root has no gradient at 0.
     distance = tf.where(is_zero, 0.0, tf.sqrt(tf.where(is_zero, 1.0, square)))

@@ -9,7 +9,6 @@ to N times the block size.
   computed once.
 * `cross_logsumexp`: rows against other columns, such as one replica's anchors against the global
   batch.
-* `map_row_blocks`: any function of some rows and all columns, such as a loss with masks.
 * `masked_logsumexp`: for a matrix that fits in memory, such as one block of rows.
 
 The first two do not subtract the maximum before the exponential, which saves a pass over the
@@ -19,14 +18,12 @@ maximum of each row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import tensorflow as tf
+
+from supcon_tf.losses.row_blocks import BLOCK_ROWS, as_blocks, as_rows, divide, length, while_less
 
 # exp(+-40), sums of it, and products of these with gradients are far within the float32 range.
 LARGEST_SAFE_LOGIT = 40.0
-# Small enough for the CPU caches, and large enough for fast matrix products.
-_BLOCK_ROWS = 1024
 
 
 def is_safe_without_maximum(rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
@@ -35,56 +32,91 @@ def is_safe_without_maximum(rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     return largest < LARGEST_SAFE_LOGIT
 
 
-def self_logsumexp(vectors: tf.Tensor, *, block_size: int | None = None) -> tf.Tensor:
-    """log sum_{j != i} exp(v_i . v_j) for every row i; -inf for a single row.
+def self_logsumexp(
+    vectors: tf.Tensor,
+    *,
+    column_weights: tf.Tensor | None = None,
+    classes: tf.Tensor | None = None,
+    block_size: int | None = None,
+) -> tf.Tensor:
+    """log sum_{j != i} w_j exp(v_i . v_j) for every row i; -inf for a single row.
 
     Args:
         vectors: float32 [N, D] with every |v_i . v_j| at most 40.
+        column_weights: float32 [N], the w_j. None weights every row with 1.
+        classes: int32 [N]. If given, the same sum over the rows of the class of i, with w_j = 1,
+            is computed from the same exponentials.
         block_size: Rows per block. None selects the size automatically.
 
     Returns:
-        float32 [N].
+        float32 [N]; with `classes` [2, N]: over all rows, and over those of the same class.
     """
     num_rows = length(vectors)
-    if block_size is None and isinstance(num_rows, int) and num_rows <= _BLOCK_ROWS:
+    is_plain = column_weights is None and classes is None
+    if is_plain and block_size is None and isinstance(num_rows, int) and num_rows <= BLOCK_ROWS:
         return _self_logsumexp_of_one_block(vectors)
-    num_blocks, block = _divide(num_rows, block_size)
+    num_blocks, block = divide(num_rows, block_size)
+    ones = as_blocks(tf.ones([num_rows]), num_blocks, block)
+    weights = ones if column_weights is None else as_blocks(column_weights, num_blocks, block)
+    class_blocks = None if classes is None else as_blocks(classes, num_blocks, block)
 
     def exponentials(blocks, i, j, diagonal):
         result = tf.exp(tf.matmul(blocks[i], blocks[j], transpose_b=True))
         return _zero_diagonal(result) if diagonal else result
 
+    def of_same_class(values, i, j):
+        return tf.where(class_blocks[i][:, None] == class_blocks[j][None, :], values, 0.0)
+
     @tf.custom_gradient
     def logsumexp(vectors):
-        blocks = _as_blocks(vectors, num_blocks, block)
-        valid = _as_blocks(tf.ones([num_rows]), num_blocks, block)
+        blocks = as_blocks(vectors, num_blocks, block)
 
         def add_sums(i, j, diagonal):
             pair = exponentials(blocks, i, j, diagonal)
-            rows = [(0, i, tf.linalg.matvec(pair, valid[j]))]
-            if diagonal:
-                return rows
-            return [*rows, (0, j, tf.linalg.matvec(pair, valid[i], transpose_a=True))]
+            sums = [(0, i, tf.linalg.matvec(pair, weights[j]))]
+            if not diagonal:
+                sums.append((0, j, tf.linalg.matvec(pair, weights[i], transpose_a=True)))
+            if classes is not None:
+                pair = of_same_class(pair, i, j)
+                sums.append((1, i, tf.linalg.matvec(pair, ones[j])))
+                if not diagonal:
+                    sums.append((1, j, tf.linalg.matvec(pair, ones[i], transpose_a=True)))
+            return sums
 
-        sums = _sum_over_pairs(add_sums, tf.zeros_like(valid), num_blocks)
+        zeros = [tf.zeros_like(ones)] * (1 if classes is None else 2)
+        all_sums = _sum_over_pairs(add_sums, zeros, num_blocks)
 
-        def gradient(upstream):
-            weights = _divide_or_zero(_as_blocks(upstream, num_blocks, block), sums)
+        def gradient(*upstream):
+            scales = [
+                _divide_or_zero(as_blocks(each, num_blocks, block), sums)
+                for each, sums in zip(upstream, all_sums, strict=True)
+            ]
+
+            def scale_of(i, j):
+                """The derivative of the result by the inner products, over the exponentials."""
+                of_i, of_j = scales[0][i][:, None], scales[0][j][None, :]
+                if column_weights is not None:
+                    of_i, of_j = of_i * weights[j][None, :], of_j * weights[i][:, None]
+                scale = of_i + of_j
+                if classes is not None:
+                    scale += of_same_class(scales[1][i][:, None] + scales[1][j][None, :], i, j)
+                return scale
 
             def add_gradients(i, j, diagonal):
                 pair = exponentials(blocks, i, j, diagonal)
-                pair *= weights[i][:, None] + weights[j][None, :]
+                pair *= scale_of(i, j)
                 rows = [(0, i, tf.matmul(pair, blocks[j]))]
                 if diagonal:
                     return rows
                 return [*rows, (0, j, tf.matmul(pair, blocks[i], transpose_a=True))]
 
-            gradients = _sum_over_pairs(add_gradients, tf.zeros_like(blocks), num_blocks)
-            return _as_rows(gradients, num_rows)
+            (gradients,) = _sum_over_pairs(add_gradients, [tf.zeros_like(blocks)], num_blocks)
+            return as_rows(gradients, num_rows)
 
-        return _log_or_minus_infinity(_as_rows(sums, num_rows)), gradient
+        return [_log_or_minus_infinity(as_rows(sums, num_rows)) for sums in all_sums], gradient
 
-    return logsumexp(vectors)
+    results = logsumexp(vectors)
+    return results[0] if classes is None else tf.stack(results)
 
 
 def cross_logsumexp(
@@ -92,58 +124,80 @@ def cross_logsumexp(
     columns: tf.Tensor,
     own_column: tf.Tensor | None = None,
     *,
-    is_valid: tf.Tensor | None = None,
+    column_weights: tf.Tensor | None = None,
+    classes: tuple[tf.Tensor, tf.Tensor] | None = None,
     block_size: int | None = None,
 ) -> tf.Tensor:
-    """log sum_{j != own(i)} exp(row_i . column_j) for every row i; -inf for an empty sum.
+    """log sum_{j != own(i)} w_j exp(row_i . column_j) for every row i; -inf for an empty sum.
 
     Args:
         rows: float32 [R, D] with every |row . column| at most 40.
         columns: float32 [M, D].
         own_column: int32 [R], the column that each row excludes. None excludes no column.
-        is_valid: bool [M], the columns to include. None includes all columns.
+        column_weights: float32 [M], the w_j; 0 leaves a column out. None weights each with 1.
+        classes: int32 [R] and [M]. If given, the same sum over the columns of the class of the
+            row, with w_j = 1, is computed from the same exponentials.
         block_size: Rows and columns per block. None selects the size automatically.
 
     Returns:
-        float32 [R].
+        float32 [R]; with `classes` [2, R]: over all columns, and over those of the same class.
     """
     num_rows, num_columns = length(rows), length(columns)
-    num_row_blocks, row_block = _divide(num_rows, block_size)
-    num_column_blocks, column_block = _divide(num_columns, block_size)
+    num_row_blocks, row_block = divide(num_rows, block_size)
+    num_column_blocks, column_block = divide(num_columns, block_size)
     num_steps = num_row_blocks * num_column_blocks
     if own_column is not None:
-        own_column = _as_blocks(own_column, num_row_blocks, row_block)
-    ones = tf.ones([num_columns]) if is_valid is None else tf.cast(is_valid, tf.float32)
-    valid = _as_blocks(ones, num_column_blocks, column_block)
+        own_column = as_blocks(own_column, num_row_blocks, row_block)
+    ones = as_blocks(tf.ones([num_columns]), num_column_blocks, column_block)
+    weights = ones
+    if column_weights is not None:
+        weights = as_blocks(column_weights, num_column_blocks, column_block)
+    if classes is not None:
+        row_classes = as_blocks(classes[0], num_row_blocks, row_block)
+        column_classes = as_blocks(classes[1], num_column_blocks, column_block)
 
     def exponentials(row_blocks, column_blocks, i, j):
         result = tf.exp(tf.matmul(row_blocks[i], column_blocks[j], transpose_b=True))
-        if is_valid is not None:
-            result *= valid[j][None, :]
         if own_column is None:
             return result
         column = j * column_block + tf.range(column_block)
         return tf.where(own_column[i][:, None] == column[None, :], 0.0, result)
 
+    def of_same_class(values, i, j):
+        return tf.where(row_classes[i][:, None] == column_classes[j][None, :], values, 0.0)
+
     @tf.custom_gradient
     def logsumexp(rows, columns):
-        row_blocks = _as_blocks(rows, num_row_blocks, row_block)
-        column_blocks = _as_blocks(columns, num_column_blocks, column_block)
-        valid_rows = _as_blocks(tf.ones([num_rows]), num_row_blocks, row_block)
+        row_blocks = as_blocks(rows, num_row_blocks, row_block)
+        column_blocks = as_blocks(columns, num_column_blocks, column_block)
 
         def add_sums(step):
             i, j = step // num_column_blocks, step % num_column_blocks
             pair = exponentials(row_blocks, column_blocks, i, j)
-            return [(0, i, tf.linalg.matvec(pair, valid[j]))]
+            sums = [(0, i, tf.linalg.matvec(pair, weights[j]))]
+            if classes is not None:
+                sums.append((1, i, tf.linalg.matvec(of_same_class(pair, i, j), ones[j])))
+            return sums
 
-        (sums,) = _accumulate(add_sums, [tf.zeros_like(valid_rows)], 0, num_steps)
+        zeros = tf.zeros([num_row_blocks, row_block])
+        totals = [zeros] * (1 if classes is None else 2)
+        all_sums = _accumulate(add_sums, totals, 0, num_steps)
 
-        def gradient(upstream):
-            weights = _divide_or_zero(_as_blocks(upstream, num_row_blocks, row_block), sums)
+        def gradient(*upstream):
+            scales = [
+                _divide_or_zero(as_blocks(each, num_row_blocks, row_block), sums)
+                for each, sums in zip(upstream, all_sums, strict=True)
+            ]
 
             def add_gradients(step):
                 i, j = step // num_column_blocks, step % num_column_blocks
-                pair = exponentials(row_blocks, column_blocks, i, j) * weights[i][:, None]
+                pair = exponentials(row_blocks, column_blocks, i, j)
+                scale = scales[0][i][:, None]
+                if column_weights is not None:
+                    scale *= weights[j][None, :]
+                if classes is not None:
+                    scale += of_same_class(scales[1][i][:, None], i, j)
+                pair *= scale
                 return [
                     (0, i, tf.matmul(pair, column_blocks[j])),
                     (1, j, tf.matmul(pair, row_blocks[i], transpose_a=True)),
@@ -151,106 +205,12 @@ def cross_logsumexp(
 
             totals = [tf.zeros_like(row_blocks), tf.zeros_like(column_blocks)]
             row_gradients, column_gradients = _accumulate(add_gradients, totals, 0, num_steps)
-            return _as_rows(row_gradients, num_rows), _as_rows(column_gradients, num_columns)
+            return as_rows(row_gradients, num_rows), as_rows(column_gradients, num_columns)
 
-        return _log_or_minus_infinity(_as_rows(sums, num_rows)), gradient
+        return [_log_or_minus_infinity(as_rows(sums, num_rows)) for sums in all_sums], gradient
 
-    return logsumexp(rows, columns)
-
-
-def map_row_blocks(
-    function: Callable, rows: tf.Tensor, columns: tf.Tensor, *, block_size: int | tf.Tensor
-) -> tf.Tensor:
-    """Computes function(rows, columns, row indices) for one block of rows at a time.
-
-    The gradient calls the function again for each block, so its intermediate results exist for one
-    block only.
-
-    Args:
-        function: Takes rows [R, ...], all columns, and row indices int32 [R]. Returns float32
-            [R, ...]. Each result must depend on its own row only and be finite for a row of
-            zeros. The function may use other tensors, indexed by row, which get no gradient.
-        rows: float32 [B, ...].
-        columns: float32 [N, ...].
-        block_size: Rows per block.
-
-    Returns:
-        float32 [B, ...].
-    """
-    num_rows = length(rows)
-    if isinstance(num_rows, int) and isinstance(block_size, int) and num_rows <= block_size:
-        return function(rows, columns, tf.range(num_rows))
-    num_blocks, block = _divide(num_rows, block_size)
-
-    def apply(block_rows, columns, i):
-        # The padding rows of the last block need valid indices too.
-        return function(block_rows, columns, tf.minimum(i * block + tf.range(block), num_rows - 1))
-
-    @tf.custom_gradient
-    def mapped(rows, columns):
-        blocks = _as_blocks(rows, num_blocks, block)
-
-        def step(i, results):
-            return i + 1, results.write(i, apply(blocks[i], columns, i))
-
-        loop = (0, tf.TensorArray(tf.float32, num_blocks))
-        _, results = _while_less(num_blocks, step, loop)
-
-        def gradient(upstream):
-            upstream = _as_blocks(upstream, num_blocks, block)
-
-            def step_back(i, row_gradients, column_gradient):
-                inputs = [blocks[i], columns]
-                with tf.GradientTape() as tape:
-                    tape.watch(inputs)
-                    result = apply(*inputs, i)
-                of_rows, of_columns = tape.gradient(
-                    result, inputs, upstream[i], unconnected_gradients="zero"
-                )
-                return i + 1, row_gradients.write(i, of_rows), column_gradient + of_columns
-
-            loop = (0, tf.TensorArray(tf.float32, num_blocks), tf.zeros_like(columns))
-            _, row_gradients, column_gradient = _while_less(num_blocks, step_back, loop)
-            return _as_rows(row_gradients.stack(), num_rows), column_gradient
-
-        return _as_rows(results.stack(), num_rows), gradient
-
-    return mapped(rows, columns)
-
-
-def recomputing_cond(
-    predicate: tf.Tensor, if_true: Callable, if_false: Callable, *inputs: tf.Tensor
-) -> tf.Tensor:
-    """tf.cond whose gradient computes the branch again.
-
-    XLA cannot pass tensors of unknown size from a branch to its gradient.
-
-    Args:
-        predicate: bool [].
-        if_true, if_false: Functions of the inputs.
-        *inputs: The tensors that get a gradient.
-    """
-
-    def gradients_of(function, inputs, upstream):
-        # Copies, because a tensor that is passed twice would get the sum of both gradients twice.
-        inputs = [tf.identity(each) for each in inputs]
-        with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            result = function(*inputs)
-        return tape.gradient(result, inputs, upstream, unconnected_gradients="zero")
-
-    @tf.custom_gradient
-    def chosen(*inputs):
-        def gradient(upstream):
-            return tf.cond(
-                predicate,
-                lambda: gradients_of(if_true, inputs, upstream),
-                lambda: gradients_of(if_false, inputs, upstream),
-            )
-
-        return tf.cond(predicate, lambda: if_true(*inputs), lambda: if_false(*inputs)), gradient
-
-    return chosen(*inputs)
+    results = logsumexp(rows, columns)
+    return results[0] if classes is None else tf.stack(results)
 
 
 def masked_logsumexp(logits: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
@@ -284,29 +244,6 @@ def _self_logsumexp_of_one_block(vectors):
     return logsumexp(vectors)
 
 
-def length(tensor: tf.Tensor) -> int | tf.Tensor:
-    """The size of the first dimension, as an int if it is static."""
-    return tf.shape(tensor)[0] if tensor.shape[0] is None else tensor.shape[0]
-
-
-def _divide(num_rows, block_size):
-    """Returns the number of blocks and the rows per block, with little padding in the last."""
-    num_blocks = -(-num_rows // (_BLOCK_ROWS if block_size is None else block_size))
-    num_blocks = max(num_blocks, 1) if isinstance(num_blocks, int) else tf.maximum(num_blocks, 1)
-    return num_blocks, -(-num_rows // num_blocks)
-
-
-def _as_blocks(rows, num_blocks, block):
-    """[R, ...] -> [blocks, block, ...], padded with zeros."""
-    padding = [[0, num_blocks * block - length(rows)]] + [[0, 0]] * (rows.shape.rank - 1)
-    return tf.reshape(tf.pad(rows, padding), [num_blocks, block, *rows.shape[1:]])
-
-
-def _as_rows(blocks, num_rows):
-    """[blocks, block, ...] -> [R, ...]."""
-    return tf.reshape(blocks, [-1, *blocks.shape[2:]])[:num_rows]
-
-
 def _zero_diagonal(square):
     return tf.linalg.set_diag(square, tf.zeros(tf.shape(square)[:1]))
 
@@ -320,26 +257,20 @@ def _log_or_minus_infinity(sums):
     return tf.where(sums == 0.0, float("-inf"), tf.math.log(tf.where(sums == 0.0, 1.0, sums)))
 
 
-def _while_less(stop, step, loop):
-    """Runs `step` while the first loop variable is below `stop`, one block in memory at a time."""
-    return tf.while_loop(lambda i, *_: i < stop, step, loop, parallel_iterations=1)
-
-
-def _sum_over_pairs(additions, zeros, num_blocks):
+def _sum_over_pairs(additions, totals, num_blocks):
     """Processes each unordered pair of blocks once: the diagonal first, then the other pairs.
 
     Step p pairs block i = p mod n with block (i + p div n) mod n. For even and odd n, n (n + 1) / 2
     steps cover each pair exactly once.
     """
-    (totals,) = _accumulate(lambda i: additions(i, i, True), [zeros], 0, num_blocks)
+    totals = _accumulate(lambda i: additions(i, i, True), totals, 0, num_blocks)
 
     def pair(step):
         i = step % num_blocks
         return additions(i, (i + step // num_blocks) % num_blocks, False)
 
     num_pairs = num_blocks * (num_blocks + 1) // 2
-    (totals,) = _accumulate(pair, [totals], num_blocks, num_pairs)
-    return totals
+    return _accumulate(pair, totals, num_blocks, num_pairs)
 
 
 def _accumulate(additions, totals, start, stop):
@@ -368,5 +299,5 @@ def _accumulate(additions, totals, start, stop):
         ).unstack(total)
         for total in totals
     ]
-    _, *arrays = _while_less(stop, step_once, (start, *arrays))
+    _, *arrays = while_less(stop, step_once, (start, *arrays))
     return [array.stack() for array in arrays]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from supcon_tf.losses.blockwise import length
+from supcon_tf.losses.row_blocks import length
 
 
 def as_class_labels(labels: tf.Tensor | None, features: tf.Tensor) -> tf.Tensor | None:
@@ -61,17 +61,19 @@ def nan_where_label_is_nan(losses: tf.Tensor, labels: tf.Tensor | None) -> tf.Te
 
     Args:
         losses: float32 [B].
-        labels: [B] or [B, C] of any type, or None.
+        labels: [B, ...] of any type, or None.
     """
     if labels is None:
         return losses
     labels = tf.convert_to_tensor(labels)
     if not labels.dtype.is_floating:
         return losses
-    is_nan = tf.math.is_nan(labels)
-    if labels.shape.rank > 1:
-        is_nan = tf.reduce_any(is_nan, axis=1)
-    return tf.where(is_nan, float("nan"), losses)
+    return tf.where(is_nan_label(labels), float("nan"), losses)
+
+
+def is_nan_label(labels: tf.Tensor) -> tf.Tensor:
+    """Whether the label of an example is or contains NaN. Floats [B, ...] -> bool [B]."""
+    return tf.reduce_any(tf.math.is_nan(labels), axis=list(range(1, labels.shape.rank)))
 
 
 def _sortable(labels):

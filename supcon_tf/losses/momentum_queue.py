@@ -12,17 +12,18 @@ import keras
 import tensorflow as tf
 
 from supcon_tf import collectives
-from supcon_tf.losses.blockwise import (
-    LARGEST_SAFE_LOGIT,
-    cross_logsumexp,
-    length,
-    map_row_blocks,
-    masked_logsumexp,
-)
+from supcon_tf.losses.blockwise import LARGEST_SAFE_LOGIT, cross_logsumexp, masked_logsumexp
 from supcon_tf.losses.class_labels import class_index
 from supcon_tf.losses.options import SupConOptions
+from supcon_tf.losses.row_blocks import length, map_row_blocks
 from supcon_tf.losses.supcon import SupConLoss
 from supcon_tf.models.contrastive import ContrastiveModel
+
+# Options of the loss that must keep their default with a queue.
+NO_QUEUE_OPTIONS = (
+    "summation_location", "denominator_mode", "positives_cap", "epsilon", "pair_weights",
+    "spread_weight", "denominator_weighting",
+)  # fmt: skip
 
 
 def momentum_queue_loss(
@@ -103,7 +104,7 @@ def momentum_queue_loss(
 def _log_denominator_of_keys(rows, columns, own, valid, temperature):
     """log of the sum of exp(row . column) over all valid columns except the own one. -> [R]."""
     if temperature * LARGEST_SAFE_LOGIT > 1:
-        return cross_logsumexp(rows, columns, own, is_valid=valid)
+        return cross_logsumexp(rows, columns, own, column_weights=tf.cast(valid, tf.float32))
 
     def of_block(rows, columns, number):
         mask = tf.broadcast_to(valid[None, :], [length(rows), length(columns)])
@@ -253,11 +254,16 @@ class MomentumQueue(keras.layers.Layer):
 
 
 def _check_queue_settings(options, queue_size, momentum):
-    if options.needs_masks:
+    plain = SupConOptions()
+    unsupported = [
+        f"{name}={getattr(options, name)!r}"
+        for name in NO_QUEUE_OPTIONS
+        if getattr(options, name) != getattr(plain, name)
+    ]
+    if unsupported:
         raise ValueError(
-            "A queue requires summation_location='outside', denominator_mode='all' and "
-            f"positives_cap=-1, got {options.summation_location!r}, "
-            f"{options.denominator_mode!r} and {options.positives_cap}."
+            f"A queue of keys does not support {', '.join(unsupported)}: it computes Eq. 2 with "
+            "all positives. Leave out the queue or these options."
         )
     if queue_size < 1:
         raise ValueError(f"queue_size={queue_size} must be at least 1.")

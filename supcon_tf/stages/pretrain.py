@@ -6,12 +6,14 @@ import time
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl.flags import FlagValues
 
 from supcon_tf.data import data_identity, sources
 from supcon_tf.losses.create import create_loss
 from supcon_tf.losses.momentum_queue import MomentumQueue
+from supcon_tf.losses.pair_weights import GaussianWeights, HierarchyOfClasses
 from supcon_tf.models import batch_norm, contrastive
 from supcon_tf.stages import (
     budget,
@@ -62,7 +64,9 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         whitening = inputs.whitening_from_flags(flags, train_source, folder, views.image_size)
         num_classes = len(train_source.class_names)
         with strategy.scope(), progress.waiting("pretrain: building the model"):
-            step = step_from_flags(flags, views.image_size, num_classes, schedule, whitening)
+            step = step_from_flags(
+                flags, views.image_size, num_classes, schedule, whitening, source=train_source
+            )
         _warm_start(flags, step)
         memory_check.check_memory(flags, strategy, step, num_views=flags.num_views)
         if choices.is_budget_open(flags):
@@ -99,7 +103,17 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
 def _check_label_type(flags, source):
     """Raises ValueError if the labels are of a kind that the loss cannot use."""
     if source.label_type != "multi_label":
+        if flags.pair_weights == "jaccard":
+            raise ValueError(
+                "--pair_weights=jaccard compares the labels of images with several labels, but "
+                "these images have one class each. Leave it out."
+            )
         return
+    if flags.denominator_weighting == "class":
+        raise ValueError(
+            "--denominator_weighting=class averages over the images of each class, so it needs "
+            "one class per image, but these images have several labels. Leave it out."
+        )
     if flags.loss == "npairs":
         raise ValueError(
             "--loss=npairs needs one class per image, but these images have several labels. Use "
@@ -122,8 +136,13 @@ def views_from_flags(flags: FlagValues, source: sources.Source) -> inputs.Views:
     )
 
 
-def loss_from_flags(flags: FlagValues) -> keras.losses.Loss:
-    """Creates the contrastive loss, which returns one value per example."""
+def loss_from_flags(flags: FlagValues, source: sources.Source | None = None) -> keras.losses.Loss:
+    """Creates the contrastive loss, which returns one value per example.
+
+    Args:
+        flags: The parsed flags.
+        source: The training examples, whose targets or hierarchy --pair_weights uses.
+    """
     if flags.loss != "supcon":
         return create_loss(flags.loss)
     return create_loss(
@@ -134,8 +153,35 @@ def loss_from_flags(flags: FlagValues) -> keras.losses.Loss:
         denominator_mode=flags.denominator_mode,
         positives_cap=flags.positives_cap,
         scale_by_temperature=flags.scale_by_temperature,
+        epsilon=flags.epsilon,
+        pair_weights=_pair_weights_from_flags(flags, source),
+        spread_weight=flags.spread_weight,
+        denominator_weighting=flags.denominator_weighting,
         use_labels=flags.use_labels,
     )
+
+
+def _pair_weights_from_flags(flags, source):
+    """The weights of --pair_weights, which know the targets or the hierarchy of the source."""
+    if flags.pair_weights == "gaussian":
+        bandwidth = flags.gaussian_bandwidth
+        if bandwidth is None:
+            spread = float(np.std(source.labels))
+            if not spread:
+                raise ValueError(
+                    "--pair_weights=gaussian: all training targets are equal, so there is nothing "
+                    "to learn from them. Check --label_columns."
+                )
+            bandwidth = spread / 4
+            print(
+                f"pretrain: --gaussian_bandwidth={bandwidth:.4g}, a quarter of the standard "
+                f"deviation of the training targets, {spread:.4g}."
+            )
+        return GaussianWeights(bandwidth)
+    if flags.pair_weights == "hierarchy":
+        levels = [*source.parents, np.arange(len(source.class_names))]
+        return HierarchyOfClasses(np.stack(levels, axis=1).tolist())
+    return flags.pair_weights
 
 
 def step_from_flags(
@@ -144,6 +190,8 @@ def step_from_flags(
     num_classes: int,
     schedule: WarmUpThenDecay,
     whitening: tuple[Sequence[float] | None, Sequence[float] | None],
+    *,
+    source: sources.Source | None = None,
 ) -> steps.ContrastiveStep | steps.ClassifierStep:
     """Creates model, loss and optimizer; call it under the scope of the strategy.
 
@@ -153,6 +201,7 @@ def step_from_flags(
         num_classes: Number of classes, for a classifier that is trained along.
         schedule: The learning rate.
         whitening: Mean and standard deviation of the channels, or (None, None).
+        source: The training examples, see `loss_from_flags`.
     """
     encoder = starting_encoder.encoder_from_flags(flags, image_size, whitening)
     linear_head = None
@@ -161,7 +210,7 @@ def step_from_flags(
             encoder.output_shape[-1], num_classes, normalize_embedding=flags.normalize_embedding
         )
     if flags.loss != "cross_entropy":
-        return _contrastive_step(flags, encoder, linear_head, num_classes, schedule)
+        return _contrastive_step(flags, encoder, linear_head, num_classes, schedule, source)
     batch_norm.use_fused_batch_norm(encoder)
     parts = [(encoder, flags.pretrain_use_encoder_weight_decay), (linear_head, True)]
     return steps.ClassifierStep(
@@ -174,7 +223,7 @@ def step_from_flags(
     )
 
 
-def _contrastive_step(flags, encoder, linear_head, num_classes, schedule):
+def _contrastive_step(flags, encoder, linear_head, num_classes, schedule, source):
     """The step of the contrastive loss; with a linear head, of both losses together."""
     head = contrastive.ProjectionHead(
         flags.projection_head_layers,
@@ -199,7 +248,7 @@ def _contrastive_step(flags, encoder, linear_head, num_classes, schedule):
     model = contrastive.ContrastiveModel(
         encoder, head, normalize_embedding=flags.normalize_embedding
     )
-    loss = loss_from_flags(flags)
+    loss = loss_from_flags(flags, source)
     if flags.queue_size:
         queue = MomentumQueue(
             model, loss, queue_size=flags.queue_size, momentum=flags.encoder_momentum
@@ -241,7 +290,7 @@ def _print_plan(flags, step, schedule):
     if isinstance(step, steps.ContrastiveStep):
         positives, negatives = (
             ("of the same class", "of different classes")
-            if flags.use_labels
+            if flags.use_labels and flags.pair_weights != "gaussian"
             else ("of the same image", "of different images")
         )
         print(

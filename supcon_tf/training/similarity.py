@@ -5,9 +5,9 @@ from __future__ import annotations
 import tensorflow as tf
 
 from supcon_tf import collectives
-from supcon_tf.losses import supcon
-from supcon_tf.losses.blockwise import length
+from supcon_tf.losses import pair_sums
 from supcon_tf.losses.class_labels import are_numbers, as_class_labels, class_index
+from supcon_tf.losses.row_blocks import length
 
 # Embeddings count as collapsed if, in COLLAPSED_LINES log lines in a row after the warm-up, the
 # mean cosine similarity of positives and of negatives is at least COLLAPSED_SIMILARITY (a variance
@@ -45,7 +45,7 @@ def similarity_sums(labels: tf.Tensor | None, projections: tf.Tensor) -> dict[st
     classes = None if labels is None else collectives.gather(labels)
     classes = class_index(classes) if are_numbers(classes) else classes
     first = collectives.replica_offset(batch)
-    class_sums, class_sizes = supcon.class_sums(classes, all_sums, first, sums, None)
+    class_sums, class_sizes = pair_sums.class_sums(classes, all_sums, first, sums, None)
     sums = sums[:, 0]
     own_pairs = tf.reduce_sum(tf.square(projections))  # Each row with itself.
     rest = tf.reduce_sum(all_sums, axis=(0, 1)) - class_sums  # [B, D]

@@ -168,8 +168,9 @@ class ContrastiveStep:
             else:
                 losses_of_examples = self.queue.losses_of(labels, projections, keys)
             loss = self._mean(losses_of_examples)
-            uses_labels = getattr(self.loss, "use_labels", True)
-            sums = similarity.similarity_sums(labels if uses_labels else None, projections)
+            # Real targets are no classes: then only views of one image are positives.
+            is_class = getattr(self.loss, "use_labels", True) and not labels.dtype.is_floating
+            sums = similarity.similarity_sums(labels if is_class else None, projections)
             if self.classification is None:
                 return self.optimizer.scale_loss(loss), {"loss": loss, **sums}
             values, logits = self.classification(labels, embeddings)
@@ -359,12 +360,8 @@ def is_correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 def _collapse_loss(loss, global_batch_size, num_views):
     """Returns the contrastive loss of equal embeddings, or None if no closed form is known."""
-    is_plain = (
-        isinstance(loss, supcon.SupConLoss)
-        and loss.denominator_mode == "all"
-        and loss.positives_cap == -1
-    )
-    if not is_plain or global_batch_size * num_views <= 2:
+    is_known = isinstance(loss, supcon.SupConLoss) and loss.options.has_collapse_loss
+    if not is_known or global_batch_size * num_views <= 2:
         return None
     scale = loss.temperature if loss.scale_by_temperature else 1.0
     return scale * supcon.collapse_loss(global_batch_size, num_views)

@@ -148,3 +148,74 @@ def vector_anchor_loss(positives, negatives, summation_location, denominator_mod
     if summation_location == "outside":
         return -np.mean(log_probs, axis=-1)
     return np.log(num_positives) - np.logaddexp.reduce(log_probs, axis=-1)
+
+
+def weighted_loss(
+    weights,
+    features,
+    *,
+    classes=None,
+    temperature=0.1,
+    contrast_mode="all_views",
+    summation_location="outside",
+    denominator_mode="all",
+    positives_cap=-1,
+    scale_by_temperature=True,
+    normalize=True,
+    epsilon=0.0,
+    spread_weight=0.0,
+    denominator_weighting="example",
+):
+    """The whole family from a matrix of weights [B, B], one pair of rows after the other.
+
+    The diagonal holds the weight of two views of one example. A pair with a weight above 0 is
+    positive. `classes` [B] are those of the class averages. Features [B, V, D] -> [B].
+    """
+    z = np.asarray(features, np.float64)
+    num_examples, num_views, _ = z.shape
+    if normalize:
+        norm = np.sqrt(np.sum(z**2, axis=-1, keepdims=True))
+        z = z / np.where(norm == 0, 1, norm)
+    losses = np.zeros(num_examples)
+    anchor_views = [0] if contrast_mode == "one_view" else range(num_views)
+    for i, view in itertools.product(range(num_examples), anchor_views):
+        positives, negatives, own, num_kept = [], [], [], 0
+        for j in range(num_examples):
+            is_kept = weights[i][j] > 0
+            if is_kept and j != i:
+                num_kept += 1
+                if 0 <= positives_cap // num_views < num_kept and positives_cap >= 0:
+                    continue  # Above the cap: neither a positive nor a negative.
+            for w in range(num_views):
+                if (j, w) == (i, view):
+                    continue
+                s = z[i, view] @ z[j, w] / temperature
+                size = 1
+                if denominator_weighting == "class":
+                    size = num_views * sum(other == classes[j] for other in classes)
+                if is_kept:
+                    positives.append((weights[i][j], s, np.exp(s - epsilon) / size))
+                else:
+                    negatives.append(np.exp(s) / size)
+                if j == i:
+                    own.append(s)
+        total = sum(weight for weight, _, _ in positives)
+        loss = 0.0
+        if total > 0 and (negatives or denominator_mode != "only_negatives"):
+            probabilities = []
+            for weight, s, term in positives:
+                denominator = sum(negatives)
+                if denominator_mode == "one_positive":
+                    denominator += term
+                elif denominator_mode == "all":
+                    denominator += sum(other for _, _, other in positives)
+                probabilities.append((weight / total, np.exp(s) / denominator))
+            if summation_location == "outside":
+                loss = -sum(share * np.log(p) for share, p in probabilities)
+            else:
+                loss = -np.log(sum(share * p for share, p in probabilities))
+        if spread_weight:
+            of_class = logsumexp([s for _, s, _ in positives] + (own if not weights[i][i] else []))
+            loss = (1 - spread_weight) * loss - spread_weight * (np.mean(own) - of_class)
+        losses[i] += loss / len(anchor_views)
+    return losses * temperature if scale_by_temperature else losses
