@@ -157,7 +157,7 @@ def cell_path(data, noise, seed, method):
     return RESULTS / data / f"noise_{noise:g}_seed_{seed}_{method}.json"
 
 
-def measure(data, source, noise, seed, work):
+def measure(data, source, noise, seed, work, kept, methods):
     """Runs the missing cells of one noise and seed."""
     from supcon_tf.data import sources
 
@@ -182,7 +182,7 @@ def measure(data, source, noise, seed, work):
         print(f"{data} noise={noise:g} seed={seed} {method}: average precision {ap}", flush=True)
 
     def is_missing(method):
-        return not cell_path(data, noise, seed, method).exists()
+        return method in methods.split(",") and not cell_path(data, noise, seed, method).exists()
 
     def of(embeddings):
         return probabilities_of(embeddings, noisy.labels, num_classes, seed)
@@ -201,12 +201,12 @@ def measure(data, source, noise, seed, work):
     if is_missing("simclr"):
         started = time.monotonic()
         # Without labels, the encoder does not depend on the noise.
-        kept = work / f"{data}_simclr_{seed}.npy"
-        if not kept.exists():
+        path = kept / f"{data}_simclr_{seed}.npy"
+        if not path.exists():
             folder = str(work / f"simclr_{seed}")
             embed, _ = train(source, epochs, seed, folder, use_labels=False)
-            np.save(kept, embed(source.images))
-        write("simclr", of(np.load(kept)), time.monotonic() - started)
+            np.save(path, embed(source.images))
+        write("simclr", of(np.load(path)), time.monotonic() - started)
     if is_missing("supcon_folds"):
         started = time.monotonic()
         folder = str(work / f"folds_{noise}_{seed}")
@@ -246,6 +246,8 @@ def main():
     parser.add_argument("--photographs", help="Folder of photographs, one folder per class.")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--noises", default="0.1,0.3")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--work", help="Folder to keep SimCLR embeddings in; else a temporary one.")
     parser.add_argument("--table", action="store_true", help="Only print the table.")
     parser.add_argument("--score", default="both", choices=SCORES)
     options = parser.parse_args()
@@ -256,8 +258,9 @@ def main():
     for seed in map(int, options.seeds.split(",")):
         source = load_data(data, options.photographs, seed)
         with tempfile.TemporaryDirectory() as work:
+            kept = pathlib.Path(options.work or work)
             for noise in map(float, options.noises.split(",")):
-                measure(data, source, noise, seed, pathlib.Path(work))
+                measure(data, source, noise, seed, pathlib.Path(work), kept, options.methods)
     print_table(options.score)
 
 

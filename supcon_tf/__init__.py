@@ -14,7 +14,7 @@ Models:      ContrastiveModel, create_encoder, create_resnet, ProjectionHead,
              create_linear_head, create_classifier, load_supcontrast, load_supcontrast_head
 Data:        create_view_batches, create_policy
 Training:    LARS, Momentum, WarmUpThenDecay, create_strategy, gather
-Evaluation:  evaluate_classifier, evaluate_embeddings
+Evaluation:  evaluate_classifier, evaluate_embeddings, inspect_run
 
 `help(supcon_tf.SupConLoss)` explains one of them, `python -m supcon_tf.main --help` the command.
 """
@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # For editors and type checkers; the same names as below.
     from supcon_tf.models.contrastive import create_encoder as create_encoder
     from supcon_tf.models.contrastive import create_linear_head as create_linear_head
     from supcon_tf.models.resnet import create_resnet as create_resnet
+    from supcon_tf.stages.inspect import inspect_run as inspect_run
     from supcon_tf.stages.loaded_run import load_run as load_run
     from supcon_tf.strategies import create_strategy as create_strategy
     from supcon_tf.training.optimizers import LARS as LARS
@@ -62,6 +63,7 @@ __version__ = "0.2.0"
 _MODULE_OF = {
     "SupConClassifier": "estimator",
     "load_run": "stages.loaded_run",
+    "inspect_run": "stages.inspect",
     "supcon_loss": "losses.supcon",
     "SupConLoss": "losses.supcon",
     "collapse_loss": "losses.supcon",

@@ -24,6 +24,7 @@ STAGE_MODULES = {
     "export": "export",
     "report": "report",
     "preview": "preview",
+    "inspect": "inspect",
 }
 
 

@@ -36,6 +36,7 @@ STAGE = {
     "export": ("--strategy=one_device",),
     "report": ("--strategy=one_device",),
     "preview": (*COMMON, "--image_size=8"),
+    "inspect": ("--strategy=one_device",),
 }  # fmt: skip
 
 
@@ -62,7 +63,12 @@ EVALUATED = {
     "eval_crop_method": Row("evaluated", "--eval_crop_method=identity", FOLDER),
     "crop_padding": Row("evaluated", "--crop_padding=6", "--eval_crop_method=resize_then_crop"),
 }
+EXCLUDE = {
+    "exclude": Row("said", "--exclude={issues}", FOLDER),
+    "exclude_kinds": Row("said", "--exclude_kinds=leak", f"{FOLDER} --exclude={{issues}}"),
+}
 READ = {
+    **EXCLUDE,
     "holdout_classes": Row("evaluated", "--holdout_classes=3"),
     "skip_broken_images": Row(
         "refused", "--skip_broken_images", "--dataset=folder --data_dir={broken}"
@@ -84,6 +90,7 @@ def of_csv(shows):
 
 
 BATCHES = {
+    **EXCLUDE,
     "holdout_classes": Row("batch", "--holdout_classes=3"),
     "dataset": Row("batch", FOLDER),
     "data_dir": Row("batch", "--data_dir={other_folder}", FOLDER),
@@ -331,6 +338,17 @@ ROWS = {
         "num_views": Row("batch", "--num_views=3"),
         "preview_examples": Row("written", "--preview_examples=2"),
     },
+    "inspect": {
+        "seed": Row("said", "--seed=1", HALF),
+        **PLACE, **EVALUATED, **of_csv("evaluated"),
+        **{name: row for name, row in READ.items() if name in (
+            "max_image_megapixels", "validation_split", "train_split", "test_split",
+        )},
+        "dataset": Row("evaluated", FOLDER),
+        "data_dir": Row("evaluated", "--data_dir={other_folder}", FOLDER),
+        "label_noise_prob": Row("written", "--label_noise_prob=0.9", FOLDER),
+        "inspect_features": Row("written", "--inspect_features=pixels", FOLDER),
+    },
 }  # fmt: skip
 
 
@@ -349,6 +367,12 @@ def places(tmp_path_factory):
             for split in ("train", "test") for label in (0, 1) for index in range(8)
         ]  # fmt: skip
         (root / name).write_text("\n".join(lines))
+    header = "file,split,kind,score,other_file,evidence,confirmed"
+    rows = [
+        f"{root}/folder/train/{label}/{index}.png,train,{kind},1,,,{confirmed}"
+        for label, index, kind, confirmed in ((0, 1, "mislabeled", "yes"), (1, 2, "leak", ""))
+    ]
+    (root / "issues").write_text("\n".join([header, *rows]))
     prepared_tfds.write_two_greys(root / "tfds")
     write_trained(root / "trained")
     other = write_trained(root / "other_trained").encoder
@@ -384,12 +408,12 @@ def see(places, tmp_path_factory):
         model_dir = tmp_path_factory.mktemp(stage)
         if stage in ("linear", "finetune"):
             shutil.copytree(places / "pretrained", model_dir, dirs_exist_ok=True)
-        elif stage in ("eval", "predict", "embed", "export", "report"):
+        elif stage in ("eval", "predict", "embed", "export", "report", "inspect"):
             shutil.copytree(places / "trained", model_dir, dirs_exist_ok=True)
         empty = tmp_path_factory.mktemp("empty")
         names = {name: places / name for name in (
             "folder", "other_folder", "broken", "trained", "other_trained", "incomplete", "biased",
-            "csv", "other_csv", "tfds",
+            "csv", "other_csv", "tfds", "issues",
         )}  # fmt: skip
         given = [argument.format(empty=empty, **names) for argument in arguments.split()]
         common = [
@@ -409,7 +433,8 @@ def see(places, tmp_path_factory):
 def written(folder):
     if folder.name == "preview":
         return np.asarray(Image.open(folder / "preview.png")).shape
-    name = "predictions.csv" if folder.name == "predict" else "eval.json"
+    names = {"predict": "predictions.csv", "inspect": "issues.csv"}
+    name = names.get(folder.name, "eval.json")
     return (folder / name).read_text()
 
 

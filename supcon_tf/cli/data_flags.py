@@ -5,6 +5,9 @@ from __future__ import annotations
 from supcon_tf.cli.declare import BATCH_STAGES, IMAGE_STAGES, TRAINING_STAGES, define
 from supcon_tf.cli.flag_types import Boolean, Enum, Integer, NameList, Number, Text
 
+# The stages that read images for another purpose than to inspect all of them.
+TRAINING_READERS = tuple(stage for stage in IMAGE_STAGES if stage != "inspect")
+
 define(
     "dataset",
     Text(),
@@ -98,12 +101,35 @@ define(
     "holdout_classes",
     NameList(),
     default=None,
-    stages=IMAGE_STAGES,
+    stages=TRAINING_READERS,
     group="Data",
     decides_fitted_linear=True,
     help="Classes to leave out of training, separated by commas. --mode=eval then measures how "
     "well the embeddings retrieve the held-out classes and how well the model notices them as "
     "unknown. Of a TensorFlow Datasets name, every label is read once to count the examples.",
+)
+define(
+    "exclude",
+    Text(),
+    default=None,
+    stages=TRAINING_READERS,
+    group="Data",
+    is_location=True,
+    decides_fitted_linear=True,
+    help="The issues.csv of --mode=inspect, with yes in the column confirmed of the images to "
+    "leave out of every split. A relative path is looked up in the current directory, then in "
+    "--model_dir. Not available for TensorFlow Datasets.",
+)
+define(
+    "exclude_kinds",
+    NameList(),
+    default=None,
+    stages=TRAINING_READERS,
+    group="Data",
+    decides_fitted_linear=True,
+    help="Kinds of rows of --exclude to leave out without confirmation, separated by commas: "
+    "mislabeled, contradiction, duplicate, leak, outlier or odd_image. Rows with no in the column "
+    "confirmed are kept.",
 )
 define(
     "image_size",
@@ -146,7 +172,7 @@ define(
     "label_noise_prob",
     Number(at_least=0, at_most=1),
     default=0.0,
-    stages=BATCH_STAGES,
+    stages=(*BATCH_STAGES, "inspect"),
     group="Data",
     decides_fitted_linear=True,
     help="Fraction of training labels to replace by a random class, for experiments with noisy "
@@ -167,7 +193,7 @@ define(
     "skip_broken_images",
     Boolean(),
     default=False,
-    stages=IMAGE_STAGES,
+    stages=TRAINING_READERS,
     group="Data",
     decides_fitted_linear=True,
     help="Skip image files that cannot be decoded, instead of stopping with an error. Decodes "

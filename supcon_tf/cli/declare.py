@@ -43,12 +43,17 @@ STAGES = {
     "export": "Write a SavedModel that maps images to embeddings and logits.",
     "report": "Write one HTML page with the curves, results, mistakes and maps of the run.",
     "preview": "Draw augmented training images, to check the augmentation.",
+    "inspect": "List what may be wrong with the data: labels, duplicates, leaks, outliers.",
 }
 TRAINING_STAGES = ("pretrain", "linear", "finetune")
 # Every stage that reads images.
-IMAGE_STAGES = ("pretrain", "linear", "finetune", "eval", "predict", "embed", "report", "preview")
+IMAGE_STAGES = (
+    "pretrain", "linear", "finetune", "eval", "predict", "embed", "report", "preview", "inspect",
+)  # fmt: skip
 # The stages that evaluate the encoder or a classifier on whole images.
-EVALUATING_STAGES = ("pretrain", "linear", "finetune", "eval", "predict", "embed", "report")
+EVALUATING_STAGES = (
+    "pretrain", "linear", "finetune", "eval", "predict", "embed", "report", "inspect",
+)  # fmt: skip
 # The stages that make augmented training batches.
 BATCH_STAGES = ("pretrain", "linear", "finetune", "preview")
 # The subjects of the help, in its order.

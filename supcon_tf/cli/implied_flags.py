@@ -25,7 +25,8 @@ from supcon_tf.storage.run_paths import FLAG_FILE, IDENTITY, run_path
 # These flags name the data together: with another --dataset, the others do not apply.
 DATASET_FLAGS = (
     "dataset", "data_dir", "data_csv", "label_type", "label_columns", "validation_split",
-    "train_split", "test_split", "holdout_classes", "skip_broken_images",
+    "train_split", "test_split", "holdout_classes", "skip_broken_images", "exclude",
+    "exclude_kinds",
 )  # fmt: skip
 # Where stages after pretraining look for flags first: at the classifier that they would use.
 NEWEST_FIRST = ("finetune", "linear", "pretrain")

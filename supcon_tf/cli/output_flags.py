@@ -157,3 +157,13 @@ define(
     "this run: their flags, figures and curves, and the difference in accuracy on the same test "
     "images with its paired 95% interval.",
 )
+define(
+    "inspect_features",
+    Enum(["auto", "encoder", "pixels"]),
+    default="auto",
+    stages=("inspect",),
+    group=GROUP,
+    help="What --mode=inspect compares images by, to find wrong labels and outliers: the run's "
+    "encoder or the pixels. auto uses the encoder if the run has one. Duplicates are always "
+    "confirmed by their pixels.",
+)

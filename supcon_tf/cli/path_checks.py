@@ -34,6 +34,8 @@ def check_paths(flag_values: flags.FlagValues) -> None:
     if has_other_folder and "eval" in flag_values.mode:
         _check_image_folder("ood_data_dir", flag_values.ood_data_dir)
     _check_encoder_files(flag_values)
+    if flag_values.exclude and not _is_remote(flag_values.exclude):
+        _check_exclude_file(flag_values.exclude, command_line.model_dir(flag_values))
     if flag_values.reference_ckpt:
         _check_reference(flag_values.reference_ckpt)
     if "report" in flag_values.mode:
@@ -84,6 +86,14 @@ def _check_image_folder(name, path):
         raise ValueError(
             f"--{name}={path} contains no images, and neither do its subfolders. Expected JPEG "
             "or PNG files."
+        )
+
+
+def _check_exclude_file(path, model_dir):
+    if not any(os.path.isfile(each) for each in (path, os.path.join(model_dir, path))):
+        raise ValueError(
+            f"--exclude={path} does not exist, and neither does {os.path.join(model_dir, path)}. "
+            "Expected the issues.csv that --mode=inspect writes to the folder inspect/ of a run."
         )
 
 
@@ -166,7 +176,7 @@ def _check_run(flag_values, model_dir):
     first = flag_values.mode[0]
     is_training = first in ("linear", "finetune")
     has_reference = is_training and flag_values.reference_ckpt
-    if first in ("pretrain", "preview") or has_reference or _holds_run(model_dir):
+    if first in ("pretrain", "preview", "inspect") or has_reference or _holds_run(model_dir):
         return
     reference = ", or start from another run with --reference_ckpt" if is_training else ""
     raise ValueError(

@@ -13,12 +13,16 @@ from supcon_tf.data import csv_labels
 # Flags that need classes, beside finetune and the contrastive loss with labels.
 NEEDING_CLASSES = ("class_balanced", "cross_entropy_weight")
 
+# The kinds of rows of issues.csv that name an image.
+EXCLUDABLE = ("mislabeled", "contradiction", "duplicate", "leak", "outlier", "odd_image")
+
 
 def define_run_rules() -> None:
     """Registers the rules in absl; `flag_rules.define_rules` calls it."""
     register_rule(["dataset", "data_dir"], _check_digits_data_dir)
     register_rule(["skip_broken_images", "dataset", "embed_dir", "predict_dir"], _check_skipping)
     register_rule(["mode", "predict_dir"], _check_predict)
+    register_rule(["dataset", "exclude", "exclude_kinds"], _check_exclude)
     register_rule(
         ["dataset", "eval_dataset", "data_csv", "label_type", "label_columns"], _check_csv
     )
@@ -67,6 +71,28 @@ def _check_skipping(values):
         raise flags.ValidationError(
             f"skip_broken_images has no effect with --dataset={values['dataset']}: it checks the "
             "image files of --dataset=folder and csv, --embed_dir and --predict_dir. Leave it out."
+        )
+    return True
+
+
+def _check_exclude(values):
+    kinds = values["exclude_kinds"] or []
+    unknown = [kind for kind in kinds if kind not in EXCLUDABLE]
+    if unknown:
+        raise flags.ValidationError(
+            f"exclude_kinds={','.join(kinds)}: {unknown[0]} is not a kind of image to leave out. "
+            f"Choose from {', '.join(EXCLUDABLE)}."
+        )
+    if kinds and not values["exclude"]:
+        raise flags.ValidationError(
+            f"exclude_kinds={','.join(kinds)} has no effect without --exclude, the issues.csv of "
+            "--mode=inspect."
+        )
+    if values["exclude"] and values["dataset"] not in ("digits", "folder", "csv"):
+        raise flags.ValidationError(
+            f"exclude={values['exclude']} is not available for --dataset={values['dataset']}, "
+            "which is read as a stream. Write its images to one folder per class, or leave "
+            "--exclude out."
         )
     return True
 

@@ -17,6 +17,7 @@ from supcon_tf.cli import flag_rules
 from supcon_tf.data import (
     decode,
     defaults,
+    exclusion,
     folder_layout,
     held_out_classes,
     pipeline,
@@ -24,7 +25,7 @@ from supcon_tf.data import (
     streams,
     whitening,
 )
-from supcon_tf.data.folder_layout import printable
+from supcon_tf.stages import exclusion_list, read_messages
 from supcon_tf.stages.stage_folder import StageFolder
 from supcon_tf.training import progress
 
@@ -34,9 +35,23 @@ from supcon_tf.training import progress
 def splits_from_flags(flags: FlagValues) -> sources.Splits:
     """Returns the splits of --dataset, without --holdout_classes; read once per process."""
     place = flags.dataset, flags.data_dir, _data_options(flags)
+    excluded = exclusion_list.excluded_from_flags(flags)
     if flags.holdout_classes:
-        return _without_held_out_classes(*place, tuple(flags.holdout_classes))
-    return _read_splits(*place)
+        return _without_held_out_classes(*place, excluded, tuple(flags.holdout_classes))
+    return _without_excluded(*place, excluded)
+
+
+def complete_splits_from_flags(flags: FlagValues, *, skips_broken: bool = False) -> sources.Splits:
+    """Returns the splits of --dataset with the images that --exclude names.
+
+    Args:
+        flags: The parsed flags.
+        skips_broken: Leave out files that cannot be decoded, as with --skip_broken_images.
+    """
+    options = _data_options(flags)
+    if skips_broken and flags.dataset in ("folder", "csv"):
+        options = dataclasses.replace(options, skip_broken_images=True)
+    return _read_splits(flags.dataset, flags.data_dir, options)
 
 
 def held_out_classes_from_flags(flags: FlagValues, split: str) -> sources.Source:
@@ -138,7 +153,7 @@ def _read_splits(dataset, data_dir, options):
         if train.class_names
         else ""
     )
-    print(f"Dataset {dataset}: {_and(counts)} examples{what}.")
+    print(f"Dataset {dataset}: {read_messages.listed(counts)} examples{what}.")
     if isinstance(train, sources.FileSource) and train.held_out is not None:
         rule = train.held_out
         print(
@@ -151,8 +166,8 @@ def _read_splits(dataset, data_dir, options):
             f"finest, {len(train.class_names)} classes. eval reports the accuracy at each level."
         )
     for name, source in present:
-        _say_skipped(source, f"{name} ")
-    _say_ignored([source for _, source in present])
+        read_messages.say_skipped(source, f"{name} ")
+    read_messages.say_ignored([source for _, source in present])
     if dataset == "folder" and "://" not in data_dir:
         unused = folder_layout.find_layout(data_dir).unused
         if unused:
@@ -164,8 +179,18 @@ def _read_splits(dataset, data_dir, options):
 
 
 @functools.lru_cache(maxsize=1)
-def _without_held_out_classes(dataset, data_dir, options, names):
+def _without_excluded(dataset, data_dir, options, excluded):
     splits = _read_splits(dataset, data_dir, options)
+    if not excluded:
+        return splits
+    kept, lines = exclusion.without_files(splits, dict(excluded), data_dir)
+    print("\n".join(lines))
+    return kept
+
+
+@functools.lru_cache(maxsize=1)
+def _without_held_out_classes(dataset, data_dir, options, excluded, names):
+    splits = _without_excluded(dataset, data_dir, options, excluded)
     found = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     kept = sources.Splits(
         **{
@@ -181,20 +206,6 @@ def _without_held_out_classes(dataset, data_dir, options, names):
     return kept
 
 
-def _and(parts):
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _say_ignored(all_sources):
-    ignored = [name for source in all_sources for name in getattr(source, "ignored", ())]
-    if ignored:
-        names = ", ".join(map(printable, sorted(set(ignored))[:5]))
-        more = ", ..." if len(set(ignored)) > 5 else ""
-        print(
-            f"Ignored {len(ignored):,} hidden or system files and repeated links ({names}{more})."
-        )
-
-
 def unlabeled_from_flags(flags: FlagValues, folder: str) -> sources.FileSource:
     """Returns the images in a folder as a source without labels."""
     source = sources.load_unlabeled(
@@ -203,16 +214,9 @@ def unlabeled_from_flags(flags: FlagValues, folder: str) -> sources.FileSource:
         max_pixels=max_pixels_from_flags(flags),
     )
     print(f"Folder {folder}: {source.num_examples:,} images.")
-    _say_skipped(source)
-    _say_ignored([source])
+    read_messages.say_skipped(source)
+    read_messages.say_ignored([source])
     return source
-
-
-def _say_skipped(source, split=""):
-    skipped = getattr(source, "skipped", {})
-    if skipped:
-        print(f"Skipped {len(skipped):,} {split}files that cannot be read as images:")
-        print("\n".join(f"  {printable(path)}: {reason}" for path, reason in skipped.items()))
 
 
 def training_examples_from_flags(flags: FlagValues, source: sources.Source) -> sources.Source:

@@ -86,7 +86,7 @@ class LoadedRun:
 
     def __init__(self, path: str):
         self.path = path
-        self._flags = _recorded_flags(path)
+        self._flags = recorded_flags(path)
         self._model = trained.load_trained(self._flags)
         self._gallery: Gallery | None = None
         self.stage, self.encoder = self._model.stage, self._model.encoder
@@ -199,7 +199,12 @@ class LoadedRun:
         return Gallery(embeddings, labels, sources.example_names(source), source.class_names)
 
 
-def _recorded_flags(path: str) -> FlagValues:
+def has_run(path: str) -> bool:
+    """Returns whether a training stage recorded its flags in a model directory."""
+    return any(tf.io.gfile.exists(os.path.join(path, stage, FLAGS)) for stage in TRAINING_STAGES)
+
+
+def recorded_flags(path: str) -> FlagValues:
     """Returns the flags of the latest training stage; defaults if none recorded any."""
     lines: list[str] = []
     for stage in TRAINING_STAGES:

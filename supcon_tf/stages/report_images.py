@@ -132,10 +132,12 @@ def _image_finder(flags, splits):
     """
 
     def find(name, split):
-        for source in (getattr(splits, split, None), splits.train, splits.held_out):
+        # Of arrays, `train/123` is the place in a split.
+        own_split, _, position = name.rpartition("/")
+        for source in (getattr(splits, own_split or split, None), splits.train, splits.held_out):
             if isinstance(source, sources.ArraySource):
-                if name.isdigit() and int(name) < source.num_examples:
-                    return source.images[int(name)]
+                if position.isdigit() and int(position) < source.num_examples:
+                    return source.images[int(position)]
             elif isinstance(source, sources.FileSource):
                 for names in (source.paths, source.names, sources.file_names(source)):
                     if name in names:

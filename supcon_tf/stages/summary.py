@@ -58,6 +58,7 @@ def create(flags: FlagValues, results: dict[str, dict], arguments: list[str]) ->
         ("embed/embeddings.npz", "embeddings, labels, predictions and file names"),
         ("export/saved_model", "uint8 images to embeddings, projection and logits"),
         ("preview/preview.png", "training images and their views"),
+        ("inspect/issues.csv", "what may be wrong with the data"),
         ("pretrain/tensorboard", _tensorboard(model_dir)),
     ):
         path = run.file(name)
@@ -123,6 +124,8 @@ def _without_mode(arguments):
 
 def _next_command(flags, results, arguments):
     program = [python_program(), "-m", "supcon_tf.main"]
+    if "inspect" in results:
+        return results["inspect"]["next_command"]
     stages = ["pretrain", "linear", "eval"]
     done = [stage for stage in stages if stage in results]
     following = stages[stages.index(done[-1]) + 1 :] if done else stages
