@@ -470,7 +470,7 @@ def test_every_flag_belongs_to_a_stage_or_to_the_run():
     assert set(command_line.own_flags()) == staged | run_flags
     assert staged >= command_line.FREE_FLAGS
     assert (
-        command_line.FREE_FLAGS | run_flags | {"data_dir", "data_csv"}
+        command_line.FREE_FLAGS | run_flags | {"data_dir", "data_csv", "exclude"}
         == command_line.CHANGEABLE_FLAGS
     )
 

@@ -66,6 +66,19 @@ def test_neighbors_of_the_embeddings_are_candidates_that_pixels_confirm():
         duplicates.find_duplicates(prints, embeddings[:2])
 
 
+def test_pairs_must_stand_out_where_all_images_look_alike():
+    """One drawing in slightly different places: only the exact copy is a duplicate."""
+    big = draw(1, side=64)
+    similar = [big[top : top + 56, left : left + 56] for top in (0, 2, 4) for left in (0, 2, 4)]
+    found = duplicates.find_duplicates(image_prints.print_images([*similar, similar[4]]))
+    assert (found.first.tolist(), found.second.tolist()) == ([4], [9])
+    assert found.min_similarity > 0.95
+    usual = duplicates._usual_distance(
+        np.array([[0, 1], [0, 2], [0, 3]]), np.array([0.3, 0.1, 0.2]), 4
+    )
+    assert usual == 1.0  # Of 0, the third-nearest is at 0.3; the others have one neighbor.
+
+
 def test_many_copies_are_paired_with_the_first():
     count = duplicates.MAX_PAIRED_COPIES + 5
     found = duplicates.find_duplicates(image_prints.print_images([IMAGES[0]] * count))

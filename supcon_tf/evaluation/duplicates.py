@@ -24,6 +24,10 @@ MIN_COARSE_SIMILARITY = 0.65
 # have at least 0.97 and 0.93, and all but two of the other pairs less than 0.81 for the edges
 # (benchmarks/planted_duplicates.py).
 MIN_PIXEL_CORRELATION, MIN_EDGE_CORRELATION = 0.95, 0.9
+# A pair must also stand out: its distance (1 - correlation of the edges) is at most this share of
+# the distance at which the images of the dataset usually have their third candidate. Digits and
+# icons look so alike that correlations of 0.95 are common among different images.
+MAX_DISTANCE_RATIO, USUAL_RANK = 0.15, 3
 # Sides of the crops to try, as fractions of the image, and their spacing in thumbnail pixels.
 CROP_SIDES, CROP_SPACING_PX = (1.0, 0.95, 0.9, 0.85), 1.0
 COARSE_PX, COMPARED_PX = 8, 16
@@ -42,6 +46,7 @@ class DuplicatePairs:
         is_exact: bool [P], whether all pixels are the same.
         is_mirrored: bool [P], whether one image is the mirror image of the other.
         crop_sides: float64 [P], side of the part of one image that the other shows; 1 for all.
+        min_similarity: The smallest similarity that a pair needed in this dataset.
     """
 
     first: np.ndarray
@@ -50,6 +55,7 @@ class DuplicatePairs:
     is_exact: np.ndarray
     is_mirrored: np.ndarray
     crop_sides: np.ndarray
+    min_similarity: float = MIN_EDGE_CORRELATION
 
     def __len__(self) -> int:
         return len(self.first)
@@ -80,7 +86,8 @@ def find_duplicates(
         prints: What `print_images` returned.
         embeddings: [M, F], of any norm; their neighbors are candidates too. None for none.
         num_candidates: How many candidates to check per image and kind of neighbor.
-        min_similarity: The smallest correlation of the edges of a pair.
+        min_similarity: The smallest correlation of the edges of a pair. More is needed where the
+            images of the dataset look alike, see `MAX_DISTANCE_RATIO`.
 
     Raises:
         ValueError: If there is not one embedding per image.
@@ -92,7 +99,7 @@ def find_duplicates(
         )
     exact, representatives = _exact_pairs(prints.digests)
     compared = representatives[~prints.is_blank[representatives]]
-    near = _near_pairs(prints, compared, embeddings, num_candidates, min_similarity)
+    near, needed = _near_pairs(prints, compared, embeddings, num_candidates, min_similarity)
     num_exact = len(exact)
     pairs = np.concatenate([exact, near[0]]).reshape(-1, 2)
     order = np.lexsort([pairs[:, 1], pairs[:, 0]])
@@ -104,6 +111,7 @@ def find_duplicates(
         is_exact=(np.arange(len(pairs)) < num_exact)[order],
         is_mirrored=np.concatenate([np.zeros(num_exact, bool), near[2]])[order],
         crop_sides=np.concatenate([ones, near[3]])[order],
+        min_similarity=needed,
     )
 
 
@@ -121,9 +129,10 @@ def _exact_pairs(digests):
 
 
 def _near_pairs(prints, compared, embeddings, num_candidates, min_similarity):
-    """Pairs [P, 2], edge correlations, whether mirrored, and crop sides."""
+    """(Pairs [P, 2], edge correlations, whether mirrored, crop sides), and the threshold used."""
     if len(compared) < 2:
-        return np.zeros([0, 2], np.int64), np.zeros(0), np.zeros(0, bool), np.zeros(0)
+        empty = np.zeros([0, 2], np.int64), np.zeros(0), np.zeros(0, bool), np.zeros(0)
+        return empty, min_similarity
     thumbnails = prints.thumbnails[compared]
     k = min(num_candidates, len(compared) - 1)
     candidates = [
@@ -135,8 +144,23 @@ def _near_pairs(prints, compared, embeddings, num_candidates, min_similarity):
     ordered = np.unique(np.sort(np.concatenate(candidates), axis=1), axis=0)
     ordered = ordered[ordered[:, 0] != ordered[:, 1]]
     pixels, edges, mirrored, sides = _correlations(thumbnails, ordered)
-    kept = (pixels >= MIN_PIXEL_CORRELATION) & (edges >= min_similarity)
-    return compared[ordered[kept]], edges[kept], mirrored[kept], sides[kept]
+    usual = _usual_distance(ordered, 1.0 - edges, len(compared))
+    needed = max(min_similarity, 1.0 - MAX_DISTANCE_RATIO * usual)
+    kept = (pixels >= MIN_PIXEL_CORRELATION) & (edges >= needed)
+    return (compared[ordered[kept]], edges[kept], mirrored[kept], sides[kept]), float(needed)
+
+
+def _usual_distance(pairs, distances, count):
+    """The median over the images of the distance to the third-nearest candidate; 1 without one."""
+    images = pairs.T.reshape(-1)
+    both = np.concatenate([distances, distances])
+    order = np.lexsort([both, images])
+    starts = np.searchsorted(images[order], np.arange(count))
+    third = starts + USUAL_RANK - 1
+    has_third = third < np.searchsorted(images[order], np.arange(count), side="right")
+    found = np.ones(count)
+    found[has_third] = both[order][third[has_third]]
+    return float(np.median(found))
 
 
 def _neighbor_pairs(indices, similarities, smallest=-1.0):

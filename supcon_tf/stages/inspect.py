@@ -28,7 +28,7 @@ from supcon_tf.evaluation import (
 )
 from supcon_tf.evaluation.data_issues import InspectedImages, Issue
 from supcon_tf.stages import inputs, process
-from supcon_tf.stages.loaded_run import has_run, recorded_flags
+from supcon_tf.stages.loaded_run import flags_of_run, has_run
 from supcon_tf.stages.run_directory import RunDirectory
 from supcon_tf.training import progress
 
@@ -64,7 +64,8 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         images = _inspected(parts, features)
         issues, figures = _find_issues(flags, images, prints, has_encoder=encoder is not None)
         issues += _broken(parts)
-        figures |= _leak_figures(RunDirectory.of(flags), images, figures.pop("pairs"))
+        pairs = figures.pop("pairs")
+        figures |= _leak_figures(RunDirectory.of(flags), images, pairs)
         path = folder.file(ISSUES)
         if folder.is_chief and tf.io.gfile.exists(path):
             issues = data_issues.keep_confirmed(issues, exclusion.read_rows(path))
@@ -76,7 +77,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
             "features": "encoder" if encoder is not None else "pixels",
             "encoder": encoder_path,
             "kinds": {kind: {"count": counts[kind]} for kind in data_issues.KINDS},
-            "settings": _settings(flags),
+            "settings": _settings(flags, pairs.min_similarity),
         }
         for kind, more in figures.items():
             result["kinds"][kind] |= more
@@ -117,7 +118,7 @@ def inspect_run(run_directory: str | os.PathLike, **flags: Any) -> list[Issue]:
             f"There is no run at {path}: expected the --model_dir of a run of the command, or "
             'the images to inspect, such as data_dir="my_images".'
         )
-    values = recorded_flags(path)
+    values = flags_of_run(path)
     values["mode"].parse("inspect")
     for name, value in flags.items():
         if name not in values:
@@ -198,7 +199,7 @@ def _inspected(parts, features):
     has_classes = all(source.label_type == "class" for source in parts.values())
     labels = None
     if has_classes:
-        labels = np.concatenate([_labels(source) for source in parts.values()])
+        labels = np.concatenate([_class_labels(source) for source in parts.values()])
     else:
         print("inspect: images without exactly one class are not checked for wrong labels.")
     return InspectedImages(
@@ -212,7 +213,7 @@ def _inspected(parts, features):
     )
 
 
-def _labels(source):
+def _class_labels(source):
     if isinstance(source, (sources.ArraySource, sources.FileSource)):
         return source.labels
     return np.array([label for _, label in source.examples(seed=None).as_numpy_iterator()])
@@ -291,14 +292,14 @@ def _correct(run_of_flags, images, own, split):
     return f"{k} nearest training images", votes.argmax(axis=1) == images.labels[own]
 
 
-def _settings(flags):
+def _settings(flags, min_similarity):
     return {
         "seed": flags.seed,
         "label_errors": {
             "folds": label_errors.NUM_FOLDS, "neighbors": label_errors.NUM_NEIGHBORS,
         },
         "duplicates": {
-            "min_edge_correlation": duplicates.MIN_EDGE_CORRELATION,
+            "min_edge_correlation": min_similarity,
             "min_pixel_correlation": duplicates.MIN_PIXEL_CORRELATION,
             "crop_sides": list(duplicates.CROP_SIDES),
         },

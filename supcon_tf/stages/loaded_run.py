@@ -86,7 +86,7 @@ class LoadedRun:
 
     def __init__(self, path: str):
         self.path = path
-        self._flags = recorded_flags(path)
+        self._flags = flags_of_run(path)
         self._model = trained.load_trained(self._flags)
         self._gallery: Gallery | None = None
         self.stage, self.encoder = self._model.stage, self._model.encoder
@@ -204,7 +204,7 @@ def has_run(path: str) -> bool:
     return any(tf.io.gfile.exists(os.path.join(path, stage, FLAGS)) for stage in TRAINING_STAGES)
 
 
-def recorded_flags(path: str) -> FlagValues:
+def flags_of_run(path: str) -> FlagValues:
     """Returns the flags of the latest training stage; defaults if none recorded any."""
     lines: list[str] = []
     for stage in TRAINING_STAGES:
