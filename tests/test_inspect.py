@@ -7,12 +7,16 @@ import shutil
 import numpy as np
 import pytest
 from helpers.command import run_inside
+from helpers.tiny_images import write_images
 from PIL import Image, ImageDraw
 
 import supcon_tf
+from supcon_tf.cli import command_line
+from supcon_tf.data import data_identity
 from supcon_tf.evaluation import data_issues, image_prints, outliers
 from supcon_tf.evaluation.data_issues import InspectedImages, Issue
 from supcon_tf.evaluation.duplicates import DuplicatePairs
+from supcon_tf.stages import inputs
 
 
 def inspected(labels, splits=None, features=None):
@@ -113,7 +117,9 @@ def test_marks_of_a_person_survive_a_second_inspection():
 def draw(seed, label):
     """A square (0) or a circle (1) on a colored background."""
     rng = np.random.default_rng(seed)
-    image = Image.new("RGB", (24, 24), tuple(rng.integers(0, 90, 3).tolist()))
+    # A pattern of its own for each image, so that no two are near-duplicates by chance.
+    pattern = rng.integers(0, 120, [6, 6, 3]).astype(np.uint8)
+    image = Image.fromarray(pattern).resize((24, 24))
     left, top = rng.integers(1, 10, 2).tolist()
     side = int(rng.integers(9, 13))
     pencil = ImageDraw.Draw(image)
@@ -150,7 +156,8 @@ def test_planted_errors_are_found_confirmed_and_left_out(planted, tmp_path, caps
     run = tmp_path / "run"
     common = (f"--data_dir={planted}", "--strategy=one_device")
     run_inside(
-        "--mode=pretrain,inspect", "--pretrain_epochs=3", "--batch_size=20",
+        "--mode=pretrain,inspect", "--pretrain_epochs=0.5", "--batch_size=20",
+        "--knn_interval_epochs=0",
         "--skip_broken_images", f"--model_dir={run}", *common,
     )  # fmt: skip
     printed = capsys.readouterr().out
@@ -183,16 +190,38 @@ def test_planted_errors_are_found_confirmed_and_left_out(planted, tmp_path, caps
     clean = tmp_path / "clean"
     chosen = (f"--exclude={run}/inspect/issues.csv", "--exclude_kinds=leak")
     run_inside(
-        "--mode=pretrain,linear", "--pretrain_epochs=1", "--batch_size=20",
+        "--mode=pretrain", "--pretrain_epochs=0.5", "--batch_size=20", "--knn_interval_epochs=0",
         "--skip_broken_images", f"--model_dir={clean}", *chosen, *common,
     )  # fmt: skip
     assert "Left out by --exclude: 2 of 63 train images" in capsys.readouterr().out
     files = (clean / "pretrain/data_files.tsv").read_text()
     assert "circle/4.png" in files and "square/6.png" not in files and "zz_copy.png" not in files
-    # A later stage of the run takes --exclude from it, and other data is noticed.
-    run_inside("--mode=eval", f"--model_dir={clean}")
-    with pytest.raises(ValueError, match="data that has changed"):
-        run_inside("--mode=eval", f"--model_dir={clean}", "--exclude_kinds=leak,duplicate")
+
+
+def test_the_splits_are_without_the_excluded_files(tmp_path, capsys):
+    write_images(tmp_path / "pets")
+    rows = [
+        f"{tmp_path}/pets/train/cat/{index}.png,train,{kind},1,,,{confirmed}"
+        for index, kind, confirmed in ((0, "leak", ""), (1, "outlier", "yes"), (2, "leak", "no"))
+    ]
+    path = tmp_path / "run/inspect/issues.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join([",".join(data_issues.COLUMNS), *rows]))
+
+    def splits(*arguments):
+        given = (f"--data_dir={tmp_path}/pets", "--dataset=folder", f"--model_dir={tmp_path}/run")
+        return inputs.splits_from_flags(command_line.peek(["", *given, *arguments]))
+
+    whole = splits().train
+    confirmed = splits("--exclude=inspect/issues.csv").train  # Relative to --model_dir.
+    kinds = splits(f"--exclude={path}", "--exclude_kinds=leak").train
+    assert [source.num_examples for source in (whole, confirmed, kinds)] == [8, 7, 6]
+    assert "2 of 8 train images (2 of cat)" in capsys.readouterr().out
+    digests = {data_identity.identity_of(source).digest for source in (whole, confirmed, kinds)}
+    assert len(digests) == 3  # Part of the identity of a run.
+    path.write_text(",".join(data_issues.COLUMNS))
+    with pytest.raises(ValueError, match="leaves out nothing.*--exclude_kinds"):
+        splits("--exclude=inspect/issues.csv")
 
 
 def test_without_an_encoder_pixels_are_compared(planted, tmp_path, capsys):

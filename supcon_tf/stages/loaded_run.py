@@ -201,7 +201,7 @@ class LoadedRun:
 
 def has_run(path: str) -> bool:
     """Returns whether a training stage recorded its flags in a model directory."""
-    return any(tf.io.gfile.exists(os.path.join(path, stage, FLAGS)) for stage in TRAINING_STAGES)
+    return any(tf.io.gfile.exists(run_path(path, stage, FLAG_FILE)) for stage in TRAINING_STAGES)
 
 
 def flags_of_run(path: str) -> FlagValues:
