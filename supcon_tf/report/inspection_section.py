@@ -6,6 +6,7 @@ from supcon_tf.report.content import Finding, ReportData, Section
 from supcon_tf.report.markup import file_name, joined, name_of, paragraphs, table, tag
 from supcon_tf.report.pictures import thumbnail, tiles
 
+MAX_EVIDENCE = 110
 MEANINGS = {
     "mislabeled": "The label seems to be wrong.",
     "contradiction": "Duplicates with different labels.",
@@ -43,17 +44,22 @@ def inspection_section(data: ReportData) -> Section | None:
     return Section("inspection", "Inspection", joined(body))
 
 
+def _first_words(text: str) -> str:
+    """Returns the start of the evidence; the file has all of it."""
+    return text if len(text) <= MAX_EVIDENCE else f"{text[:MAX_EVIDENCE].rsplit(' ', 1)[0]} …"
+
+
 def _tiles(findings: list[Finding]):
     items = []
     for finding in findings:
         text = joined([
-            f"score {finding.score}", tag("br"), finding.evidence, tag("br"),
+            f"score {finding.score}", tag("br"), _first_words(finding.evidence), tag("br"),
             tag("small", name_of(file_name(finding.file)), f" ({finding.split})"),
         ])  # fmt: skip
         items.append(thumbnail(finding.image, f"Image {file_name(finding.file)}", text))
         if finding.other_file:
             other = file_name(finding.other_file)
-            text = joined(["belongs to the image to its left", tag("br"),
+            text = joined(["compared with the image to its left", tag("br"),
                            tag("small", name_of(other))])  # fmt: skip
             items.append(thumbnail(finding.other_image, f"Image {other}", text))
     return items
