@@ -21,7 +21,7 @@ from supcon_tf.evaluation import predictions
 from supcon_tf.report.content import Embedding, InputData, LoadImages, Result, Targets
 from supcon_tf.report.markup import file_name
 from supcon_tf.report.pictures import THUMBNAIL_PX
-from supcon_tf.stages import eval_data, inputs, pretrain, preview, trained
+from supcon_tf.stages import eval_data, inputs, pretrain, preview, starting_encoder, trained
 from supcon_tf.stages.report_files import read_evaluation, recorded_flags
 from supcon_tf.stages.run_directory import RunDirectory
 from supcon_tf.storage import files
@@ -365,7 +365,7 @@ def _before(flags, run, source, chosen, strategy):
     size = pretrain.views_from_flags(recorded, train_source).image_size
     whitening = inputs.whitening_from_flags(recorded, train_source, folder, size)
     keras.utils.set_random_seed(recorded.seed)  # As the stage does before it creates the encoder.
-    encoder = pretrain.encoder_from_flags(recorded, size, whitening)
+    encoder = starting_encoder.encoder_from_flags(recorded, size, whitening)
     part = source
     if not isinstance(source, streams.StreamSource):
         part = _examples_at(source, chosen)
