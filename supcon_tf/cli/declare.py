@@ -43,7 +43,7 @@ STAGES = {
     "export": "Write a SavedModel that maps images to embeddings and logits.",
     "report": "Write one HTML page with the curves, results, mistakes and maps of the run.",
     "preview": "Draw augmented training images, to check the augmentation.",
-    "inspect": "List what may be wrong with the data: labels, duplicates, leaks, outliers.",
+    "inspect": "List wrong labels, duplicates, leaks and outliers in the data.",
 }
 TRAINING_STAGES = ("pretrain", "linear", "finetune")
 # Every stage that reads images.
