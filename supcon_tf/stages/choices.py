@@ -105,11 +105,13 @@ def _fixed_by_other_flags(flags):
     fixed = {}
     if flags.reference_ckpt or flags.encoder_weights:  # The weights decide the network.
         fixed |= {name: flags[name].value for name in ("encoder", "resnet_depth", "resnet_width")}
-    if flags.loss != "supcon" or not flags.use_labels:  # Other losses are used alone.
+    has_no_classes = not flags.use_labels or flags.label_type == "real"
+    if flags.loss != "supcon" or has_no_classes:  # These losses are used alone.
         fixed["cross_entropy_weight"] = flags.cross_entropy_weight
     if flags.loss == "cross_entropy" or not flags.use_labels:
         fixed["num_views"] = flags.num_views
-    if flags.queue_size or flags.contrast_mode != "all_views" or flags.positives_cap != -1:
+    depends_on_views = flags.contrast_mode != "all_views" or flags.positives_cap != -1
+    if flags.queue_size or depends_on_views or flags.spread_weight:
         fixed["num_views"] = flags.num_views
     if flags.pretrain_optimizer != "adam":  # The rates of the table are those of Adam.
         fixed["pretrain_base_learning_rate"] = flags.pretrain_base_learning_rate
