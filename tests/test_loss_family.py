@@ -298,7 +298,9 @@ def close_in_time(labels_i, labels_j):
 
 
 @pytest.mark.parametrize(
-    "pair", [None, "jaccard", close_in_time, pair_weights.GaussianWeights(2.5)], ids=str
+    "pair",
+    [None, "jaccard", close_in_time, pair_weights.GaussianWeights(2.5)],
+    ids=["none", "name", "function", "object"],
 )
 def test_config_round_trips_names_and_registered_functions(pair):
     loss = SupConLoss(pair_weights=pair)
