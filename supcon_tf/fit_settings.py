@@ -172,8 +172,8 @@ def _check_start_of_settings(encoder, weights, freezes):
         if freezes and weights is None:
             raise ValueError(
                 "freeze_batch_norm keeps the batch norm of a pretrained encoder, but "
-                f"encoder={encoder!r} starts untrained: give encoder_weights, or a trained Keras "
-                "model or its path as encoder."
+                f"encoder={encoder!r} without encoder_weights starts untrained: give "
+                "encoder_weights, or a trained Keras model or its path as encoder."
             )
     elif weights == encoder_files.IMAGENET:
         raise ValueError(

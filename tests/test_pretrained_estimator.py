@@ -113,7 +113,7 @@ def test_a_changed_encoder_is_noticed_when_training_resumes(folder, tmp_path):
     [
         ({"encoder": "none.keras"}, "none.keras does not exist"),
         ({"encoder_weights": "none.weights.h5"}, "none.weights.h5 do not exist"),
-        ({"freeze_batch_norm": True}, "encoder='tiny' starts untrained: give encoder_weights"),
+        ({"freeze_batch_norm": True}, "starts untrained: give encoder_weights"),
         ({"encoder_weights": "imagenet"}, "no ImageNet weights for the encoder 'tiny'"),
     ],
 )

@@ -38,7 +38,7 @@ def splits_from_flags(flags: FlagValues) -> sources.Splits:
     excluded = exclusion_list.excluded_from_flags(flags)
     if flags.holdout_classes:
         return _without_held_out_classes(*place, excluded, tuple(flags.holdout_classes))
-    return _without_excluded(*place, excluded)
+    return _without_excluded(*place, excluded) if excluded else _read_splits(*place)
 
 
 def complete_splits_from_flags(flags: FlagValues, *, skips_broken: bool = False) -> sources.Splits:
@@ -181,8 +181,6 @@ def _read_splits(dataset, data_dir, options):
 @functools.lru_cache(maxsize=1)
 def _without_excluded(dataset, data_dir, options, excluded):
     splits = _read_splits(dataset, data_dir, options)
-    if not excluded:
-        return splits
     kept, lines = exclusion.without_files(splits, dict(excluded), data_dir)
     print("\n".join(lines))
     return kept
@@ -190,7 +188,8 @@ def _without_excluded(dataset, data_dir, options, excluded):
 
 @functools.lru_cache(maxsize=1)
 def _without_held_out_classes(dataset, data_dir, options, excluded, names):
-    splits = _without_excluded(dataset, data_dir, options, excluded)
+    place = dataset, data_dir, options
+    splits = _without_excluded(*place, excluded) if excluded else _read_splits(*place)
     found = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     kept = sources.Splits(
         **{
