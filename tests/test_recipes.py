@@ -400,4 +400,6 @@ def test_a_recipe_takes_one_step(name, draw_views):
         for metric in metrics.values():
             assert np.isfinite(metric)
         changed = [np.any(a != b.numpy()) for a, b in zip(before, step.variables, strict=True)]
-        assert np.mean(changed) > 0.5  # Not all: the last gammas of the blocks start at 0.
+        # Not all: the last gammas of the blocks start at 0. If they are frozen there, as they are
+        # not in a pretrained encoder, only the layers outside the blocks change.
+        assert np.mean(changed) > (0.3 if values.freeze_batch_norm else 0.5)

@@ -66,7 +66,9 @@ def is_of_a_family(recipe):
     ],
 )
 def test_the_step_of_a_recipe_is_lowered_for_one_of_four_cores(parsed, recipe):
-    hlo, work = lowering.lower(parsed(f"--recipe={recipe}", *TINY), num_cores=4)
+    values = parsed(f"--recipe={recipe}", *TINY)
+    size = (2_000, 10) if values.dataset == "folder" else None  # Examples and classes.
+    hlo, work = lowering.lower(values, num_cores=4, dataset_size=size)
     assert work.batch_per_core == 2 and work.num_parameters > 10_000
     # Every gradient and the gathered embeddings are exchanged.
     assert b"all-reduce" in hlo

@@ -134,7 +134,11 @@ def _check_encoder_files(flag_values):
         _check_frozen(flag_values)
     is_file = weights and weights != encoder_files.IMAGENET and not _is_remote(weights)
     if is_file and "pretrain" in modes:
-        _check_other_run(flag_values, "encoder_weights", encoder_files.find_weights_file(weights))
+        try:
+            path = encoder_files.find_weights_file(weights)
+        except ValueError as error:
+            raise ValueError(f"--encoder_weights={weights}: {error}") from error
+        _check_other_run(flag_values, "encoder_weights", path)
 
 
 def _check_frozen(flag_values):
