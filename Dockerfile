@@ -2,8 +2,8 @@
 #   docker build -t supcon_tf .
 #   docker build -t supcon_tf:cuda --build-arg EXTRAS=[cuda] .
 # Runs, and the data that TensorFlow Datasets downloads, are kept in the current folder:
-#   docker run --rm -u "$(id -u):$(id -g)" -v "$PWD:/work" supcon_tf --mode=pretrain,linear,eval
-#   docker run --rm --gpus=all -u "$(id -u):$(id -g)" -v "$PWD:/work" supcon_tf:cuda --data_dir=my_images
+#   docker run --rm -u "$(id -u):$(id -g)" -v "$PWD:/data" supcon_tf --mode=pretrain,linear,eval
+#   docker run --rm --gpus=all -u "$(id -u):$(id -g)" -v "$PWD:/data" supcon_tf:cuda --data_dir=my_images
 # tpu/Dockerfile is the image for Cloud TPU.
 FROM python:3.12-slim
 
@@ -17,9 +17,9 @@ COPY flags flags
 RUN pip install --no-cache-dir ".${EXTRAS}"
 
 # Any user may run it: what libraries write beside the run goes to a folder that all can write.
-ENV HOME=/tmp TFDS_DATA_DIR=/work/tfds
-WORKDIR /work
-RUN useradd --uid 1000 --no-create-home supcon_tf && chown supcon_tf /work
+ENV HOME=/tmp TFDS_DATA_DIR=/data/tfds
+WORKDIR /data
+RUN useradd --uid 1000 --no-create-home supcon_tf && chown supcon_tf /data
 USER 1000
 # The exec form passes SIGTERM on to the command, which then saves.
 ENTRYPOINT ["supcon-tf"]

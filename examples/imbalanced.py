@@ -3,7 +3,7 @@
     .venv/bin/python examples/imbalanced.py
 
 writes scikit-learn's digits as image files, one folder per class, and runs the command twice:
-once as it is, and once with --class_balanced, which draws every class equally often in pretraining
+once unchanged, and once with --class_balanced, which draws every class equally often in pretraining
 and gives every class the same weight in the linear classifier. The test images are imbalanced too,
 so the accuracy hides what happens to the rare classes. The mean per class shows it.
 """
