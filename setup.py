@@ -18,7 +18,7 @@ def read_version():
 
 
 def read_description():
-    """The README. A package index has no files beside it, so links to files become addresses."""
+    """The README. A package index shows it without the other files, so links become addresses."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     if not REPOSITORY_URL:
         return text

@@ -143,7 +143,7 @@ def _check_encoder_files(flag_values):
 
 def _check_frozen(flag_values):
     """Checks that there is something to freeze: not in the rules, because a recipe freezes the
-    batch norm of whatever encoder is named beside it."""
+    batch norm of the encoder that another flag names."""
     is_file = encoder_files.is_encoder_path(flag_values.encoder) or flag_values.encoder_weights
     is_warm = flag_values.reference_ckpt and flag_values.warm_start_encoder
     if flag_values.freeze_batch_norm and not is_file and not is_warm:
@@ -158,7 +158,7 @@ def _check_frozen(flag_values):
 
 
 def _check_other_run(flag_values, name, path):
-    """Pretraining would overwrite the encoder of its own run, from which it started."""
+    """Refuses the encoder of this run, which pretraining would overwrite."""
     model_dir = command_line.model_dir(flag_values)
     is_own = any(
         os.path.realpath(path) == os.path.realpath(own) for own in part_paths(model_dir, "encoder")

@@ -47,7 +47,7 @@ class TableRow:
         normalize_embedding: Whether embeddings are normalized before both heads.
         peak_learning_rate: Peak rate of Adam at the batch size that is chosen. It is not scaled
             with larger batches, because Adam tolerates little more.
-        min_steps: The training has at least so many steps, up to `MAX_EPOCHS`.
+        min_steps: The smallest number of training steps, up to `MAX_EPOCHS`.
         eval_crop_method: How evaluation images are cropped.
     """
 
@@ -318,7 +318,7 @@ def image_size(shape: Sequence[int], encoder: str) -> int:
 
 
 def batch_size_of_classes(num_classes: int) -> int:
-    """Returns the batch size for so many classes, if there are enough examples."""
+    """Returns the batch size for a number of classes, if there are enough examples."""
     return next(size for most, size in BATCH_SIZE_BY_CLASSES if num_classes <= most)
 
 

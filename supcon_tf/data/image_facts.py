@@ -10,7 +10,7 @@ from supcon_tf.data.defaults import ImageFacts
 from supcon_tf.data.image_files import FileSource
 from supcon_tf.data.sources import ArraySource
 
-# Images of different sizes are described by so many of them, spread evenly over the source.
+# Number of images that are measured if sizes differ, spread evenly over the source.
 SAMPLED_FILES = 16
 
 

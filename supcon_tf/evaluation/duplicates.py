@@ -184,7 +184,7 @@ def _hash_candidates(hashes, mirrored_hashes, k):
 
 
 def _coarse_candidates(thumbnails, k):
-    """The k images with the most similar coarse thumbnail, as it is or mirrored."""
+    """The k images with the most similar coarse thumbnail, unchanged or mirrored."""
     step = THUMBNAIL_PX // COARSE_PX
     shape = [len(thumbnails), COARSE_PX, step, COARSE_PX, step, 3]
     coarse = thumbnails.reshape(shape).mean(axis=(2, 4), dtype=np.float32)

@@ -272,7 +272,7 @@ def _check_labels_for(pair_weights, labels):
 
 
 def serialized(pair_weights: str | PairWeights | None) -> str | dict | None:
-    """The weights as a config of Keras: a name as it is, a registered function by its name.
+    """The weights as a config of Keras: a name unchanged, a registered function by its name.
 
     Raises:
         ValueError: Keras could not find the function again.

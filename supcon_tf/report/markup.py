@@ -16,7 +16,7 @@ class Html(str):
 
 
 def escaped(value: Any) -> Html:
-    """Returns a value as text in HTML; `Html` stays as it is.
+    """Returns a value as text in HTML; `Html` is returned unchanged.
 
     Control characters are shown as their escapes, and so are the bytes of a file name that is not
     valid UTF-8.

@@ -136,7 +136,7 @@ def _this_machine():
 
 
 def set_from_text(flags: FlagValues, name: str, text: str) -> str:
-    """Sets a flag to the value of a text; returns the flag as it is typed."""
+    """Sets a flag to the value of a text; returns the flag as a user types it."""
     set_flag(flags, name, flags[name].parser.parse(text))
     if flags[name].boolean:
         return flags[name].serialize()
