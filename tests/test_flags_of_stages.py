@@ -7,6 +7,7 @@ which flags both runs are made. The stages are run up to that point and do not t
 import functools
 import shutil
 from typing import NamedTuple
+from unittest import mock
 
 import keras
 import numpy as np
@@ -19,6 +20,7 @@ from helpers.trained_folder import write_trained
 from PIL import Image
 
 from supcon_tf.cli import declare
+from supcon_tf.evaluation import corruptions
 from supcon_tf.models import contrastive
 
 COMMON = (
@@ -37,6 +39,7 @@ STAGE = {
     "report": ("--strategy=one_device",),
     "preview": (*COMMON, "--image_size=8"),
     "inspect": ("--strategy=one_device",),
+    "robustness": ("--strategy=one_device", "--robustness_examples=6"),
 }  # fmt: skip
 
 
@@ -349,6 +352,21 @@ ROWS = {
         "label_noise_prob": Row("written", "--label_noise_prob=0.9", FOLDER),
         "inspect_features": Row("written", "--inspect_features=pixels", FOLDER),
     },
+    "robustness": {
+        "seed": Row("evaluated", "--seed=1", f"{HALF} --eval_split=train"),
+        **PLACE, **EVALUATED, **READ, **of_csv("evaluated"),
+        "eval_data_csv": Row(
+            "evaluated", "--eval_data_csv={other_csv}", "--eval_dataset=csv --eval_data_csv={csv}"
+        ),
+        "dataset": Row("evaluated", FOLDER),
+        "data_dir": Row("evaluated", "--data_dir={other_folder}", FOLDER),
+        "eval_dataset": Row("evaluated", "--eval_dataset=folder --eval_data_dir={folder}"),
+        "eval_data_dir": Row("evaluated", "--eval_data_dir={folder}"),
+        "eval_split": Row("evaluated", "--eval_split=train"),
+        "robustness_examples": Row("evaluated", "--robustness_examples=4"),
+        "robustness_workers": Row("processes", "--robustness_workers=3"),
+        "robustness_baseline": Row("written", "--robustness_baseline=alexnet", FOLDER),
+    },
 }  # fmt: skip
 
 
@@ -402,13 +420,14 @@ def places(tmp_path_factory):
 @pytest.fixture(scope="module")
 def see(places, tmp_path_factory):
     """(stage, flags, until) -> the observations; the same flags are run once."""
+    one_corruption = mock.patch.object(corruptions, "CORRUPTIONS", ("contrast",))
 
     @functools.cache
     def see_once(stage, arguments, until):
         model_dir = tmp_path_factory.mktemp(stage)
         if stage in ("linear", "finetune"):
             shutil.copytree(places / "pretrained", model_dir, dirs_exist_ok=True)
-        elif stage in ("eval", "predict", "embed", "export", "report", "inspect"):
+        elif stage in ("eval", "predict", "embed", "export", "report", "inspect", "robustness"):
             shutil.copytree(places / "trained", model_dir, dirs_exist_ok=True)
         empty = tmp_path_factory.mktemp("empty")
         names = {name: places / name for name in (
@@ -427,13 +446,16 @@ def see(places, tmp_path_factory):
             return {"written": written(model_dir / stage)}
         return observe(*command, until=until)
 
-    return see_once
+    with one_corruption:
+        yield see_once
 
 
 def written(folder):
     if folder.name == "preview":
         return np.asarray(Image.open(folder / "preview.png")).shape
-    names = {"predict": "predictions.csv", "inspect": "issues.csv"}
+    names = {
+        "predict": "predictions.csv", "inspect": "issues.csv", "robustness": "robustness.json",
+    }  # fmt: skip
     name = names.get(folder.name, "eval.json")
     return (folder / name).read_text()
 

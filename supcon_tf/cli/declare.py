@@ -43,16 +43,19 @@ STAGES = {
     "export": "Write a SavedModel that maps images to embeddings and logits.",
     "report": "Write one HTML page with the curves, results, mistakes and maps of the run.",
     "preview": "Draw augmented training images, to check the augmentation.",
+    "robustness": "Measure the classifier on corrupted test images.",
     "inspect": "List wrong labels, duplicates, leaks and outliers in the data.",
 }
 TRAINING_STAGES = ("pretrain", "linear", "finetune")
 # Every stage that reads images.
 IMAGE_STAGES = (
     "pretrain", "linear", "finetune", "eval", "predict", "embed", "report", "preview", "inspect",
+    "robustness",
 )  # fmt: skip
 # The stages that evaluate the encoder or a classifier on whole images.
 EVALUATING_STAGES = (
     "pretrain", "linear", "finetune", "eval", "predict", "embed", "report", "inspect",
+    "robustness",
 )  # fmt: skip
 # The stages that make augmented training batches.
 BATCH_STAGES = ("pretrain", "linear", "finetune", "preview")

@@ -38,7 +38,7 @@ def short_help(columns: int) -> str:
     """Returns the stages and the common flags by group, each in one sentence."""
     lines = [*_usage(), "Stages (--mode):"]
     for stage, summary in declare.STAGES.items():
-        lines += _wrap(f"  {stage:<9} {summary}", columns, " " * 12)
+        lines += _wrap(f"  {stage:<10} {summary}", columns, " " * 13)
     for group in declare.GROUPS:
         common = [flag for flag in _of_group(group) if flag.common]
         if common:

@@ -221,6 +221,7 @@ class ReportData:
     Attributes:
         missing: For "result", "embedding", "input" and "views", why that part is missing and the
             command that makes it (or None).
+        robustness: The content of `robustness.json`.
         comparison: The run itself and the runs of `--compare`; empty without them.
     """
 
@@ -230,5 +231,6 @@ class ReportData:
     embedding: Embedding | None = None
     input: InputData | None = None
     inspection: Inspection | None = None
+    robustness: dict | None = None
     comparison: Sequence[OtherRun] = ()
     missing: dict[str, tuple[str, str | None]] = dataclasses.field(default_factory=dict)

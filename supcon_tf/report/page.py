@@ -14,6 +14,7 @@ from supcon_tf.report.input_section import input_section
 from supcon_tf.report.inspection_section import inspection_section
 from supcon_tf.report.markup import Html, name_of, tag
 from supcon_tf.report.result_section import result_section
+from supcon_tf.report.robustness_section import robustness_section
 from supcon_tf.report.run_section import run_section
 from supcon_tf.report.training_section import training_section
 
@@ -23,6 +24,7 @@ SECTIONS: tuple[Callable[[ReportData], Section | None], ...] = (
     run_section,
     training_section,
     result_section,
+    robustness_section,
     embedding_section,
     input_section,
     inspection_section,

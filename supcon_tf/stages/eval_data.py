@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from absl.flags import FlagValues
 
-from supcon_tf.data import data_identity, sources
+from supcon_tf.data import data_identity, sources, streams
 from supcon_tf.stages import inputs
 from supcon_tf.stages.run_directory import RunDirectory
 
@@ -160,6 +160,9 @@ def match_classes(
 ) -> np.ndarray:
     """Returns the classifier's number of each class of the data, matched by name: int32 [C].
 
+    A dataset of TensorFlow Datasets without class names, such as cifar10_corrupted, is matched by
+    number if the classifier has as many classes.
+
     Args:
         class_names: The classes that the classifier knows.
         data: The data to evaluate.
@@ -177,6 +180,11 @@ def match_classes(
             f"{model_path} predicts {predicted}, but the labels of {data.name} are {given}. "
             "Evaluate data with labels of the same type, or embed it with --mode=embed."
         )
+    names = data.source.class_names
+    is_unnamed = isinstance(data.source, streams.StreamSource) and _are_numbers(names)
+    if is_unnamed and len(class_names) == len(names) and set(class_names) != set(names):
+        print(f"{data.name} numbers its classes without names: matching them by number.")
+        return np.arange(len(names), dtype=np.int32)
     unknown = [name for name in data.source.class_names if name not in class_names]
     if unknown:
         known, missing = inputs.first_ten(class_names), inputs.first_ten(unknown)
@@ -186,3 +194,7 @@ def match_classes(
             "--mode=embed."
         )
     return np.array([class_names.index(name) for name in data.source.class_names], np.int32)
+
+
+def _are_numbers(names):
+    return tuple(names) == tuple(str(number) for number in range(len(names)))

@@ -33,6 +33,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
             embedding=images.embedding,
             input=images.input,
             inspection=report_files.read_inspection(model_run, images.find_image),
+            robustness=report_files.read_robustness(model_run),
             comparison=comparison,
             missing=images.missing,
         )

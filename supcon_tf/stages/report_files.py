@@ -34,7 +34,8 @@ TRAINED = ("pretrain", "linear", "finetune")
 # The stages of a run, with the file that each one writes last.
 STAGE_RESULTS = {
     "pretrain": RESULT, "linear": RESULT, "finetune": RESULT, "eval": "eval.json",
-    "inspect": "inspect.json", "predict": "predictions.csv", "embed": "embeddings.npz",
+    "robustness": "robustness.json", "inspect": "inspect.json",
+    "predict": "predictions.csv", "embed": "embeddings.npz",
 }  # fmt: skip
 # Flags that say where the run is and which stages to run.
 PLACE_FLAGS = ("mode", "model_dir", "recipe", "override_flags")
@@ -230,6 +231,11 @@ def read_evaluation(run: RunDirectory) -> tuple[dict, Predictions | Targets] | N
     with tf.io.gfile.GFile(path, "rb") as file, np.load(io.BytesIO(file.read())) as arrays:
         names = arrays["name"] if "name" in arrays else arrays["index"]
         return figures, Targets(arrays["label"], arrays["prediction"], names)
+
+
+def read_robustness(run: RunDirectory) -> dict | None:
+    """Returns the content of robustness.json, or None if --mode=robustness was not run."""
+    return _read_json(run.file("robustness", "robustness.json")) or None
 
 
 def read_comparison(run: RunDirectory, others: Sequence[str]) -> list[OtherRun]:

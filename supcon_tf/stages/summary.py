@@ -59,6 +59,8 @@ def create(flags: FlagValues, results: dict[str, dict], arguments: list[str]) ->
         ("export/saved_model", "uint8 images to embeddings, projection and logits"),
         ("preview/preview.png", "training images and their views"),
         ("inspect/issues.csv", "what may be wrong with the data"),
+        ("robustness/robustness.json", "accuracy and calibration on corrupted images"),
+        ("robustness/severity.png", "both by severity, as a picture"),
         ("pretrain/tensorboard", _tensorboard(model_dir)),
     ):
         path = run.file(name)
@@ -129,7 +131,7 @@ def _next_command(flags, results, arguments):
     stages = ["pretrain", "linear", "eval"]
     done = [stage for stage in stages if stage in results]
     following = stages[stages.index(done[-1]) + 1 :] if done else stages
-    if not done and {"predict", "embed", "export", "report"} & set(
+    if not done and {"predict", "embed", "export", "report", "robustness"} & set(
         results
     ):  # They need a trained encoder.
         following = []

@@ -8,7 +8,7 @@ from supcon_tf.report import content
 NASTY = "<script>alert('x')</script>"
 CLASS_NAMES = (NASTY, "quote \" & '", "Käfer", "猫", "حصان", "$x_1$ and $y$")
 # Dark-mode and print colors aside, a page has the same parts whatever the names.
-SECTIONS = ("run", "training", "result", "embedding", "input")
+SECTIONS = ("run", "training", "result", "robustness", "embedding", "input")
 
 
 def made_up_predictions(count=120, seed=0, names=None) -> Predictions:
@@ -49,6 +49,24 @@ def made_up_figures(predictions):
     }  # fmt: skip
 
 
+def made_up_robustness():
+    """The content of a robustness.json."""
+    return {
+        "clean_error": 0.1,
+        "mean_corruption_accuracy": 0.7,
+        "intervals_95": {"mean_corruption_accuracy": [0.65, 0.75]},
+        "severities": [
+            {"severity": s, "top_1": 0.9 - 0.1 * s, "expected_calibration_error": 0.02 * s}
+            for s in range(6)
+        ],
+        "errors": {"fog": [0.1, 0.2, 0.3, 0.4, 0.5]},
+        "not_run": {"frost": NASTY},
+        "num_examples": 100,
+        "num_test_examples": 120,
+        "baseline": {"name": NASTY, "mce": 81.5, "relative_mce": None, "corruptions": ["fog"]},
+    }
+
+
 def made_up_report(**changes) -> content.ReportData:
     """A report with every part; `changes` replaces parts."""
     predictions = made_up_predictions()
@@ -74,6 +92,7 @@ def made_up_report(**changes) -> content.ReportData:
         "result": content.Result(
             made_up_figures(predictions), predictions, lambda rows: [images[row] for row in rows]
         ),
+        "robustness": made_up_robustness(),
         "embedding": content.Embedding(
             embeddings=embeddings.astype(np.float32),
             labels=predictions.labels,

@@ -63,6 +63,32 @@ def write_two_greys(folder: str | Path) -> None:
     TwoGreys(data_dir=str(folder)).download_and_prepare()
 
 
+class NumberedDigits(tfds.core.GeneratorBasedBuilder):
+    """Test images of ten classes without names, with a configuration, as cifar10_corrupted."""
+
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="fog_5", version="1.0.0")]
+    SKIP_REGISTERING = True
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(20, 20, 3)),
+            "label": tfds.features.ClassLabel(num_classes=10),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"test": self._generate_examples()}
+
+    def _generate_examples(self):
+        for index in range(20):
+            yield index, {"image": np.full((20, 20, 3), index, np.uint8), "label": index % 10}
+
+
+def write_numbered_digits(folder: str | Path) -> None:
+    """Prepares numbered_digits/fog_5 in this TensorFlow Datasets directory."""
+    NumberedDigits(data_dir=str(folder)).download_and_prepare()
+
+
 class _Several(tfds.core.GeneratorBasedBuilder):
     """Images with none, one, two and three of the classes; a test split alone."""
 

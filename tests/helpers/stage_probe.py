@@ -13,11 +13,11 @@ from helpers.command import run_inside
 from helpers.replicas import split
 from supcon_tf import strategies
 from supcon_tf.data import pipeline
-from supcon_tf.evaluation import predictions
+from supcon_tf.evaluation import corruptions, predictions
 from supcon_tf.training import loop
 
 # In the order in which a stage comes to them. `observe` stops after the last one that is wanted.
-START = ("split_cpu", "deterministic", "strategy", "tpu", "refused", "said")
+START = ("split_cpu", "deterministic", "strategy", "tpu", "processes", "refused", "said")
 SETTINGS = (
     "rates", "steps_per_loop", "summary_interval_steps", "save_interval_steps",
     "evaluate_interval_steps", "jit_compile", "max_to_keep", "stopped",
@@ -106,6 +106,7 @@ def observe(*arguments, until):
             lambda **options: see("tpu", options),
         ),
         mock.patch.object(loop, "train", training),
+        mock.patch.object(corruptions, "worker_processes", lambda count: see("processes", count)),
     )
     evaluating = (
         mock.patch.object(predictions, "predict", predicting),
