@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -126,17 +127,16 @@ def corrupt_in_parallel(
 @contextlib.contextmanager
 def _seeded(sequence: np.random.SeedSequence) -> Iterator[None]:
     """Seeds every generator that the functions draw from, and restores NumPy's global one."""
-    import skimage.util
-
+    util: Any = importlib.import_module("skimage.util")  # An extra, see `_load_functions`.
     state = np.random.get_state()
-    random_noise = skimage.util.random_noise
+    random_noise = util.random_noise
     np.random.seed(sequence.generate_state(4))
     # scikit-image draws from a generator that is seeded by the operating system unless it gets one.
-    skimage.util.random_noise = functools.partial(random_noise, rng=np.random.default_rng(sequence))
+    util.random_noise = functools.partial(random_noise, rng=np.random.default_rng(sequence))
     try:
         yield
     finally:
-        skimage.util.random_noise = random_noise
+        util.random_noise = random_noise
         np.random.set_state(state)
 
 
