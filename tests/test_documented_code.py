@@ -19,7 +19,7 @@ from helpers.command import run_inside
 from helpers.image_folders import encode
 from helpers.tiny_images import write_images
 
-from supcon_tf.cli import command_line, implied_flags
+from supcon_tf.cli import command_line, implied_flags, study_flags
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -119,7 +119,8 @@ def test_scripts_in_the_blocks_exist(page):
 def test_flags_in_the_text_exist(page):
     if page in ("docs/coming_from.md", "tpu/README.md"):  # They name flags of other programs.
         return
-    known = set(command_line.own_flags()) | OTHER_FLAGS
+    of_studies = {flag.name for study in study_flags.STUDY_FLAGS.values() for flag in study}
+    known = set(command_line.own_flags()) | OTHER_FLAGS | of_studies
     known |= {f"no{name}" for name in known}
     text = re.sub(
         r"^ *```.*?^ *```", "", PAGES[page].read_text(encoding="utf-8"), flags=re.M | re.S

@@ -20,6 +20,7 @@ ALLOWED = {
         "cli", "data", "training", "evaluation", "interop", "storage", "augment", "models",
         "losses", "strategies", "report",
     },
+    "studies": {"cli", "evaluation", "storage"},
     "estimator": {
         "fitting", "fit_settings", "data", "training", "evaluation", "storage", "models", "losses",
         "strategies",

@@ -1,0 +1,1 @@
+"""Experiments over the command, and the ledger of their results."""
