@@ -28,7 +28,7 @@ from supcon_tf.cli import study_flags
 from supcon_tf.evaluation import intervals
 from supcon_tf.studies.ledger import Entry, read_entries
 
-MARKER = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end of table -->)", re.S)
+MARKER = re.compile(r"^(<!-- table: ([^\n]*?) -->\n).*?^(<!-- end of table -->)", re.S | re.M)
 TITLES = {
     "top_1": "top-1",
     "knn_top_1": "k-NN top-1",
