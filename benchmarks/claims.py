@@ -31,7 +31,7 @@ COMMON = (
     "--encoder=tiny", "--batch_size=64", "--crop_area_range=0.5,1.0", "--augmentation_type=simclr",
     "--augmentation_magnitude=0.5", "--blur_probability=0", "--projection_head_layers=128",
     "--cross_entropy_weight=0", "--temperature=0.1", "--pretrain_optimizer=adam",
-    "--pretrain_warmup_epochs=1", "--linear_optimizer=lbfgs", "--knn_interval_epochs=0",
+    "--linear_optimizer=lbfgs", "--knn_interval_epochs=0",
     "--save_interval_steps=1000000",
 )  # fmt: skip
 BASELINE, TWO_STAGE = "cross_entropy", "two_stage_cross_entropy"
@@ -114,6 +114,11 @@ def epochs_of(name, arguments):
     return epochs, epochs / 2 if name == "photographs" else epochs
 
 
+def length_of(epochs):
+    """The flags of a training of this length, 5% of it with a rising learning rate."""
+    return f"--pretrain_epochs={epochs}", f"--pretrain_warmup_epochs={epochs / 20}"
+
+
 def choose_rates(name, settings, arguments, images, results):
     """Trains every setting with every rate; returns the top-1 by setting and rate."""
     from supcon_tf.studies import jobs
@@ -127,7 +132,7 @@ def choose_rates(name, settings, arguments, images, results):
                 continue
             folder = arguments.work / name / f"grid/{setting}/{rate}"
             flags = (*COMMON, *DATA_FLAGS[name], *SETTINGS[setting], *VALIDATION,
-                     f"--data_dir={images}", f"--pretrain_epochs={epochs}",
+                     f"--data_dir={images}", *length_of(epochs),
                      f"--pretrain_base_learning_rate={rate}")  # fmt: skip
             jobs.execute_jobs([jobs.Job(folder, modes_of(setting, "eval"), flags)])
             top_1 = json.loads((folder / "eval/eval.json").read_text())["top_1"]
@@ -168,7 +173,7 @@ def train_and_record(name, settings, arguments, images, grid, results):
             else:
                 flags = (
                     *flags,
-                    f"--pretrain_epochs={epochs}",
+                    *length_of(epochs),
                     f"--pretrain_base_learning_rate={rate}",
                 )
             jobs.execute_jobs([jobs.Job(folder, modes_of(setting, "eval", "robustness"), flags)])

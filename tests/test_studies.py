@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import types
 from pathlib import Path
@@ -13,7 +14,7 @@ from helpers.command import run_inside  # noqa: F401  It defines the flags of th
 from helpers.tiny_images import write_images
 
 from supcon_tf.cli import implied_flags
-from supcon_tf.studies import jobs
+from supcon_tf.studies import jobs, stability
 
 ROOT = Path(__file__).parent.parent
 
@@ -119,3 +120,89 @@ def test_the_rate_with_the_best_validation_accuracy_is_trained(
     claims.main()  # Everything is finished.
     assert len(rates) == 2 * len(claims.RATES) + 3
     assert "| triplet | 3 | 0.0360 |" in capsys.readouterr().out
+
+
+# Stability.
+
+
+def made_up_accuracy(job):
+    """Higher with seeds, lower where the temperature is 0.5."""
+    given = dict(flag.lstrip("-").partition("=")[::2] for flag in job.flags)
+    return 0.8 + 0.01 * int(given["seed"]) - 0.3 * (given.get("temperature") == "0.5")
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """The jobs that are run; each leaves the evaluation of `made_up_accuracy`."""
+    executed = []
+
+    def execute(job):
+        executed.append(job)
+        (job.folder / "eval").mkdir(parents=True)
+        top_1 = made_up_accuracy(job)
+        (job.folder / "eval/eval.json").write_text(json.dumps({"top_1": top_1}))
+        (job.folder / "eval/stage.flags").write_text("--mode=eval\n")
+        (job.folder / jobs.DONE).write_text(json.dumps(job._record()))
+
+    monkeypatch.setattr(jobs.Job, "execute", execute)
+    return executed
+
+
+def test_stability_varies_one_hyperparameter_at_a_time(tmp_path, pretended, capsys):
+    command = [
+        "stability", "--recipe=digits", f"--study_dir={tmp_path}", "--seeds=0,1",
+        "--augmentations=identity,simclr", "--optimizers=momentum:0.1,adam:0.5",
+        "--learning_rate_factors=0.5", "--temperatures=0.1,0.5", "--batch_size_factors=2",
+        "--cross_entropy_flags=--pretrain_base_learning_rate=0.004",
+    ]  # fmt: skip
+    stability.study_stability([*command, "--task=1", "--", "--pretrain_epochs=3"])
+    assert [job.folder.name for job in pretended] == ["1"]
+    assert not (tmp_path / "stability.md").exists()
+    stability.study_stability([*command, "--", "--pretrain_epochs=3"])
+    by_setting = {job.folder.parent.name: job for job in pretended if job.folder.name == "0"}
+    # simclr, adam and 0.1 are the recipe's: its own runs are their runs.
+    assert list(by_setting) == [
+        "supcon-recipe", "supcon-augmentation-identity", "supcon-optimizer-momentum",
+        "supcon-learning_rate-0.006", "supcon-temperature-0.5", "supcon-batch_size-128",
+        "cross_entropy-recipe", "cross_entropy-augmentation-identity",
+        "cross_entropy-optimizer-momentum", "cross_entropy-learning_rate-0.002",
+        "cross_entropy-batch_size-128",
+    ]  # fmt: skip
+    base = {"--recipe=digits", "--pretrain_epochs=3", "--seed=0"}
+    assert set(by_setting["supcon-recipe"].flags) == base
+    momentum = {"--pretrain_optimizer=momentum", "--pretrain_base_learning_rate=0.1"}
+    assert set(by_setting["supcon-optimizer-momentum"].flags) == base | momentum
+    assert by_setting["cross_entropy-recipe"].mode == "pretrain,eval"
+    text = (tmp_path / "stability.md").read_text()
+    assert "| supcon | temperature | 0.5 | 2 | 0.5050 | 0.5000 to 0.5100 |" in text
+    assert "| supcon | temperature | 2 | 0.5050 | 0.8050 | 0.1500 |" in text
+    assert "| supcon | all | 6 | 0.5050 | 0.8050 |" in text
+    assert "| cross_entropy | batch size | 2 | 0.8050 | 0.8050 | 0.0000 |" in text
+    assert (tmp_path / "stability.png").stat().st_size > 5_000
+    count = len(pretended)
+    stability.study_stability([*command, "--", "--pretrain_epochs=3"])
+    assert len(pretended) == count == 22
+    capsys.readouterr()
+    stability.study_stability([*command, "--list"])
+    assert len(capsys.readouterr().out.splitlines()) == 22
+
+
+def test_a_value_that_is_no_number_is_refused(tmp_path):
+    for wrong in ("--temperatures=low", "--optimizers=lars"):
+        with pytest.raises(ValueError, match="--optimizers=lars:0.4"):
+            stability.study_stability(["stability", f"--study_dir={tmp_path}", wrong])
+
+
+def test_the_array_script_starts_a_task_of_the_study(tmp_path):
+    script = ROOT / "examples/slurm_array.sh"
+    assert script.stat().st_mode & 0o111
+    program = tmp_path / ".venv/bin/python"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        [script, "stability", "--recipe=digits"], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "SLURM_ARRAY_TASK_ID": "7"}, check=True,
+    )  # fmt: skip
+    expected = "-m supcon_tf.studies.stability --task=7 --recipe=digits"
+    assert done.stdout.strip() == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -9,36 +10,119 @@ from collections.abc import Sequence
 from absl import flags
 
 from supcon_tf.cli.declare import Declaration
-from supcon_tf.cli.flag_types import Boolean, NameList, Text
+from supcon_tf.cli.flag_types import Boolean, Integer, NameList, Text
 
-GROUP = "Run"
-# By program. They are flags of no stage of the command, so `define` does not list them.
-STUDY_FLAGS = {
+# They are flags of no stage of the command, so `define` does not list them.
+_declare = functools.partial(Declaration, stages=(), group="Run")
+
+OF_ALL_RUNS = (
+    _declare(
+        name="study_dir",
+        kind=Text(),
+        default="runs/study",
+        help="Directory of the study: one directory for each run, the ledger in results/, and the "
+        "table. Run the same command again to resume.",
+    ),
+    _declare(
+        name="jobs",
+        kind=Integer(at_least=1, at_most=1024),
+        default=1,
+        help="Number of runs at a time on this machine.",
+    ),
+    _declare(
+        name="task",
+        kind=Integer(at_least=0),
+        default=None,
+        help="Only the run of this number, from 0, for the array jobs of a cluster "
+        "(examples/slurm_array.sh). Without it, all runs, then the table.",
+    ),
+    _declare(
+        name="list",
+        kind=Boolean(),
+        default=False,
+        help="Only print the number and the flags of each run.",
+    ),
+)
+STUDY_FLAGS: dict[str, tuple[Declaration, ...]] = {
     "table": (
-        Declaration(
+        _declare(
             name="figures",
             kind=NameList(),
             default=["top_1"],
-            stages=(),
-            group=GROUP,
             help="Figures to show, one table each: numbers of eval.json, robustness.json or of the "
             "figures of entry.json, by name.",
         ),
-        Declaration(
+        _declare(
             name="baseline",
             kind=Text(),
             default=None,
-            stages=(),
-            group=GROUP,
             help="Setting that the others are compared with, on the same test examples.",
         ),
-        Declaration(
+        _declare(
             name="write",
             kind=Boolean(),
             default=False,
-            stages=(),
-            group=GROUP,
             help="Take the arguments as pages, and fill in the tables between their markers.",
+        ),
+    ),
+    "stability": (
+        *OF_ALL_RUNS,
+        _declare(
+            name="recipe",
+            kind=Text(),
+            default=None,
+            help="Recipe to vary. Flags for every run follow after --.",
+        ),
+        _declare(
+            name="seeds",
+            kind=NameList(),
+            default=["0", "1", "2"],
+            help="Seeds of every setting.",
+        ),
+        _declare(
+            name="supcon_flags",
+            kind=Text(),
+            default=None,
+            help="Further flags of the runs of SupCon, in quotes, such as its learning rate.",
+        ),
+        _declare(
+            name="cross_entropy_flags",
+            kind=Text(),
+            default=None,
+            help="Further flags of the runs of cross-entropy, in quotes, such as its learning "
+            "rate. --loss=cross_entropy --num_views=1 is set already.",
+        ),
+        _declare(
+            name="augmentations",
+            kind=NameList(),
+            default=["autoaugment", "randaugment", "simclr", "stacked_randaugment"],
+            help="Values of --augmentation_type. Empty: do not vary it.",
+        ),
+        _declare(
+            name="optimizers",
+            kind=NameList(),
+            default=["lars:0.4", "momentum:0.1", "rmsprop:0.012", "adam:0.012"],
+            help="Values of --pretrain_optimizer, each with its base learning rate. The optimizer "
+            "of the recipe keeps the rate of the recipe. Choose the rates on validation images.",
+        ),
+        _declare(
+            name="learning_rate_factors",
+            kind=NameList(),
+            default=["0.25", "0.5", "2", "4"],
+            help="Factors of --pretrain_base_learning_rate.",
+        ),
+        _declare(
+            name="temperatures",
+            kind=NameList(),
+            default=["0.05", "0.07", "0.2", "0.5"],
+            help="Values of --temperature, for SupCon only.",
+        ),
+        _declare(
+            name="batch_size_factors",
+            kind=NameList(),
+            default=["0.5", "2", "4"],
+            help="Factors of --batch_size. The base learning rate is per 256 examples, so the "
+            "learning rate follows.",
         ),
     ),
 }
