@@ -363,6 +363,7 @@ PAIRS = {
     "augmentation_magnitude": (policies.create_policy, "magnitude"),
     "augmentation_compat": (policies.create_policy, "compat"),
     "randaugment_num_layers": (policies.create_policy, "num_layers"),
+    "stacked_randaugment_magnitude": (policies.create_policy, "stacked_magnitude"),
     "warp_probability": policies.create_policy,
     "encoder_momentum": (momentum_queue.MomentumQueue.__init__, "momentum"),
     "microbatch_size": steps.ContrastiveStep.__init__,

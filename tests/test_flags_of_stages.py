@@ -121,6 +121,9 @@ def augmentation(stage):
         "use_pytorch_color_jitter": Row("batch", "--use_pytorch_color_jitter", simclr),
         "augmentation_compat": Row("batch", "--augmentation_compat=reference", randaugment),
         "randaugment_num_layers": Row("batch", "--randaugment_num_layers=3", randaugment),
+        "stacked_randaugment_magnitude": Row(
+            "batch", "--stacked_randaugment_magnitude=2", f"--{name}=stacked_randaugment"
+        ),
     }
 
 

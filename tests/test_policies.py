@@ -145,6 +145,25 @@ def test_steps_apply_in_order(name):
     assert np.mean(result[~unwarped] != expected[~unwarped]) > 0.1
 
 
+def test_the_strength_of_randaugment_within_stacked_randaugment():
+    stacked = policies.create_policy("stacked_randaugment", magnitude=0.5, stacked_magnitude=3)
+    layers = policies.create_policy("randaugment", magnitude=3)
+    start = 1 + jitter.JITTER_DRAWS
+    operations = set()
+    for draws in uniform(stacked, seed=5):
+        chosen = layers.describe(draws[start : start + layers.num_draws], 32)
+        shown = stacked.describe(draws, 32)
+        assert all(text in shown for text in chosen)
+        operations |= {*chosen}
+    other = policies.create_policy("randaugment", magnitude=10)
+    strong = {
+        text
+        for draws in uniform(stacked, seed=5)
+        for text in other.describe(draws[start : start + layers.num_draws], 32)
+    }
+    assert operations != strong
+
+
 def test_views_are_crop_flip_and_policy():
     """Two views of each image in one compiled call, against the parts one after the other."""
     policy = shared_policy("autoaugment", magnitude=9)
@@ -259,6 +278,7 @@ def test_magnitude_zero_is_the_identity():
         ({"augmentation_type": "simclr", "magnitude": 9}, "strength from 0 to 1.25"),
         ({"augmentation_type": "randaugment", "magnitude": 11}, "up to 10"),
         ({"augmentation_type": "randaugment", "num_layers": 0}, "at least 1 layer"),
+        ({"augmentation_type": "stacked_randaugment", "stacked_magnitude": 0}, "above 0 and up to"),
     ],
 )
 def test_wrong_arguments_raise(arguments, message):

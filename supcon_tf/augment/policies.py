@@ -137,6 +137,7 @@ def create_policy(
     magnitude: float = 0.5,
     compat: str = "pillow",
     num_layers: int = 2,
+    stacked_magnitude: float = levels.MAX_LEVEL,
     jitter_variant: str = "tensorflow",
     warp_probability: float = 0.0,
 ) -> Policy:
@@ -154,13 +155,15 @@ def create_policy(
             operations at level `magnitude`. "simclr": color jitter of strength `magnitude` with
             probability 0.8, then grayscale with probability 0.2, then warp.
             "stacked_randaugment" (Tian et al. 2020, https://arxiv.org/abs/2005.10243): color
-            jitter, then two layers of RandAugment at level 10 as in the released code, then
-            grayscale and warp.
+            jitter of strength `magnitude`, then two layers of RandAugment at level
+            `stacked_magnitude`, then grayscale and warp.
         magnitude: see above. The tables of AutoAugment contain their own levels.
         compat: "pillow" scales pixel constants with the side of the image. "reference" reproduces
             the library that the released recipes used, and drops the fraction when crops are
             resized, as the released code does.
         num_layers: number of operations of "randaugment".
+        stacked_magnitude: level of the operations of "stacked_randaugment", above 0 and up to 10,
+            the value of the released code.
         jitter_variant: one of `jitter.JITTER_VARIANTS`.
         warp_probability: probability of the spline warp at the end of "simclr" and
             "stacked_randaugment". The released recipes use 0.
@@ -171,6 +174,11 @@ def create_policy(
     _check_choice("augmentation_type", augmentation_type, AUGMENTATION_TYPES)
     _check_choice("compat", compat, color.COMPATS)
     _check_choice("jitter_variant", jitter_variant, jitter.JITTER_VARIANTS)
+    if not 0 < stacked_magnitude <= levels.MAX_LEVEL:
+        raise ValueError(
+            f"stacked_magnitude must be above 0 and up to {levels.MAX_LEVEL}, got "
+            f"{stacked_magnitude}."
+        )
     if not 0 <= warp_probability <= 1:
         raise ValueError(f"warp_probability must be from 0 to 1, got {warp_probability}.")
     if augmentation_type == "identity" or magnitude <= 0:
@@ -188,7 +196,7 @@ def create_policy(
     else:
         steps = [_jitter(magnitude, jitter_variant)]
         if augmentation_type == "stacked_randaugment":
-            steps.append(_randaugment(2, levels.MAX_LEVEL, compat))
+            steps.append(_randaugment(2, stacked_magnitude, compat))
         steps.append(_grayscale(compat))
         if warp_probability > 0:
             steps.append(_warp(warp_probability))

@@ -84,7 +84,18 @@ define(
     stages=BATCH_STAGES,
     group="Augmentation",
     unit="operations",
-    help="Number of operations that randaugment and stacked_randaugment apply to each view.",
+    help="Number of operations that randaugment applies to each view. stacked_randaugment always "
+    "applies two.",
+)
+define(
+    "stacked_randaugment_magnitude",
+    Number(above=0, at_most=10),
+    default=10.0,
+    stages=BATCH_STAGES,
+    group="Augmentation",
+    help="Level of the RandAugment operations within stacked_randaugment, up to 10. "
+    "--augmentation_magnitude is the strength of its color jitter.",
+    paper="varied in the supplement; 10 in the released code",
 )
 define(
     "use_pytorch_color_jitter",

@@ -256,6 +256,7 @@ def policy_from_flags(flags: FlagValues, augmentation_type: str) -> policies.Pol
         magnitude=flags.augmentation_magnitude,
         compat=flags.augmentation_compat,
         num_layers=flags.randaugment_num_layers,
+        stacked_magnitude=flags.stacked_randaugment_magnitude,
         jitter_variant="torchvision" if flags.use_pytorch_color_jitter else "tensorflow",
         warp_probability=flags.warp_probability,
     )
