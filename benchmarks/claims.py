@@ -199,6 +199,9 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, help="folder of the runs: runs/claims")
     parser.add_argument("--results", type=pathlib.Path, help="folder of the ledger")
     arguments = parser.parse_args()
+    from supcon_tf.cli import tensorflow_start
+
+    tensorflow_start.import_quietly()
     name = "claims_full" if arguments.full else "claims"
     arguments.work = (arguments.work or ROOT / "runs" / name).absolute()
     results = arguments.results or ROOT / "results" / name
@@ -217,10 +220,12 @@ def main():
 
 
 def print_tables(results):
+    """Prints a table for each dataset and figure."""
     from supcon_tf.studies import table
 
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
-        print(table.create_tables([folder], FIGURES, BASELINE))
+        baseline = BASELINE if (folder / BASELINE).exists() else None
+        print(table.create_tables([folder], FIGURES, baseline))
 
 
 if __name__ == "__main__":
