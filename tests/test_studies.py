@@ -13,8 +13,8 @@ from absl.testing import flagsaver
 from helpers.command import run_inside  # noqa: F401  It defines the flags of the command.
 from helpers.tiny_images import write_images
 
-from supcon_tf.cli import implied_flags
-from supcon_tf.studies import jobs, stability
+from supcon_tf.cli import implied_flags, study_flags
+from supcon_tf.studies import jobs, stability, transfer
 
 ROOT = Path(__file__).parent.parent
 
@@ -206,3 +206,89 @@ def test_the_array_script_starts_a_task_of_the_study(tmp_path):
     )  # fmt: skip
     expected = "-m supcon_tf.studies.stability --task=7 --recipe=digits"
     assert done.stdout.strip() == expected
+
+
+# Transfer.
+
+
+def test_transfer_chooses_on_validation_images_and_tests_once(tmp_path, monkeypatch, capsys):
+    executed = []
+
+    def execute(job):
+        executed.append(job)
+        given = dict(flag.lstrip("-").partition("=")[::2] for flag in job.flags)
+        rate = float(
+            given.get("linear_base_learning_rate", given.get("finetune_base_learning_rate", 0))
+        )
+        value = 1 - abs(rate - 5) / 10
+        limits = [value - 0.1, value + 0.1]
+        names = ("top_1", "mean_per_class_accuracy")
+        if "voc/2007" in given.get("dataset", ""):
+            names = ("mean_average_precision",)
+        (job.folder / "eval").mkdir(parents=True)
+        content = {**dict.fromkeys(names, value), "intervals_95": dict.fromkeys(names, limits)}
+        (job.folder / "eval/eval.json").write_text(json.dumps(content))
+        (job.folder / "eval/stage.flags").write_text("--mode=eval\n")
+        (job.folder / jobs.DONE).write_text(json.dumps(job._record()))
+
+    monkeypatch.setattr(jobs.Job, "execute", execute)
+    write_images(tmp_path / "pets", splits=("train", "test"), count=4, size=8)
+    command = [
+        "transfer", "--encoder=runs/mine", f"--study_dir={tmp_path / 'study'}", "--tfds_dir=sets",
+        f"--datasets=oxford_iiit_pet,voc2007,mine={tmp_path / 'pets'}", "--linear_rates=1,6",
+        "--finetune_rates=4", "--finetune_decays=0,0.1",
+    ]  # fmt: skip
+    transfer.study_transfer([*command, "--task=0"])
+    flags_of = {"/".join(job.folder.parts[-3:]): job.flags for job in executed}
+    of_pets = [name for name in flags_of if name.startswith("oxford")]
+    assert of_pets == [
+        "oxford_iiit_pet-linear/grid/fitted", "oxford_iiit_pet-linear/grid/rate_1_decay_0",
+        "oxford_iiit_pet-linear/grid/rate_6_decay_0",
+    ]  # fmt: skip
+    tested = executed[-1]
+    assert tested.folder.parts[-2:] == ("oxford_iiit_pet-linear", "test")
+    assert tested.mode == "linear,eval"
+    assert {"--train_split=train", "--test_split=test", "--linear_base_learning_rate=6",
+            "--data_dir=sets", "--reference_ckpt=runs/mine"} <= set(tested.flags)  # fmt: skip
+    grid = flags_of[of_pets[0]]
+    assert {"--train_split=train[:90%]", "--test_split=train[90%:]"} <= set(grid)
+    transfer.study_transfer(command)
+    by_folder = {"/".join(job.folder.parts[-2:]): set(job.flags) for job in executed}
+    assert {"--train_split=train+validation", "--dataset=voc/2007"} <= by_folder[
+        "voc2007-linear/test"
+    ]
+    assert f"--data_dir={tmp_path / 'pets'}" in by_folder["mine-finetune/test"]
+    assert "--validation_split=0.2" not in by_folder["mine-finetune/test"]
+    text = (tmp_path / "study/transfer.md").read_text()
+    assert (
+        "| oxford_iiit_pet | linear | mean per class | 0.9000 | 0.8000 to 1.0000 | "
+        "rate 6 decay 0 |  |" in text
+    )
+    assert "| voc2007 | finetune | mAP | 0.9000 |" in text and "| 85.17% |" in text
+    assert "| mean of 3 | finetune | | 0.9000 |" in text
+    # Every run of the grid and the six tests, each once.
+    assert len(executed) == len({job.folder for job in executed}) == 3 * 3 + 3 * 2 + 6
+
+
+def test_a_wrong_transfer_is_refused(tmp_path):
+    for wrong, says in (
+        ([], "--encoder is missing"),
+        (["--encoder=a", "--protocols=knn"], "choose from linear and finetune"),
+        (["--encoder=a", f"--datasets=mine={tmp_path / 'no'}"], "does not exist"),
+        (["--encoder=a", "--task=20"], "there are 20"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            transfer.study_transfer(["transfer", f"--study_dir={tmp_path}", *wrong])
+
+
+def test_the_flags_of_a_transfer_are_valid(tmp_path):
+    write_images(tmp_path / "pets", splits=("train", "test"), count=4, size=8)
+    values, rest = study_flags.parse_study(
+        "transfer",
+        ["transfer", "--encoder=runs/other", f"--datasets=cifar10,mine={tmp_path / 'pets'}"],
+    )
+    for pair in transfer.create_pairs(values, rest):
+        for job in transfer.grid_jobs(values, pair, rest).values():
+            with flagsaver.flagsaver():
+                line = ["supcon_tf", f"--mode={job.mode}", *job.flags, f"--model_dir={tmp_path}/x"]
+                assert len(flags.FLAGS(implied_flags.complete(line))) == 1

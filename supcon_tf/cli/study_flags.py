@@ -125,6 +125,77 @@ STUDY_FLAGS: dict[str, tuple[Declaration, ...]] = {
             "learning rate follows.",
         ),
     ),
+    "transfer": (
+        *OF_ALL_RUNS,
+        _declare(
+            name="encoder",
+            kind=Text(),
+            default=None,
+            help="Model directory of the run whose encoder is transferred, or its encoder.keras. "
+            "Required. Flags for every run follow after --.",
+        ),
+        _declare(
+            name="datasets",
+            kind=NameList(),
+            default=[
+                "food101",
+                "cifar10",
+                "cifar100",
+                "sun397",
+                "cars196",
+                "voc2007",
+                "dtd",
+                "oxford_iiit_pet",
+                "caltech101",
+                "oxford_flowers102",
+            ],
+            help="Datasets: names of the paper's, other TensorFlow Datasets names with a train "
+            "and a test split, or your own as name=folder or name=labels.csv.",
+        ),
+        _declare(
+            name="tfds_dir",
+            kind=Text(),
+            default=None,
+            help="Directory of the prepared TensorFlow Datasets.",
+        ),
+        _declare(
+            name="protocols",
+            kind=NameList(),
+            default=["linear", "finetune"],
+            help="linear (a classifier on the frozen encoder), finetune (all layers), or both.",
+        ),
+        _declare(
+            name="linear_rates",
+            kind=NameList(),
+            default=["1", "10"],
+            help="Base learning rates of the linear protocol, beside the classifier that is fitted "
+            "without steps.",
+        ),
+        _declare(
+            name="linear_decays",
+            kind=NameList(),
+            default=["0"],
+            help="Weight decays of the linear protocol, each with every rate.",
+        ),
+        _declare(
+            name="finetune_rates",
+            kind=NameList(),
+            default=["0.003", "0.012"],
+            help="Base learning rates of the finetune protocol.",
+        ),
+        _declare(
+            name="finetune_decays",
+            kind=NameList(),
+            default=["0", "1e-4"],
+            help="Weight decays of the finetune protocol, each with every rate.",
+        ),
+        _declare(
+            name="seed",
+            kind=Integer(at_least=0),
+            default=0,
+            help="Seed of every run, and of the validation split of folders and csv files.",
+        ),
+    ),
 }
 
 
