@@ -101,6 +101,7 @@ BATCHES = {
     "seed": Row("batch", "--seed=1"),
     "batch_size": Row("batch", "--batch_size=4"),
     "num_images": Row("batch", "--num_images=12"),
+    "images_per_class": Row("batch", "--images_per_class=1", "--num_images=0"),
     "label_noise_prob": Row("batch", "--label_noise_prob=0.9"),
     "class_balanced": Row("batch", "--class_balanced"),
     "crop_compat": Row("batch", "--crop_compat=torchvision"),

@@ -98,6 +98,25 @@ def test_a_tfds_stream_is_divided_by_class(four_greys):
         sources.first_examples(kept, 3)
 
 
+def test_a_tfds_stream_is_balanced_by_class(four_greys):
+    source = sources.load_source("four_greys", "train", four_greys)
+    few = sources.first_per_class(source, 2)
+    in_order = seen(source.examples(seed=None))
+    expected = [
+        pair for n, pair in enumerate(in_order) if in_order[:n].count(pair) < 2
+    ]  # fmt: skip
+    assert few.num_examples == len(expected) == 8
+    assert seen(few.examples(seed=None)) == expected
+    epochs = seen(few.examples(seed=1).take(16))
+    assert sorted(epochs[:8]) == sorted(epochs[8:]) == sorted(expected)
+    shares = [seen(few.examples(seed=None, host=host, num_hosts=2)) for host in range(2)]
+    assert sorted(shares[0] + shares[1]) == sorted(expected)
+    kept = sources.first_per_class(held_out_classes.without_classes(source, ["a", "c"]), 3)
+    assert sorted(seen(kept.examples(seed=None))) == [(1, 0)] * 3 + [(3, 1)] * 3
+    with pytest.raises(ValueError, match="the class [abcd] has 5 training examples"):
+        sources.first_per_class(source, 6)
+
+
 def test_a_tfds_split_without_the_classes_is_refused(four_greys):
     one = sources.load_source("four_greys", "test[:1]", four_greys, for_training=False)
     names = list(one.class_names)

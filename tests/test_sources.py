@@ -226,6 +226,26 @@ def test_the_first_examples_of_arrays_and_streams():
         sources.first_examples(numbered_source(), 2001)
 
 
+def test_the_first_examples_of_each_class_are_balanced():
+    arrays = sources.ArraySource(
+        np.zeros([6, 2, 2, 3], np.uint8), np.array([1, 1, 1, 0, 0, 1]), "ab"
+    )
+    few = sources.first_per_class(arrays, 2)
+    np.testing.assert_array_equal(few.labels, [1, 1, 0, 0])
+    assert few.images.shape[0] == 4
+    paths = tuple(f"{index}" for index in range(6))
+    files = sources.first_per_class(sources.FileSource(paths, arrays.labels, ("a", "b")), 1)
+    assert files.paths == ("0", "3")
+    noisy = dataclasses.replace(arrays, labels=1 - arrays.labels)
+    few = sources.first_per_class(noisy, 2, true_labels=arrays)
+    np.testing.assert_array_equal(few.labels, [0, 0, 1, 1])
+    with pytest.raises(ValueError, match="the class a has 2 training examples"):
+        sources.first_per_class(arrays, 3)
+    several = dataclasses.replace(arrays, labels=np.eye(2)[arrays.labels], label_type="multi_label")
+    with pytest.raises(ValueError, match="one class per image.*--num_images"):
+        sources.first_per_class(several, 1)
+
+
 def noisy_labels(source):
     if isinstance(source, sources.ArraySource):
         return source.labels

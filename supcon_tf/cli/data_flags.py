@@ -169,6 +169,17 @@ define(
     "are taken; for a folder, the first of each class in turn.",
 )
 define(
+    "images_per_class",
+    Integer(at_least=0),
+    default=0,
+    stages=BATCH_STAGES,
+    group="Data",
+    unit="examples",
+    decides_fitted_linear=True,
+    help="Number of training examples of each class to use, the first of the split; 0 uses all of "
+    "them. Unlike --num_images, it keeps the classes balanced for every kind of dataset.",
+)
+define(
     "label_noise_prob",
     Number(at_least=0, at_most=1),
     default=0.0,

@@ -35,6 +35,7 @@ def define_run_rules() -> None:
         ["embed_split", "embed_dir", "eval_dataset", "eval_data_dir", "eval_split"], _check_embed
     )
     register_rule(["eval_data_csv", "eval_dataset"], _check_eval_csv)
+    register_rule(["num_images", "images_per_class"], _check_number_of_images)
     register_rule(["eval_dataset", "eval_data_dir"], functools.partial(_check_other_data, "eval"))
     register_rule(["ood_dataset", "ood_data_dir"], functools.partial(_check_other_data, "ood"))
     register_rule(["ood_dataset", "ood_data_dir", "eval_train_examples"], _check_ood_training)
@@ -71,6 +72,15 @@ def _check_skipping(values):
         raise flags.ValidationError(
             f"skip_broken_images has no effect with --dataset={values['dataset']}: it checks the "
             "image files of --dataset=folder and csv, --embed_dir and --predict_dir. Leave it out."
+        )
+    return True
+
+
+def _check_number_of_images(values):
+    if values["num_images"] and values["images_per_class"]:
+        raise flags.ValidationError(
+            f"images_per_class={values['images_per_class']} and --num_images="
+            f"{values['num_images']} cannot be combined. Leave one of them out."
         )
     return True
 

@@ -276,6 +276,38 @@ def first_examples(source: Source, count: int) -> Source:
     return first_of_each_class(source, count)
 
 
+def first_per_class(source: Source, per_class: int, *, true_labels: Source | None = None) -> Source:
+    """Keeps the first `per_class` examples of every class, so that the classes are balanced.
+
+    Args:
+        source: The examples.
+        per_class: At least 1.
+        true_labels: The same examples before `with_label_noise`; their labels count.
+
+    Raises:
+        ValueError: If a class has fewer examples, or if an example does not have exactly one class.
+    """
+    if source.label_type not in ("class", "hierarchy"):
+        raise ValueError(
+            f"images_per_class={per_class} needs one class per image; these labels are "
+            f"{source.label_type}. Use --num_images."
+        )
+    if isinstance(source, StreamSource):
+        return streams.balanced_stream(source, per_class)
+    labeled = source if true_labels is None else true_labels
+    assert not isinstance(labeled, StreamSource)
+    numbers = labeled.class_numbers if isinstance(labeled, FileSource) else labeled.labels
+    counts = np.bincount(numbers, minlength=len(source.class_names))
+    if counts.min() < per_class:
+        raise streams.too_few_of_a_class(counts, source.class_names, per_class)
+    chosen = np.sort(
+        np.concatenate([np.flatnonzero(numbers == n)[:per_class] for n in range(len(counts))])
+    )
+    if isinstance(source, FileSource):
+        return source.choose(chosen)
+    return dataclasses.replace(source, images=source.images[chosen], labels=source.labels[chosen])
+
+
 def with_label_noise(source: Source, probability: float, *, seed: int) -> Source:
     """Replaces each label with the given probability by a random class.
 

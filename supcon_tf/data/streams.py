@@ -34,6 +34,7 @@ class StreamSource:
         label_place: the keys that lead to the label within a stored example.
         kept_classes: the stored numbers of the classes that are read, in the order of class_names;
             None for all classes.
+        kept_names: the names that TFDS gives the examples that are read; None for all examples.
     """
 
     # Not typed as a DatasetBuilder, because importing TFDS takes seconds.
@@ -47,6 +48,7 @@ class StreamSource:
     label_type: str = "class"
     label_place: tuple[str, ...] = ("label",)
     kept_classes: tuple[int, ...] | None = None
+    kept_names: tuple[str, ...] | None = None
 
     def examples(
         self, *, seed: int | None, start: int = 0, host: int = 0, num_hosts: int = 1
@@ -135,7 +137,8 @@ class StreamSource:
             enable_ordering_guard=False,
         )
         split = self.split
-        if num_hosts > 1 and self.kept_classes is None:
+        is_whole = self.kept_classes is None and self.kept_names is None
+        if num_hosts > 1 and is_whole:
             split = tfds.split_for_jax_process(split, process_index=host, process_count=num_hosts)
         stored = self.builder.as_dataset(
             split=split,
@@ -143,14 +146,19 @@ class StreamSource:
             decoders={"image": tfds.decode.SkipDecoding()},
             read_config=read_config,
         )
-        if self.kept_classes is None:
+        if is_whole:
             return stored
         # Every host reads all examples, so that the shares of the hosts are of equal size.
-        kept = tf.constant(self.kept_classes, tf.int64)
-        of_kept = stored.filter(
-            lambda example: tf.reduce_any(tf.cast(self._stored_label(example), tf.int64) == kept)
-        )
-        return of_kept.shard(num_hosts, host) if num_hosts > 1 else of_kept
+        if self.kept_names is not None:
+            stored = stored.filter(_is_one_of(self.kept_names))
+        if self.kept_classes is not None:
+            kept = tf.constant(self.kept_classes, tf.int64)
+            stored = stored.filter(
+                lambda example: tf.reduce_any(
+                    tf.cast(self._stored_label(example), tf.int64) == kept
+                )
+            )
+        return stored.shard(num_hosts, host) if num_hosts > 1 else stored
 
     def _stored_label(self, example: dict) -> tf.Tensor:
         for key in self.label_place:
@@ -375,6 +383,51 @@ def first_of_stream(source: StreamSource, count: int) -> StreamSource:
         if end > start:
             parts.append(f"{part.splitname}[{start}:{end}]")
     return dataclasses.replace(source, split="+".join(parts), num_examples=count)
+
+
+def balanced_stream(source: StreamSource, per_class: int) -> StreamSource:
+    """Keeps the first `per_class` examples of every class.
+
+    Reads the labels in order, until every class has enough.
+
+    Raises:
+        ValueError: If a class has fewer examples.
+    """
+    counts = np.zeros(len(source.class_names), np.int64)
+    names: list[str] = []
+    for example in source._stored():
+        label = int(source._checked(source._stored_label(example), example["tfds_id"]))
+        if counts[label] < per_class:
+            counts[label] += 1
+            names.append(example["tfds_id"].numpy().decode())
+            if len(names) == per_class * len(counts):
+                return dataclasses.replace(source, kept_names=tuple(names), num_examples=len(names))
+    raise too_few_of_a_class(counts, source.class_names, per_class)
+
+
+def too_few_of_a_class(
+    counts: np.ndarray, class_names: Sequence[str], per_class: int
+) -> ValueError:
+    """Returns the error that names the smallest class.
+
+    Args:
+        counts: The examples of each class, int [C].
+        class_names: Of the C classes.
+        per_class: How many each class should have.
+    """
+    smallest = int(np.argmin(counts))
+    return ValueError(
+        f"images_per_class={per_class} is out of range: the class {class_names[smallest]} has "
+        f"{counts[smallest]:,} training examples. Use at most that many, or --num_images."
+    )
+
+
+def _is_one_of(names):
+    """Returns a function from a stored example to whether its name is one of these."""
+    keys = tf.constant(names)
+    values = tf.ones([len(names)], tf.int32)
+    table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), 0)
+    return lambda example: table.lookup(example["tfds_id"]) > 0
 
 
 def _shuffle_buffer(num_examples: int, num_bytes: int) -> int | None:

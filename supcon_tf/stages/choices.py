@@ -144,8 +144,9 @@ def set_from_text(flags: FlagValues, name: str, text: str) -> str:
 
 
 def count_training_examples(flags: FlagValues, source: sources.Source) -> int:
-    """Returns how many examples of the training split --num_images keeps."""
-    return min(source.num_examples, flags.num_images or source.num_examples)
+    """Returns how many examples --num_images and --images_per_class keep of the training split."""
+    per_class = flags.images_per_class * len(source.class_names)
+    return min(source.num_examples, flags.num_images or per_class or source.num_examples)
 
 
 def choose_batch_size(

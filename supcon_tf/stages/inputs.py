@@ -219,12 +219,16 @@ def unlabeled_from_flags(flags: FlagValues, folder: str) -> sources.FileSource:
 
 
 def training_examples_from_flags(flags: FlagValues, source: sources.Source) -> sources.Source:
-    """Applies --label_noise_prob and --num_images to the training split."""
+    """Applies --label_noise_prob, --num_images and --images_per_class to the training split."""
+    given = source
     if flags.label_noise_prob:
         source = sources.with_label_noise(source, flags.label_noise_prob, seed=flags.seed)
         print(f"{flags.label_noise_prob:.0%} of the training labels are replaced by random labels.")
     if flags.num_images:
         source = sources.first_examples(source, flags.num_images)
+    if flags.images_per_class:
+        source = sources.first_per_class(source, flags.images_per_class, true_labels=given)
+    if flags.num_images or flags.images_per_class:
         print(f"Training on {source.num_examples:,} of the training images.")
     return source
 
