@@ -85,8 +85,10 @@ def test_what_cannot_run_is_listed_with_its_reason(tmp_path, monkeypatch):
     at_32 = corruptions.reasons_not_to_run(32)
     assert list(at_32) == ["motion_blur", "snow", "frost"]
     assert "imagemagick" in at_32["motion_blur"] and "224 px, not 32 px" in at_32["frost"]
-    (tmp_path / "imagemagick").write_text("#!/bin/sh\n")
+    (tmp_path / "imagemagick").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "imagemagick").chmod(0o755)
+    assert "imagemagick" in corruptions.reasons_not_to_run(32)["motion_blur"]
+    (tmp_path / "imagemagick").write_text('#!/bin/sh\n/bin/cp "$1" "$4"\n')
     assert list(corruptions.reasons_not_to_run(32)) == ["snow", "frost"]
     at_224 = corruptions.reasons_not_to_run(224)
     assert list(at_224) == ["frost"] and "pictures" in at_224["frost"]

@@ -58,7 +58,21 @@ def reasons_not_to_run(image_size: int) -> dict[str, str]:
         )
     if image_size != WEATHER_SIDE:
         found |= {"snow": other_size, "frost": other_size}
+    for name in {"motion_blur", "snow"} - set(found):
+        problem = _problem_with_program(getattr(module, name), image_size)
+        if problem:
+            found[name] = problem
     return {name: found[name] for name in CORRUPTIONS if name in found}
+
+
+def _problem_with_program(function, image_size):
+    """Why the function fails on a gray image, which the program may store without colors."""
+    image = np.full([image_size, image_size, 3], 128, np.uint8)
+    try:
+        shape = function(image, 1).shape
+    except Exception as error:  # Whatever the program and the decoder of its output raise.
+        return f"{PROGRAM} or the reading of its output failed ({type(error).__name__}: {error})"
+    return None if shape == image.shape else f"it made an image of shape {shape}"
 
 
 def corrupt_images(
