@@ -12,9 +12,10 @@ from absl import flags
 from absl.testing import flagsaver
 from helpers.command import run_inside  # noqa: F401  It defines the flags of the command.
 from helpers.tiny_images import write_images
+from helpers.trained_folder import write_trained
 
 from supcon_tf.cli import implied_flags, study_flags
-from supcon_tf.studies import jobs, stability, transfer
+from supcon_tf.studies import jobs, ledger, stability, transfer
 
 ROOT = Path(__file__).parent.parent
 
@@ -292,3 +293,23 @@ def test_the_flags_of_a_transfer_are_valid(tmp_path):
             with flagsaver.flagsaver():
                 line = ["supcon_tf", f"--mode={job.mode}", *job.flags, f"--model_dir={tmp_path}/x"]
                 assert len(flags.FLAGS(implied_flags.complete(line))) == 1
+
+
+@pytest.mark.slow
+def test_a_transfer_runs_the_command(tmp_path):
+    """The real command: a grid of one point, then the test."""
+    write_trained(tmp_path / "source", with_classifier=False)
+    write_images(tmp_path / "pets", splits=("train", "test"), count=20, size=20)
+    command = [
+        "transfer", f"--encoder={tmp_path / 'source'}", f"--study_dir={tmp_path / 'study'}",
+        f"--datasets=pets={tmp_path / 'pets'}", "--protocols=linear", "--linear_rates=",
+    ]  # fmt: skip
+    transfer.study_transfer(command)
+    (entry,) = ledger.read_entries(tmp_path / "study/results")
+    assert entry.setting == "pets-linear" and len(entry.predictions.labels) == 40
+    assert entry.figure("top_1") == entry.per_example("top_1").mean() > 0.9
+    assert str(tmp_path) not in (entry.path / "stage.flags").read_text()
+    output = tmp_path / "study/pets-linear/test/output.txt"
+    before = output.stat().st_mtime_ns
+    transfer.study_transfer(command)  # Nothing is run again.
+    assert output.stat().st_mtime_ns == before
