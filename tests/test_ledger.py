@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 
 from supcon_tf.evaluation import intervals, prediction_files
-from supcon_tf.studies import ledger, table
+from supcon_tf.studies import ledger, record, table
 
 ROOT = Path(__file__).parent.parent
 COUNT, SETTINGS = 200, {"supcon": 0.9, "cross_entropy": 0.8}
@@ -142,6 +142,26 @@ def test_a_damaged_or_missing_entry_is_named(results, tmp_path):
         ledger.read_entries(tmp_path)
 
 
+def test_runs_are_recorded_by_a_command(tmp_path, capsys):
+    for seed in (3, 4):
+        write_run(tmp_path / f"run_{seed}", 0.9, seed)
+    runs = [str(tmp_path / f"run_{seed}") for seed in (3, 4)]
+    command = ["record", f"--results={tmp_path / 'results'}", "--experiment=mine"]
+    record.record_runs([*command, *runs])
+    entries = ledger.read_entries(tmp_path / "results")
+    assert [(e.setting, e.seed) for e in entries] == [("run_3", 3), ("run_4", 4)]
+    assert "run_4 is in" in capsys.readouterr().out
+    record.record_runs([*command, "--setting=supcon", *runs])
+    entries = ledger.read_entries(tmp_path / "results/mine/supcon")
+    assert [entry.seed for entry in entries] == [3, 4]
+    with pytest.raises(ValueError, match="the same seed: 3, 3"):
+        record.record_runs([*command, "--setting=supcon", runs[0], runs[0]])
+    with pytest.raises(ValueError, match="--experiment"):
+        record.record_runs(["record", *runs])
+    with pytest.raises(ValueError, match="no stage recorded a seed"):
+        record.record_runs([*command, str(tmp_path / "results")])
+
+
 # Tables.
 
 
@@ -225,6 +245,16 @@ def test_pages_are_filled_between_their_markers(results, tmp_path, monkeypatch, 
     assert "changed, 1 tables" in capsys.readouterr().out
     table.write_tables(["table", "claims/tiny", "--figures=top_1,expected_calibration_error"])
     assert "**claims/tiny: expected calibration error**" in capsys.readouterr().out
+
+
+def test_published_values_without_a_run_are_not_run(tmp_path):
+    published = {"top_1": {"source": "A", "values": {"supcon": 0.5}}}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/published.json").write_text(json.dumps(published))
+    text = "<!-- table: mine -->\n<!-- end of table -->"
+    assert "| supcon |  | not run |  | 0.5000 | not run |" in table.fill_tables(text, tmp_path)
+    other = text.replace("mine", "other")
+    assert "Not run here." in table.fill_tables(other, tmp_path)
 
 
 def test_a_wrong_command_line_is_refused(capsys):

@@ -65,6 +65,27 @@ STUDY_FLAGS: dict[str, tuple[Declaration, ...]] = {
             help="Take the arguments as pages, and fill in the tables between their markers.",
         ),
     ),
+    "record": (
+        _declare(
+            name="results",
+            kind=Text(),
+            default="results",
+            help="Folder of the ledger.",
+        ),
+        _declare(
+            name="experiment",
+            kind=Text(),
+            default=None,
+            help="Experiment that the runs belong to, such as reproduce/table_1. Required.",
+        ),
+        _declare(
+            name="setting",
+            kind=Text(),
+            default=None,
+            help="Setting of the runs, which differ in their seed. By default, each run is a "
+            "setting, named as its directory.",
+        ),
+    ),
     "stability": (
         *OF_ALL_RUNS,
         _declare(

@@ -184,7 +184,7 @@ def fill_tables(text: str, root: str | Path = ".") -> str:
         values, folders = study_flags.parse_study("table", ["table", *shlex.split(match[2])])
         paths = [Path(root, folder) for folder in folders]
         tables = "Not run here.\n"
-        if read_entries(*paths):
+        if read_entries(*paths) or any(any(path.rglob("published.json")) for path in paths):
             tables = create_tables(paths, values.figures, values.baseline)
         return f"{match[1]}\n{tables}\n{match[3]}"
 
