@@ -390,7 +390,7 @@ class SupConClassifier(
         self.classifier_ = classifier
         self.encoder_, head = contrastive.split_classifier(classifier)
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(autograph=False, reduce_retracing=True)
         def compute(images):
             embeddings = self.encoder_(images, training=False)
             return embeddings, head(embeddings, training=False)

@@ -252,7 +252,7 @@ def broadcast_from_chief(
 
 @functools.lru_cache(maxsize=1)
 def _gather_function(strategy):
-    @tf.function
+    @tf.function(autograph=False)
     def gather_all(value):
         everybody = strategy.run(collectives.gather, args=(value,))
         return strategy.experimental_local_results(everybody)[0]

@@ -51,6 +51,7 @@ class BatchPlan:
                 balanced_labels[self._by_class], return_index=True, return_counts=True
             )
 
+    @tf.autograph.experimental.do_not_convert
     def index(self, step: tf.Tensor) -> tf.Tensor:
         """The example of each row, int64 [B], in a new order every epoch."""
         position = tf.cast(step, tf.int64) * self.batch_size + self.first_row
@@ -65,6 +66,7 @@ class BatchPlan:
         place = self._shuffle(turn % count, turn // count, count, stream=2 + chosen)
         return tf.gather(self._by_class, start + place)
 
+    @tf.autograph.experimental.do_not_convert
     def draws(self, step: tf.Tensor) -> tf.Tensor:
         """Uniform numbers in [0, 1) for the rows of this host, float32 [B, V, K].
 

@@ -192,6 +192,7 @@ def describe_step(
 def _batches_of_array(source, plan, steps, view_draws, size):
     images, labels = tf.constant(source.images), tf.constant(source.labels)
 
+    @tf.autograph.experimental.do_not_convert
     def make_batch(step):
         index, draws = plan.index(step), plan.draws(step)
         made = make_views(
@@ -212,6 +213,7 @@ def _examples_by_index(images, labels, plan, steps, *, read=tf.identity):
     labels = tf.constant(labels)
     rows = steps.map(lambda step: (plan.index(step), plan.draws(step))).unbatch()
 
+    @tf.autograph.experimental.do_not_convert
     def example(index, draws):
         return read(tf.gather(images, index)), tf.gather(labels, index), draws
 
@@ -240,6 +242,7 @@ def batches_of_examples(
     """
     policy, total = view_draws.policy, plan.num_rows * plan.num_views
 
+    @tf.autograph.experimental.do_not_convert
     def crop_example(image, label, draws):
         def boxes_of(shape):
             return view_draws.boxes(draws[None], shape)[0]
@@ -258,6 +261,7 @@ def batches_of_examples(
         ]
         return tf.stack(crops), label, draws  # [V, S, S, 3]
 
+    @tf.autograph.experimental.do_not_convert
     def augment_batch(crops, label, draws):
         flat = tf.reshape(crops, [total, size, size, 3])
         policy_draws = tf.reshape(view_draws.of_policy(draws), [total, policy.num_draws])
@@ -316,6 +320,7 @@ def create_eval_batches(
     else:
         examples = source.examples(seed=None).take(num_examples)
 
+    @tf.autograph.experimental.do_not_convert
     def prepare(index, example):
         image, label = example
         if isinstance(source, FileSource):

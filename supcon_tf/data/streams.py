@@ -77,6 +77,7 @@ class StreamSource:
         if self.shuffle_buffer is None or self.shuffle_buffer >= self.num_examples:
             in_memory = self._labeled(self._stored(**place)).cache()
 
+        @tf.autograph.experimental.do_not_convert
         def shuffle(epoch: tf.Tensor) -> tf.data.Dataset:
             # Sets the seed of this function's graph only. The user's global seed would change the
             # order, and the most common one, 0, fails together with a seed that is a tensor.
@@ -166,6 +167,7 @@ class StreamSource:
         return example
 
     def _labeled(self, stored: tf.data.Dataset) -> tf.data.Dataset:
+        @tf.autograph.experimental.do_not_convert
         def image_and_label(example):
             label, name = self._stored_label(example), example["tfds_id"]
             if self.label_type == "multi_label":

@@ -85,6 +85,7 @@ def create_view_batches(
     return pipeline.prefetched(batches.map(_views_and_labels))
 
 
+@tf.autograph.experimental.do_not_convert
 def _views_and_labels(batch):
     views = blur.blurred_images(batch) if "blur_sigma" in batch else batch["image"]
     return views, batch["label"]

@@ -95,6 +95,7 @@ def eval_batches(dataset: tf.data.Dataset, *, batch_size: int) -> tf.data.Datase
         )
     examples = dataset if shape.rank == 3 else dataset.unbatch()
 
+    @tf.autograph.experimental.do_not_convert
     def fill(index, example):
         image, label = example
         missing = batch_size - tf.shape(index)[0]
@@ -167,7 +168,7 @@ def create_predictor(strategy: tf.distribute.Strategy, function: Callable) -> Ca
     examples of a part can be in any order. See `predict` for the arguments.
     """
 
-    @tf.function
+    @tf.function(autograph=False)
     def predict_batch(batch):
         def on_replica(batch):
             results = function(tf.cast(batch["image"], tf.float32))

@@ -94,6 +94,7 @@ def _check_batches(dataset):
     if not (isinstance(images, tf.TensorSpec) and images.dtype.is_floating):
         return dataset
 
+    @tf.autograph.experimental.do_not_convert
     def check(*parts):
         images = parts[0]["image"] if isinstance(parts[0], dict) else parts[0]
         largest = tf.reduce_max(tf.abs(images))

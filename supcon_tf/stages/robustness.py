@@ -172,6 +172,7 @@ def _corrupted(create, corrupt, condition, seed, **host):
     def corrupt_batch(images, indices):
         return corrupt(images, indices, name, severity, seed=seed)
 
+    @tf.autograph.experimental.do_not_convert
     def change(batch):
         given = [batch["image"], batch["index"]]
         images = tf.numpy_function(corrupt_batch, given, tf.uint8)
