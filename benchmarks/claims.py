@@ -15,12 +15,12 @@ longer, on 10,000 photographs and with more corrupted images, into results/claim
 from __future__ import annotations
 
 import argparse
-import csv
-import hashlib
 import json
 import pathlib
 import shutil
 import sys
+
+from photographs import copy_photographs
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -70,25 +70,6 @@ def write_digits(folder):
             path = folder / split / str(label) / f"{index:04}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
-
-
-def copy_photographs(source, folder, per_class, manifest=None):
-    """Copies the first training images of each class and all test images; lists them."""
-    rows = []
-    for split in ("train", "test"):
-        for class_folder in sorted(p for p in (source / split).iterdir() if p.is_dir()):
-            paths = sorted(path for path in class_folder.iterdir() if path.is_file())
-            target = folder / split / class_folder.name
-            target.mkdir(parents=True, exist_ok=True)
-            for path in paths[: per_class if split == "train" else None]:
-                shutil.copy(path, target / path.name)
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                rows.append((split, class_folder.name, path.name, digest))
-    if manifest is not None:
-        manifest.parent.mkdir(parents=True, exist_ok=True)
-        with manifest.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([("split", "class", "file", "sha256"), *rows])
 
 
 def prepare_data(name, arguments, results):

@@ -1,6 +1,5 @@
 """Studies: jobs that resume, and the settings of the claims."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from helpers.benchmark_scripts import load_benchmark
 from helpers.command import run_inside  # noqa: F401  It defines the flags of the command.
 from helpers.tiny_images import write_images
 from helpers.trained_folder import write_trained
@@ -60,10 +60,7 @@ def test_a_failed_job_shows_its_output_and_the_others_run(tmp_path, started):
 
 @pytest.fixture(scope="module")
 def claims():
-    spec = importlib.util.spec_from_file_location("claims", ROOT / "benchmarks/claims.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("claims")
 
 
 def test_the_settings_of_the_claims_are_valid(claims, tmp_path):
