@@ -227,6 +227,54 @@ def test_runs_on_other_examples_are_not_compared(results, tmp_path):
     assert rows["other"]["minus cross_entropy"] == "other examples"
 
 
+def test_only_seeds_that_both_have_are_compared(results, tmp_path):
+    shutil.copytree(results / "claims", tmp_path / "claims")
+    for seed in (1, 2):  # Not seed 0, with which the corruptions of the baseline differ.
+        run = tmp_path / f"run_{seed}"
+        write_run(run, 0.95, seed)
+        ledger.write_entry(run, tmp_path, experiment="claims/tiny", setting="other", seed=seed)
+    entries = {(e.setting, e.seed): e for e in ledger.read_entries(tmp_path)}
+    rows = rows_of(table.create_tables([tmp_path], ["top_1"], "cross_entropy"))
+    first, second = (
+        entries[setting, 1].per_example("top_1") for setting in ("cross_entropy", "other")
+    )
+    change = intervals.paired_bootstrap(first, second)
+    expected = f"{change.difference:+.4f} ({change.low:+.4f} to {change.high:+.4f})"
+    assert rows["other"]["minus cross_entropy"] == expected
+    shutil.rmtree(tmp_path / "claims/tiny/other/1")
+    rows = rows_of(table.create_tables([tmp_path], ["top_1"], "cross_entropy"))
+    assert rows["other"]["minus cross_entropy"] == "other seeds"
+
+
+def test_corrupted_images_that_differ_or_are_unknown_are_not_compared(results, tmp_path):
+    figure = "mean_corruption_accuracy"
+    for change in ("number", "unknown"):
+        folder = tmp_path / change
+        shutil.copytree(results / "claims", folder / "claims")
+        if change == "number":
+            for seed in (0, 1):
+                path = folder / f"claims/tiny/supcon/{seed}/corrupted.npz"
+                np.savez_compressed(path, mean_correct=np.ones(COUNT // 2, np.float32))
+        else:
+            (folder / "claims/tiny/supcon/0/predictions.npz").unlink()
+        rows = rows_of(table.create_tables([folder], [figure], "cross_entropy"))
+        assert rows["supcon"]["minus cross_entropy"] == "other examples"
+
+
+def test_rounding_does_not_change_the_labels_of_an_image(tmp_path):
+    write_run(tmp_path / "run", 1.0, seed=0)
+    labels = np.array([[False, True, False, False]])
+    close = np.array([[0.49999, 0.9, 0.1, 0.1]], np.float32)  # float16 would round to 0.5.
+    predictions = prediction_files.Predictions(labels, close, np.array(["a"]), tuple("abcd"))
+    path = tmp_path / "run/eval/predictions.npz"
+    path.write_bytes(prediction_files.to_npz(predictions))
+    folder = ledger.write_entry(
+        tmp_path / "run", tmp_path / "results", experiment="a", setting="b", seed=0
+    )
+    kept = ledger.read_entries(folder)[0].predictions.probabilities
+    assert ((kept >= prediction_files.PRESENT_FROM) == labels).all()
+
+
 def test_the_baseline_must_be_a_setting(results):
     with pytest.raises(ValueError, match="--baseline=simclr has no top-1: choose one of"):
         table.create_tables([results], ["top_1"], "simclr")

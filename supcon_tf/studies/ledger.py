@@ -34,7 +34,7 @@ from supcon_tf.evaluation.prediction_files import Predictions
 from supcon_tf.storage.run_paths import FLAG_FILE, LOG, RESULT
 
 VERSION = 1
-ENTRY = "entry.json"
+ENTRY, PREDICTIONS = "entry.json", "predictions.npz"
 STAGES = ("pretrain", "linear", "finetune", "eval", "robustness")
 # Lines of metrics.jsonl that are kept, besides those with a k-NN accuracy.
 MAX_LOG_LINES = 100
@@ -72,14 +72,14 @@ class Entry:
     @functools.cached_property
     def predictions(self) -> Predictions:
         """The content of `predictions.npz`."""
-        return prediction_files.from_npz((self.path / "predictions.npz").read_bytes())
+        return prediction_files.from_npz((self.path / PREDICTIONS).read_bytes())
 
     def per_example(self, figure: str) -> np.ndarray | None:
         """Returns the values whose mean is the figure, float64 [N], or None if none are kept.
 
         They are kept for top_1 and mean_corruption_accuracy.
         """
-        if figure == "top_1" and (self.path / "predictions.npz").exists():
+        if figure == "top_1" and (self.path / PREDICTIONS).exists():
             return self.predictions.is_correct().astype(np.float64)
         path = self.path / "corrupted.npz"
         if figure == "mean_corruption_accuracy" and path.exists():
@@ -132,7 +132,7 @@ def write_entry(
             _write_text(temporary / Path(name).name, (run / name).read_text(), roles)
     if (run / "eval/predictions.npz").exists():
         small = _small((run / "eval/predictions.npz").read_bytes())
-        (temporary / "predictions.npz").write_bytes(small)
+        (temporary / PREDICTIONS).write_bytes(small)
     if (run / "robustness/correct.npz").exists():
         with np.load(run / "robustness/correct.npz") as arrays:
             mean = arrays["correct"][arrays["severity"] > 0].mean(axis=0, dtype=np.float64)
@@ -282,10 +282,13 @@ def _small(content):
     labels = found.labels
     if labels.ndim == 1:
         labels = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
-    # Rounding to float16 must not change which class is the most probable one.
+    # Rounding to float16 must not change which class is the most probable one, nor which classes an
+    # image with several labels is predicted to show.
     small = found.probabilities.astype(np.float16)
     same = np.argmax(small, axis=1) == found.predicted()
-    probabilities = small if same.all() else found.probabilities
+    is_present = [each >= prediction_files.PRESENT_FROM for each in (small, found.probabilities)]
+    is_kept = same.all() and (labels.ndim == 1 or np.array_equal(*is_present))
+    probabilities = small if is_kept else found.probabilities
     return prediction_files.to_npz(Predictions(labels, probabilities, names, found.class_names))
 
 

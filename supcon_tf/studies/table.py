@@ -26,7 +26,7 @@ from absl import flags
 
 from supcon_tf.cli import study_flags
 from supcon_tf.evaluation import intervals
-from supcon_tf.studies.ledger import Entry, read_entries
+from supcon_tf.studies.ledger import PREDICTIONS, Entry, read_entries
 
 MARKER = re.compile(r"^(<!-- table: ([^\n]*?) -->\n).*?^(<!-- end of table -->)", re.S | re.M)
 TITLES = {
@@ -157,16 +157,25 @@ def verdict(published: float, group: Sequence[Entry], figure: str) -> str:
 
 
 def _difference_cell(base, group, figure):
+    """The paired difference over the seeds that both have."""
     if not group or group is base:
         return ""
+    common = {entry.seed for entry in base} & {entry.seed for entry in group}
+    base, group = ([entry for entry in each if entry.seed in common] for each in (base, group))
+    if not common:
+        return "other seeds"
     first, second = examples_of(base, figure), examples_of(group, figure)
-    if first is None or second is None or not _have_same_examples(base[0], group[0]):
+    if first is None or second is None or len(first) != len(second):
+        return "other examples"
+    if not all(map(_have_same_examples, base, group)):
         return "other examples"
     change = intervals.paired_bootstrap(first, second)
     return f"{change.difference:+.4f} ({change.low:+.4f} to {change.high:+.4f})"
 
 
 def _have_same_examples(first, second):
+    if not all((entry.path / PREDICTIONS).exists() for entry in (first, second)):
+        return False
     a, b = first.predictions, second.predictions
     return np.array_equal(a.labels, b.labels) and np.array_equal(a.names, b.names)
 
