@@ -35,17 +35,18 @@ COMMON = (
     "--save_interval_steps=1000000",
 )  # fmt: skip
 BASELINE, TWO_STAGE = "cross_entropy", "two_stage_cross_entropy"
+# In the order in which they are run: the baseline early, because tables compare with it.
 SETTINGS = {
     "supcon": (),
-    "supcon_inside": ("--summation_location=inside",),
-    "simclr": ("--nouse_labels",),
     BASELINE: ("--loss=cross_entropy", "--num_views=1", "--nonormalize_embedding"),
+    "simclr": ("--nouse_labels",),
+    "supcon_inside": ("--summation_location=inside",),
     TWO_STAGE: (),  # A new linear classifier on the encoder of the baseline.
-    "triplet": ("--loss=triplet",),
-    "npairs": ("--loss=npairs",),
     "max_margin": ("--loss=max_margin",),
+    "npairs": ("--loss=npairs",),
+    "triplet": ("--loss=triplet",),
 }
-ON_PHOTOGRAPHS = ("supcon", "supcon_inside", "simclr", BASELINE)
+ON_PHOTOGRAPHS = ("supcon", BASELINE, "simclr", "supcon_inside")
 FIGURES = ("top_1", "expected_calibration_error", "mean_corruption_accuracy", "grid_spread")
 # By dataset: epochs, training images per class, those of the grid, corrupted images; and --full.
 SIZES = {
@@ -107,6 +108,7 @@ def choose_rates(name, settings, arguments, images, results):
     path = results / name / "grid.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     _, epochs = epochs_of(name, arguments)
+    check_epochs(path, found.setdefault("epochs", epochs), epochs)
     for setting in settings:
         for rate in RATES:
             if setting == TWO_STAGE or str(rate) in found.get(setting, {}):
@@ -119,10 +121,21 @@ def choose_rates(name, settings, arguments, images, results):
             top_1 = json.loads((folder / "eval/eval.json").read_text())["top_1"]
             found.setdefault(setting, {})[str(rate)] = top_1
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(found, indent=1) + "\n")
+            temporary = path.with_suffix(".partial")
+            temporary.write_text(json.dumps(found, indent=1) + "\n")
+            temporary.replace(path)
             shutil.rmtree(folder)
             print(f"{name}: {setting} with rate {rate}: {top_1:.4f}", flush=True)
     return found
+
+
+def check_epochs(path, recorded, wanted):
+    """Stops if a result is of trainings of another length."""
+    if recorded != wanted:
+        raise SystemExit(
+            f"{path} is of trainings of {recorded:g} epochs, not of {wanted:g}. Choose another "
+            "--results and --work, or delete both."
+        )
 
 
 def modes_of(setting, *last):
@@ -141,7 +154,10 @@ def train_and_record(name, settings, arguments, images, grid, results):
     )
     for seed in arguments.seeds:
         for setting in settings:
-            if (results / name / setting / str(seed) / ledger.ENTRY).exists():
+            entry = results / name / setting / str(seed) / ledger.ENTRY
+            if entry.exists():
+                facts = json.loads(entry.read_text())
+                check_epochs(entry, facts["figures"]["epochs"], epochs)
                 continue
             folder = arguments.work / name / f"runs/{setting}/{seed}"
             tried = grid[BASELINE if setting == TWO_STAGE else setting]
@@ -180,6 +196,11 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, help="folder of the runs: runs/claims")
     parser.add_argument("--results", type=pathlib.Path, help="folder of the ledger")
     arguments = parser.parse_args()
+    unknown = set((arguments.settings or BASELINE).split(",")) - set(SETTINGS)
+    if unknown:
+        parser.error(f"--settings={','.join(sorted(unknown))}: choose from {', '.join(SETTINGS)}.")
+    if arguments.part == "photographs" and not (arguments.photographs or arguments.table):
+        parser.error("--part=photographs needs --photographs, the folder of them.")
     from supcon_tf.cli import tensorflow_start
 
     tensorflow_start.import_quietly()
@@ -194,6 +215,8 @@ def main():
                 continue
             chosen = (arguments.settings or ",".join(all_settings)).split(",")
             settings = [setting for setting in all_settings if setting in chosen]
+            if TWO_STAGE in settings and BASELINE not in settings:
+                parser.error(f"--settings: {TWO_STAGE} starts from {BASELINE}; name both.")
             images, of_grid = prepare_data(data, arguments, results)
             grid = choose_rates(data, settings, arguments, of_grid, results)
             train_and_record(data, settings, arguments, images, grid, results)

@@ -119,6 +119,35 @@ def test_the_rate_with_the_best_validation_accuracy_is_trained(
     assert len(rates) == 2 * len(claims.RATES) + 3
     assert "| triplet | 3 | 0.0360 |" in capsys.readouterr().out
 
+    # A partial run has the baseline early, for the tables.
+    assert list(claims.SETTINGS)[1] == claims.ON_PHOTOGRAPHS[1] == claims.BASELINE
+    monkeypatch.setattr("sys.argv", [*command, "--epochs=3"])
+    with pytest.raises(SystemExit, match="grid.json is of trainings of 20 epochs, not of 3"):
+        claims.main()
+    (tmp_path / "results/digits/grid.json").unlink()
+    with pytest.raises(SystemExit, match="entry.json is of trainings of 20 epochs, not of 3"):
+        claims.main()
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (["--settings=supcom"], "--settings=supcom: choose from supcon, "),
+        (["--settings=two_stage_cross_entropy"], "starts from cross_entropy"),
+        (["--part=photographs"], "needs --photographs"),
+    ],
+)
+def test_a_wrong_command_of_the_claims_is_refused(
+    claims, tmp_path, monkeypatch, capsys, wrong, says
+):
+    monkeypatch.setattr(
+        "sys.argv", ["claims.py", f"--work={tmp_path}", f"--results={tmp_path}/r", *wrong]
+    )
+    with pytest.raises(SystemExit):
+        claims.main()
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
 
 # Stability.
 

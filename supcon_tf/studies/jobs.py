@@ -76,7 +76,9 @@ class Job:
         if done.returncode:
             end = "\n".join(output.read_text(errors="replace").splitlines()[-NUM_SHOWN:])
             raise RuntimeError(f"{' '.join(command)}\nfailed with code {done.returncode}:\n{end}")
-        (self.folder / DONE).write_text(json.dumps(self._record(), indent=1) + "\n")
+        temporary = self.folder / f"{DONE}.partial"
+        temporary.write_text(json.dumps(self._record(), indent=1) + "\n")
+        temporary.replace(self.folder / DONE)
 
     def _record(self):
         return {"mode": self.mode, "flags": list(self.flags)}
