@@ -155,6 +155,7 @@ def training(stage, adaptive="rmsprop"):
         "save_interval_steps": Row("save_interval_steps", "--save_interval_steps=3"),
         "max_checkpoints_to_keep": Row("max_to_keep", "--max_checkpoints_to_keep=3"),
         "jit_compile": Row("jit_compile", "--jit_compile"),
+        "profile_steps": Row("profile_steps", "--profile_steps=2,4"),
         "data_service": Row("refused", "--data_service=grpc://127.0.0.1:1"),
         **PLACE, **EVALUATED, **READ, **BATCHES,
     }  # fmt: skip

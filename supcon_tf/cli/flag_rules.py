@@ -11,6 +11,7 @@ import functools
 from absl import flags
 
 from supcon_tf.cli import loss_rules, run_rules
+from supcon_tf.cli.declare import TRAINING_STAGES
 from supcon_tf.cli.rules import register_rule
 from supcon_tf.storage import encoder_files
 
@@ -76,6 +77,7 @@ def define_rules(stages: tuple[str, ...]) -> None:
     register_rule(["loss", *SUPCON_FLAGS, *PROJECTION_FLAGS], _check_flags_of_the_loss)
     register_rule(["mode", "linear_optimizer"], _check_linear_optimizer)
     register_rule(["label_type", "mode", "linear_optimizer"], _check_ridge)
+    register_rule(["mode", "linear_optimizer", "profile_steps"], _check_profile)
     register_rule(["loss", "num_views"], _check_views_of_the_loss)
     register_rule(
         [
@@ -257,6 +259,22 @@ def is_linear_fitted(flag_values: flags.FlagValues) -> bool:
     optimizer = flag_values["linear_optimizer"].value
     is_trained = any(is_given(flag_values, name) for name in LINEAR_TRAINING_FLAGS)
     return optimizer == "lbfgs" or (optimizer == "auto" and not is_trained)
+
+
+def profiled_stage(flag_values: flags.FlagValues) -> str | None:
+    """Returns the stage that --profile_steps profiles: the first that trains in steps, if any."""
+    stages = (mode for mode in flag_values["mode"].value if mode in TRAINING_STAGES)
+    return next((x for x in stages if x != "linear" or not is_linear_fitted(flag_values)), None)
+
+
+def _check_profile(values):
+    if values["profile_steps"] and profiled_stage(flags.FLAGS) is None:
+        raise flags.ValidationError(
+            "profile_steps has no effect, because no stage of "
+            f"--mode={','.join(values['mode'])} trains in steps. Leave it out, or train the linear "
+            "classifier in steps with --linear_optimizer=momentum."
+        )
+    return True
 
 
 def _check_cross_entropy(values):

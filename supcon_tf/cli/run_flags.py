@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from supcon_tf.cli.declare import IMAGE_STAGES, STAGES, TRAINING_STAGES, define
-from supcon_tf.cli.flag_types import Boolean, Enum, Integer, NameList, Text
+from supcon_tf.cli.flag_types import Boolean, Enum, Integer, NameList, NumberList, Text
 
 INTERVAL = Integer(at_least=1)
 
@@ -94,6 +94,19 @@ define(
     "classifier being trained; collapse_ratio, the loss divided by the loss of identical "
     "embeddings, which starts near 1 and stays well above 0 in a healthy run. The progress line "
     "also shows the latest k-NN accuracy on test images, the speed and the remaining time.",
+)
+define(
+    "profile_steps",
+    NumberList(Integer(at_least=0), length=2, increasing="strictly"),
+    default=None,
+    stages=TRAINING_STAGES,
+    group="Checkpoints and logs",
+    unit="steps",
+    changes_result=False,
+    help="Steps a,b between which to profile the first stage of --mode that trains in steps, such "
+    "as 100,110. The profile is written to the folder tensorboard/ of the stage, where "
+    "TensorBoard's profile plugin finds it. Each of these steps is a call of its own. Choose a "
+    "above 0 to leave out the compilation of the first step.",
 )
 define(
     "steps_per_loop",

@@ -76,6 +76,7 @@ def train_classifier(
         if train_encoder:
             memory_check.check_memory(flags, strategy, step, num_views=1)
 
+        trainer.profile_steps_from_flags(flags, folder, schedule)  # Refused before it starts.
         folder.begin(schedule)
         inputs.record_validation_split(flags, folder)
         started = time.monotonic()

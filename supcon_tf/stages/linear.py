@@ -111,7 +111,7 @@ def _fit(flags, strategy, encoder, pretrained, train_source, test_source):
         head.set_weights([kernel, bias])
         if num_steps == metrics.PROBE_MAX_ITERATIONS:
             print(f"linear: L-BFGS stopped at its limit of {num_steps:,} iterations.")
-        log = MetricsLog(folder.path, is_chief=folder.is_chief)
+        log = MetricsLog(folder.path, stage="linear", is_chief=folder.is_chief)
         with contextlib.closing(log):
             log.write(num_steps, logged)
         return classify.finish_classifier(

@@ -78,6 +78,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         # Training.
         knn = KnnEvaluation.of_splits(flags, strategy, step.encoder, train_source, splits.held_out)
         knn_interval_steps = int(flags.knn_interval_epochs * schedule.steps_per_epoch)
+        trainer.profile_steps_from_flags(flags, folder, schedule)  # Refused before it starts.
         folder.begin(schedule)
         inputs.record_validation_split(flags, folder)
         started = time.monotonic()

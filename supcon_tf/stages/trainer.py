@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl.flags import FlagValues
 
 from supcon_tf import strategies
-from supcon_tf.cli import training_flags
+from supcon_tf.cli import flag_rules, training_flags
 from supcon_tf.data import sources
 from supcon_tf.interop import warm_start
 from supcon_tf.stages import inputs
@@ -144,8 +144,38 @@ def train_stage(
         evaluate_interval_steps=evaluate_interval_steps,
         explain_failure=inputs.explain_failure(flags, source),
         jit_compile=flags.jit_compile,
+        # Reading a batch twice would take it from the workers of a data service.
+        shows_views=flags.data_service is None,
+        profile_steps=profile_steps_from_flags(flags, folder, schedule),
         name=folder.stage,
     )
+
+
+def profile_steps_from_flags(
+    flags: FlagValues, folder: StageFolder, schedule: optimizers.WarmUpThenDecay
+) -> tuple[int, int] | None:
+    """Returns the steps of this stage that --profile_steps profiles, or None.
+
+    Raises:
+        ValueError: If the stage ends before them, or resumes after them.
+    """
+    if flags.profile_steps is None or flag_rules.profiled_stage(flags) != folder.stage:
+        return None
+    first, last = flags.profile_steps
+    given, total = f"--profile_steps={first},{last}", schedule.total_steps
+    if last > total:
+        raise ValueError(
+            f"{given} is outside of {folder.stage}, which has {total:,} steps. Use for example "
+            f"--profile_steps={max(total // 2 - 5, 0)},{min(total // 2 + 5, total)}, or leave it "
+            "out."
+        )
+    reached = (checkpoint.newest_record(folder.checkpoints) or {"step": 0})["step"]
+    if reached >= last:
+        raise ValueError(
+            f"{given} is outside of what is left of {folder.stage}, which resumes at step "
+            f"{reached:,} of {total:,}. Name later steps, or leave it out."
+        )
+    return max(first, reached), last
 
 
 def _checkpoints(flags, folder, step):

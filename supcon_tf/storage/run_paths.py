@@ -17,6 +17,8 @@ PART_FILES = {
 # Files in the folder of a stage.
 IDENTITY, FLAG_FILE, RESULT, LOG = "identity.json", "stage.flags", "result.json", "metrics.jsonl"
 DATA_FILES = "data_files.tsv"
+# The folder of a stage's files for TensorBoard.
+TENSORBOARD = "tensorboard"
 
 
 def run_path(model_dir: str, *names: str) -> str:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from supcon_tf import strategies
-from supcon_tf.training import progress, signals, similarity
+from supcon_tf.storage.run_paths import TENSORBOARD, run_path
+from supcon_tf.training import progress, signals, similarity, view_images
 from supcon_tf.training.checkpoint import ADVICE, CheckpointFolder
 from supcon_tf.training.metrics_log import MetricsLog
+from supcon_tf.training.profiling import Profiler
 from supcon_tf.training.steps import TrainStep
 
 # Slow steps are called in smaller groups, so that the progress is updated about this often.
@@ -107,6 +109,8 @@ def train(
     evaluate_interval_steps: int = 0,
     explain_failure: Callable[[int, int], str | None] | None = None,
     jit_compile: bool = False,
+    shows_views: bool = False,
+    profile_steps: tuple[int, int] | None = None,
     name: str = "train",
 ) -> dict[str, float]:
     """Trains from the newest checkpoint to `total_steps` and saves a checkpoint there.
@@ -130,7 +134,9 @@ def train(
         evaluate_interval_steps: Steps between two evaluations; 0 for only at the end.
         explain_failure: (first step, last step) -> which input of these steps is broken, or None.
         jit_compile: Whether to compile the step with XLA; only for one replica.
-        name: The name of the stage, for messages.
+        shows_views: Whether to write a picture of views of the first batch for TensorBoard.
+        profile_steps: The steps (a, b) between which to profile the training.
+        name: The name of the stage, for messages and for TensorBoard.
 
     Returns:
         The last logged metrics; {} for a stage without steps.
@@ -141,8 +147,13 @@ def train(
         signals.Stopped: If this worker or another received a signal. The state is saved.
     """
     at = _restore(strategy, checkpoints, name, total_steps, steps_per_epoch)
-    log = MetricsLog(log_folder, start_step=at, is_chief=checkpoints.is_chief)
-    iterator = _distribute_batches(strategy, create_batches, at)
+    log = MetricsLog(log_folder, stage=name, start_step=at, is_chief=checkpoints.is_chief)
+    profiler = Profiler(
+        run_path(log_folder, TENSORBOARD), profile_steps, is_chief=checkpoints.is_chief
+    )
+    is_drawn = shows_views and at == 0 and checkpoints.is_chief
+    with explaining_failure(explain_failure, at, 1):
+        iterator = _distribute_batches(strategy, create_batches, at, log if is_drawn else None)
     stop, is_waiting = create_stop_flag(), create_stop_flag()
     run_steps = create_loop(strategy, step, stop, is_waiting=is_waiting, jit_compile=jit_compile)
     bar = progress.Progress(name, total_steps, is_shown=checkpoints.is_chief)
@@ -153,11 +164,13 @@ def train(
     )  # fmt: skip
     shown: dict[str, float] = {}
     stopping = signals.deferred(lambda: stop.assign(1.0), lambda: bool(is_waiting.numpy()))
-    with stopping, bar, contextlib.closing(log):
+    with stopping, bar, profiler, contextlib.closing(log):
         while at < total_steps:
             count = min(_steps_to_next(at, (total_steps, *intervals)), _most_steps(speed))
+            count = profiler.steps_to_next(at, count)
             speed.restart()
             with (
+                profiler.tracing(at),
                 explaining_failure(explain_failure, at, count),
                 _waiting_for_first_step(name, speed),
             ):
@@ -205,15 +218,22 @@ def _restore(strategy, checkpoints, name, total_steps, steps_per_epoch):
     return at
 
 
-def _distribute_batches(strategy, create_batches, at):
-    """Returns an iterator over the batches from step `at` on, a part for each replica."""
-    return iter(
-        strategy.distribute_datasets_from_function(
-            lambda context: create_batches(
-                at, context.input_pipeline_id, context.num_input_pipelines
-            )
-        )
-    )
+def _distribute_batches(strategy, create_batches, at, log=None):
+    """Returns an iterator over the batches from step `at` on, a part for each replica.
+
+    With a log, the views of the first batch are drawn for it. The dataset is read for that before
+    it is distributed, which takes a fraction of the time that a second one would take to build.
+    """
+
+    def of_host(context):
+        host = context.input_pipeline_id
+        dataset = create_batches(at, host, context.num_input_pipelines)
+        if log is not None and host == 0:
+            with progress.waiting("Drawing views of the first batch"):
+                log.write_image("views", view_images.draw_views(next(iter(dataset))))
+        return dataset
+
+    return iter(strategy.distribute_datasets_from_function(of_host))
 
 
 def _save_checkpoint(checkpoints, log, at, name):

@@ -1,4 +1,4 @@
-"""The logged metrics of a stage: metrics.jsonl and TensorBoard scalars."""
+"""The logged metrics of a stage: metrics.jsonl, and TensorBoard's scalars and images."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import os
 import socket
 import time
 
+import numpy as np
 import tensorflow as tf
 
 from supcon_tf.storage import files
-from supcon_tf.storage.run_paths import LOG
+from supcon_tf.storage.run_paths import LOG, TENSORBOARD
+from supcon_tf.training.reference_tags import REFERENCE_TAGS, reference_scalars
 
 
 class MetricsLog:
     """`metrics.jsonl`, one JSON object per logged step, and TensorBoard scalars.
 
+    TensorBoard gets each metric by its own name and by that of the released code, if it has one.
+
     Args:
         folder: Where to write.
+        stage: The name of the stage, which decides the names of the released code.
         start_step: Lines of later steps are removed, because these steps are taken again.
         is_chief: Whether this worker writes. The others only read the existing lines.
 
@@ -26,13 +31,15 @@ class MetricsLog:
         last: The newest line, which may be from an earlier run.
     """
 
-    def __init__(self, folder: str, *, start_step: int = 0, is_chief: bool = True):
-        self.path = os.path.join(folder, LOG)
+    def __init__(
+        self, folder: str, *, stage: str = "train", start_step: int = 0, is_chief: bool = True
+    ):
+        self.path, self._stage = os.path.join(folder, LOG), stage
         self._is_chief, self._is_broken = is_chief, False
         content = _content(self.path)
         lines, damaged = _parse_lines(content)
         kept = [line for line in lines if line["step"] <= start_step]
-        tensorboard = os.path.join(folder, "tensorboard")
+        tensorboard = os.path.join(folder, TENSORBOARD)
         if start_step and (damaged or not kept):
             kept = _restored(tensorboard, kept, start_step)
         self.last = kept[-1] if kept else {}
@@ -73,8 +80,24 @@ class MetricsLog:
             with tf.io.gfile.GFile(self.path, "a") as file:
                 file.write(json.dumps(self.last) + "\n")
             with self._writer.as_default(step=step):
-                for name, value in metrics.items():
+                for name, value in (metrics | reference_scalars(metrics, self._stage)).items():
                     tf.summary.scalar(name, value)
+            self._writer.flush()
+        except (OSError, tf.errors.OpError) as error:
+            self._is_broken = True
+            raise files.cannot_write(self.path, error) from error
+
+    def write_image(self, name: str, image: np.ndarray, *, step: int = 0) -> None:
+        """Writes an image uint8 [height, width, 3] for TensorBoard.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        if not self._is_chief:
+            return
+        try:
+            with self._writer.as_default(step=step):
+                tf.summary.image(name, image[None])
             self._writer.flush()
         except (OSError, tf.errors.OpError) as error:
             self._is_broken = True
@@ -124,6 +147,8 @@ def _restored(folder, lines, last_step):
             if event.HasField("session_log"):  # A resumed run repeated these steps.
                 by_step = {step: old for step, old in by_step.items() if step < event.step}
             for value in event.summary.value:
+                if value.tag in REFERENCE_TAGS or value.tensor.dtype == tf.string:  # Or an image.
+                    continue
                 number = float(tf.make_ndarray(value.tensor))
                 by_step.setdefault(event.step, {"step": event.step})[value.tag] = number
     by_step = {step: line for step, line in by_step.items() if step <= last_step}

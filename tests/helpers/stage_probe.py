@@ -20,7 +20,7 @@ from supcon_tf.training import loop
 START = ("split_cpu", "deterministic", "strategy", "tpu", "processes", "refused", "said")
 SETTINGS = (
     "rates", "steps_per_loop", "summary_interval_steps", "save_interval_steps",
-    "evaluate_interval_steps", "jit_compile", "max_to_keep", "stopped",
+    "evaluate_interval_steps", "jit_compile", "profile_steps", "max_to_keep", "stopped",
 )  # fmt: skip
 STEP = ("batch", "initial", "loss", "weights")
 
