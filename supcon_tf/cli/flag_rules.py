@@ -263,7 +263,7 @@ def is_linear_fitted(flag_values: flags.FlagValues) -> bool:
 
 def profiled_stage(flag_values: flags.FlagValues) -> str | None:
     """Returns the stage that --profile_steps profiles: the first that trains in steps, if any."""
-    stages = (mode for mode in flag_values["mode"].value if mode in TRAINING_STAGES)
+    stages = (mode for mode in flag_values["mode"].value or () if mode in TRAINING_STAGES)
     return next((x for x in stages if x != "linear" or not is_linear_fitted(flag_values)), None)
 
 

@@ -16,6 +16,7 @@ from supcon_tf.stages import (
     chance,
     embedding_figures,
     eval_data,
+    eval_tensorboard,
     inputs,
     level_figures,
     process,
@@ -44,7 +45,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         others = eval_data.out_of_distribution_data(flags, train_source)
         held_out = eval_data.held_out_classes(flags, data, split)
 
-        outputs, labels = _predict(flags, strategy, model, data.source)
+        outputs, labels = _predict(flags, strategy, model, data.source, with_thumbnails=True)
         labels = eval_data.as_of_classifier(labels, numbers, len(class_names))
         figures = _classifier_figures(outputs["logits"], labels, class_names)
         if isinstance(data.source, sources.FileSource) and data.source.parents:
@@ -88,6 +89,11 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         if confusion is not None:
             folder.artifacts.write_text("confusion_matrix.csv", _table(confusion, class_names))
         _write_predictions(folder, outputs["logits"], labels, data.source, class_names)
+        with progress.waiting("eval: writing the files for TensorBoard"):
+            eval_tensorboard.write_tensorboard(
+                folder, result, outputs, labels,
+                source=data.source, class_names=class_names, confusion=confusion,
+            )  # fmt: skip
         folder.seal()
         print(describe_evaluation(result))
         return result
@@ -247,14 +253,20 @@ def _multi_label_lines(result):
     return lines
 
 
-def _predict(flags, strategy, model, source, limit=None):
+def _predict(flags, strategy, model, source, limit=None, *, with_thumbnails=False):
+    def function(images):
+        outputs = model.outputs(images)
+        if with_thumbnails:
+            outputs = eval_tensorboard.with_thumbnails(images, outputs)
+        return outputs
+
     batches = inputs.eval_batches_from_flags(
         flags, source, image_size=model.image_size, limit=limit
     )
     count = min(source.num_examples, limit or source.num_examples)
     waiting = progress.waiting(f"eval: computing the outputs for {count:,} images")
     with inputs.naming_broken_images(source), waiting:
-        return predictions.predict(strategy, model.outputs, batches)
+        return predictions.predict(strategy, function, batches)
 
 
 def _table(confusion, class_names):
