@@ -41,10 +41,10 @@ def write_projector_files(
         images: uint8 [K, S, S, 3], which the projector shows as points, or None.
     """
     lines = ("\t".join(f"{value:.5g}" for value in row) for row in embeddings.tolist())
-    _write(folder, VECTORS, "".join(f"{line}\n" for line in lines))
+    _write_line_file(folder, VECTORS, "".join(f"{line}\n" for line in lines))
     rows = [list(columns), *zip(*columns.values(), strict=True)]
     text = "".join("\t".join(map(_as_cell, row)) + "\n" for row in rows)
-    _write(folder, METADATA, text)
+    _write_line_file(folder, METADATA, text)
     sprite = ""
     if images is not None:
         side = _write_sprite(folder, images)
@@ -61,10 +61,10 @@ def write_projector_files(
         f"{sprite}"
         "}\n"
     )
-    _write(folder, CONFIG, config)
+    _write_line_file(folder, CONFIG, config)
 
 
-def _write(folder, name, text):
+def _write_line_file(folder, name, text):
     with tf.io.gfile.GFile(os.path.join(folder, name), "w") as file:
         file.write(text)
 

@@ -81,7 +81,7 @@ def observe(*arguments, until):
             see("weights", digest(_weights(step)))
         return {}
 
-    def predicting(strategy, function, create_batches):
+    def predicting(strategy, function, create_batches, **_options):
         arrays = list(create_batches().as_numpy_iterator())
         if until == "evaluated":
             see("evaluated", digest(arrays))
