@@ -8,6 +8,7 @@ import importlib
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,6 +105,30 @@ def test_every_command_parses(page, folder):
         with flagsaver.flagsaver():
             rest = flags.FLAGS(implied_flags.complete(["supcon_tf", *arguments]))
         assert len(rest) == 1, arguments
+
+
+LOOPS = [
+    pytest.param(block.code, id=f"{page}-{number}")
+    for page in PAGES
+    for number, block in enumerate(blocks(page))
+    if block.language == "bash" and block.code.startswith("for ") and MAIN in block.code
+]
+
+
+@pytest.mark.parametrize("code", LOOPS)
+def test_every_command_in_a_loop_parses(code, folder):
+    """bash runs the loop with a program that only writes down its arguments."""
+    program = folder / ".venv/bin/python"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\nprintf '%s\\n' \"$*\" >> calls.txt\n")
+    program.chmod(0o755)
+    subprocess.run(["bash", "-c", code], cwd=folder, check=True)
+    calls = (folder / "calls.txt").read_text().splitlines()
+    assert len(set(calls)) == len(calls) > 1
+    for call in calls:
+        with flagsaver.flagsaver():
+            arguments = shlex.split(call.partition(MAIN)[2])
+            assert len(flags.FLAGS(implied_flags.complete(["supcon_tf", *arguments]))) == 1, call
 
 
 @each_page
