@@ -195,7 +195,7 @@ def test_stability_varies_one_hyperparameter_at_a_time(tmp_path, pretended, caps
         "cross_entropy-optimizer-momentum", "cross_entropy-learning_rate-0.002",
         "cross_entropy-batch_size-128",
     ]  # fmt: skip
-    base = {"--recipe=digits", "--pretrain_epochs=3", "--seed=0"}
+    base = {"--recipe=digits", "--pretrain_epochs=3", "--seed=0", "--cross_entropy_weight=0"}
     assert set(by_setting["supcon-recipe"].flags) == base
     momentum = {"--pretrain_optimizer=momentum", "--pretrain_base_learning_rate=0.1"}
     assert set(by_setting["supcon-optimizer-momentum"].flags) == base | momentum
@@ -215,9 +215,46 @@ def test_stability_varies_one_hyperparameter_at_a_time(tmp_path, pretended, caps
 
 
 def test_a_value_that_is_no_number_is_refused(tmp_path):
-    for wrong in ("--temperatures=low", "--optimizers=lars"):
+    for wrong in ("--temperatures=low", "--optimizers=lars", "--augmentations=randaugment:high"):
         with pytest.raises(ValueError, match="--optimizers=lars:0.4"):
             stability.study_stability(["stability", f"--study_dir={tmp_path}", wrong])
+
+
+def test_a_value_that_is_given_twice_is_refused(tmp_path):
+    for wrong in ("--optimizers=lars:0.1,lars:0.4", "--batch_size_factors=2,2.0"):
+        with pytest.raises(ValueError, match="is given twice"):
+            stability.study_stability(["stability", f"--study_dir={tmp_path}", wrong, "--list"])
+
+
+@pytest.mark.parametrize("recipe", ["--recipe=photos_small", ""])
+def test_the_flags_of_a_stability_study_are_valid(tmp_path, recipe):
+    """Of a recipe with joint training and without a recipe: SupCon is trained alone."""
+    write_images(tmp_path / "mine", splits=("train", "test"), count=4, size=8)
+    line = [
+        "stability",
+        recipe,
+        "--learning_rate_factors=1,2",
+        "--seeds=0",
+        "--batch_size_factors=1",
+    ]
+    values, rest = study_flags.parse_study(
+        "stability", [*filter(None, line), "--", f"--data_dir={tmp_path / 'mine'}"]
+    )
+    variations = stability.variations_from_flags(values, rest)
+    given = {}
+    for job, (variation, _) in stability.create_jobs(values, variations).items():
+        with flagsaver.flagsaver():
+            line = ["supcon_tf", f"--mode={job.mode}", *job.flags, f"--model_dir={tmp_path}/x"]
+            assert len(flags.FLAGS(implied_flags.complete(line))) == 1
+            assert flags.FLAGS.cross_entropy_weight == 0
+            assert flags.FLAGS["cross_entropy_weight"].present
+            given[variation.method, variation.factor, variation.value] = (
+                flags.FLAGS.augmentation_type, flags.FLAGS.augmentation_magnitude
+            )  # fmt: skip
+    assert given["supcon", "augmentation", "randaugment"] == ("randaugment", 5)
+    assert given["supcon", "augmentation", "stacked_randaugment"][1] < 2
+    rates = [value for _, factor, value in given if factor == "learning rate"]
+    assert rates == ["0.024"] * 2 and not any(factor == "batch size" for _, factor, _ in given)
 
 
 def test_the_array_script_starts_a_task_of_the_study(tmp_path):

@@ -116,8 +116,10 @@ STUDY_FLAGS: dict[str, tuple[Declaration, ...]] = {
         _declare(
             name="augmentations",
             kind=NameList(),
-            default=["autoaugment", "randaugment", "simclr", "stacked_randaugment"],
-            help="Values of --augmentation_type. Empty: do not vary it.",
+            default=["autoaugment", "randaugment:5", "simclr", "stacked_randaugment"],
+            help="Values of --augmentation_type, also with an --augmentation_magnitude of their "
+            "own: for randaugment it is a level up to 10, for simclr the strength of the color "
+            "jitter, up to about 1. Empty: do not vary it.",
         ),
         _declare(
             name="optimizers",

@@ -20,10 +20,15 @@ from absl import flags
 from supcon_tf.cli import command_line, study_flags
 from supcon_tf.studies import jobs, ledger
 
+# Without joint training, which some recipes and the defaults for photographs choose.
 METHODS = {
-    "supcon": ((), "pretrain,linear,eval"),
+    "supcon": (("--cross_entropy_weight=0",), "pretrain,linear,eval"),
     "cross_entropy": (
-        ("--loss=cross_entropy", "--num_views=1", "--nonormalize_embedding"), "pretrain,eval",
+        (
+            "--cross_entropy_weight=0", "--loss=cross_entropy", "--num_views=1",
+            "--nonormalize_embedding",
+        ),
+        "pretrain,eval",
     ),
 }  # fmt: skip
 BASE = "recipe"  # The hyperparameter of the runs that vary none.
@@ -69,15 +74,23 @@ def variations_from_flags(
         common = (*recipe, *of_every_run, *own, *given)
         base = command_line.peek(command_line.expand_recipe(["study", *common]))
         for variation in _around(method, values, base):
+            if variation.setting in {other.setting for other in found}:
+                raise ValueError(
+                    f"{variation.factor} {variation.value} is given twice: name each value once."
+                )
             found[variation] = (*common, *variation.flags)
     return found
 
 
 def _around(method, values, base):
     yield Variation(method, BASE, "")
-    for name in values.augmentations:
+    for text in values.augmentations:
+        name, _, strength = text.partition(":")
         if name != base.augmentation_type:
-            yield Variation(method, "augmentation", name, (f"--augmentation_type={name}",))
+            given = (f"--augmentation_type={name}",)
+            if strength:
+                given += (f"--augmentation_magnitude={_as_number(strength):g}",)
+            yield Variation(method, "augmentation", name, given)
     for text in values.optimizers:
         name, _, rate = text.partition(":")
         if name != base.pretrain_optimizer:
@@ -85,7 +98,7 @@ def _around(method, values, base):
                 f"--pretrain_optimizer={name}", f"--pretrain_base_learning_rate={_as_number(rate)}",
             )  # fmt: skip
             yield Variation(method, "optimizer", name, given)
-    for text in values.learning_rate_factors:
+    for text in _factors(values.learning_rate_factors):
         rate = base.pretrain_base_learning_rate * _as_number(text)
         given = (f"--pretrain_base_learning_rate={rate:.6g}",)
         yield Variation(method, "learning rate", f"{rate:.6g}", given)
@@ -93,9 +106,14 @@ def _around(method, values, base):
         for text in values.temperatures:
             if _as_number(text) != base.temperature:
                 yield Variation(method, "temperature", text, (f"--temperature={text}",))
-    for text in values.batch_size_factors:
+    for text in _factors(values.batch_size_factors):
         size = round(base.batch_size * _as_number(text))
         yield Variation(method, "batch size", str(size), (f"--batch_size={size}",))
+
+
+def _factors(texts):
+    """All but 1, which is the recipe."""
+    return [text for text in texts if _as_number(text) != 1]
 
 
 def _as_number(text):
@@ -104,7 +122,8 @@ def _as_number(text):
     except ValueError:
         raise ValueError(
             f"{text!r} is not a number. Expected numbers such as --temperatures=0.05,0.2, and "
-            "optimizers with their base learning rates, such as --optimizers=lars:0.4."
+            "optimizers with their base learning rates, such as --optimizers=lars:0.4, and "
+            "augmentations, if at all, with their strength, such as --augmentations=randaugment:5."
         ) from None
 
 
