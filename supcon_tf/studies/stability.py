@@ -68,7 +68,7 @@ def variations_from_flags(
         ValueError: If a value is not of the expected form.
     """
     recipe = [f"--recipe={values.recipe}"] if values.recipe else []
-    found = {}
+    found: dict[Variation, tuple[str, ...]] = {}
     for method, (own, _) in METHODS.items():
         given = shlex.split(values[f"{method}_flags"].value or "")
         common = (*recipe, *of_every_run, *own, *given)
@@ -87,7 +87,7 @@ def _around(method, values, base):
     for text in values.augmentations:
         name, _, strength = text.partition(":")
         if name != base.augmentation_type:
-            given = (f"--augmentation_type={name}",)
+            given: tuple[str, ...] = (f"--augmentation_type={name}",)
             if strength:
                 given += (f"--augmentation_magnitude={_as_number(strength):g}",)
             yield Variation(method, "augmentation", name, given)
