@@ -9,10 +9,13 @@ https://github.com/google-research/google-research/tree/master/supcon. `PML` is 
 pytorch-metric-learning, which is measured only if --torch_python is the path of a Python that has
 it.
 
+`blocked` is the loss with its default of 192 MB for exponentials that the gradient uses again, and
+`blocked, no cache` the loss with cache_mb=0. --cache_mb=400 adds a case with another value.
+
 The limit is the time that the exact algorithm needs for its matrix products and exponentials alone:
-4 N^2 D operations (N rows; each pair of rows once forward and once backward, and twice for the
-gradient) and N^2 exponentials, at the rates measured in the same run for single operations of this
-shape.
+(4 - c) N^2 D operations (N rows; each pair of rows once forward and once backward, and twice for
+the gradient) and (1 - c / 2) N^2 exponentials, if a share c of them is kept for the gradient, at
+the rates measured in the same run for single operations of this shape.
 
 --family measures the options that weight pairs, spread a class or average over classes, in turns
 with the plain loss in one process, at one batch size:
@@ -23,6 +26,7 @@ with the plain loss in one process, at one batch size:
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -36,6 +40,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 NUM_VIEWS, NUM_FEATURES, NUM_CLASSES = 2, 128, 1000
 LARGEST_DENSE = 6144
 TEMPERATURE = 0.1
+DEFAULT_CACHE_MB = 192.0
 
 
 def dense_supcon_loss(labels, features):
@@ -176,6 +181,14 @@ def measure_family(batch, rounds, jit_compile):
         print_row([name, *cells])
 
 
+def cache_of(name):
+    """The cache in MB of a case: 0 of "blocked, no cache", 400 of "blocked, 400 MB"."""
+    _, _, variant = name.partition(", ")
+    if variant == "no cache":
+        return 0.0
+    return float(variant.removesuffix(" MB")) if variant.endswith(" MB") else DEFAULT_CACHE_MB
+
+
 def peak_megabytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -189,7 +202,8 @@ def measure(name, batch):
     else:
         from supcon_tf.losses.supcon import supcon_loss
 
-        run = tensorflow_step(supcon_loss, batch, jit_compile=name == "blocked, jit")
+        loss = functools.partial(supcon_loss, cache_mb=cache_of(name))
+        run = tensorflow_step(loss, batch, jit_compile=name == "blocked, jit")
     idle = peak_megabytes()
     start = time.perf_counter()
     loss = run()  # Traces and compiles, which is negligible for the largest batches.
@@ -246,16 +260,19 @@ def print_row(cells):
     print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def compare(batches, torch_python, repeats):
+def compare(batches, torch_python, repeats, cache_mb):
     """Prints one row per batch size, with medians over interleaved repeats."""
     rates = in_own_process(sys.executable, "rates")
     print(
         f"{os.cpu_count()} cores; matrix product {rates['operations'] / 1e9:.0f} GFLOP/s at inner "
         f"size {NUM_FEATURES}, exp {rates['exponentials'] / 1e9:.2f} G/s\n"
     )
-    names = ["blocked", "blocked, jit", "dense", *(["PML"] if torch_python else [])]
-    header = ["batch", *(f"{name}: s, MB" for name in names), "dense / blocked"]
-    header += ["PML / blocked", "ps per N^2", "limit / blocked"]
+    names = ["blocked", "blocked, no cache", "blocked, jit"]
+    if cache_mb:
+        names.insert(1, f"blocked, {cache_mb} MB")
+    names += ["dense", *(["PML"] if torch_python else [])]
+    header = ["batch", *(f"{name}: s, MB" for name in names), "no cache / blocked"]
+    header += ["dense / blocked", "PML / blocked", "ps per N^2", "limit / blocked"]
     print_row(header)
     print_row(["---:"] * len(header))
     for batch in batches:
@@ -282,9 +299,11 @@ def summarize(results, names, batch, rates):
         for name in names
     ]
     seconds, pairs = median("blocked", "seconds"), (NUM_VIEWS * batch) ** 2
-    for name in ("dense", "PML"):
-        cells.append(f"{median(name, 'seconds') / seconds:.1f}" if name in results else "")
-    limit = 4 * pairs * NUM_FEATURES / rates["operations"] + pairs / rates["exponentials"]
+    for name in ("blocked, no cache", "dense", "PML"):
+        cells.append(f"{median(name, 'seconds') / seconds:.2f}" if name in results else "")
+    kept = min(1.0, DEFAULT_CACHE_MB * 1e6 / (4 * pairs / 2))
+    limit = (4 - kept) * pairs * NUM_FEATURES / rates["operations"]
+    limit += (1 - kept / 2) * pairs / rates["exponentials"]
     return [*cells, f"{seconds / pairs * 1e12:,.0f}", f"{limit / seconds:.0%}"]
 
 
@@ -295,6 +314,7 @@ def main():
         "--repeats", type=int, default=3, help="processes per case for batch sizes up to 6,144"
     )
     parser.add_argument("--torch_python", help="path of a Python that has pytorch-metric-learning")
+    parser.add_argument("--cache_mb", type=int, help="also measure the loss with this cache")
     parser.add_argument("--family", action="store_true", help="measure the family of losses")
     parser.add_argument("--rounds", type=int, default=7, help="of --family")
     parser.add_argument("--jit_compile", action="store_true", help="for --family")
@@ -311,7 +331,7 @@ def main():
         print(json.dumps(measure(arguments.case, arguments.batch)))
     else:
         batches = [int(batch) for batch in arguments.batches.split(",")]
-        compare(batches, arguments.torch_python, arguments.repeats)
+        compare(batches, arguments.torch_python, arguments.repeats, arguments.cache_mb)
 
 
 if __name__ == "__main__":

@@ -345,6 +345,7 @@ PAIRS = {
     "pair_weights": supcon.supcon_loss,
     "spread_weight": supcon.supcon_loss,
     "denominator_weighting": supcon.supcon_loss,
+    "loss_cache_mb": (supcon.supcon_loss, "cache_mb"),
     "use_labels": supcon.SupConLoss.__init__,
     "num_views": pipeline.create_train_batches,
     "class_balanced": pipeline.create_train_batches,

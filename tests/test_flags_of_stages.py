@@ -261,6 +261,7 @@ ROWS = {
         ),
         "spread_weight": Row("loss", "--spread_weight=0.5"),
         "denominator_weighting": Row("loss", "--denominator_weighting=class"),
+        "loss_cache_mb": Row("cache_mb", "--loss_cache_mb=0"),
         "queue_size": Row("initial", "--queue_size=32"),
         "encoder_momentum": Row("weights", "--encoder_momentum=0.5", "--queue_size=32"),
         "microbatch_size": Row("loss", "--microbatch_size=4", "--nouse_global_batch_norm"),

@@ -43,18 +43,23 @@ def assert_all_close(results, expected):
         np.testing.assert_allclose(result, value, rtol=1e-5, atol=1e-5)
 
 
+# Room for nothing, a part of the blocks, or all of them.
+CACHES = st.sampled_from([0.0, 0.004, 0.02, 0.1, 10.0])
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     num_rows=st.integers(1, 257),
     block_size=st.one_of(st.none(), st.integers(20, 300)),
+    cache_mb=CACHES,
     seed=st.integers(0, 999),
 )
-def test_rows_against_themselves_in_any_blocks(num_rows, block_size, seed):
+def test_rows_against_themselves_in_any_blocks(num_rows, block_size, cache_mb, seed):
     vectors, upstream = draw(seed, num_rows, 5), draw(seed + 1, num_rows)
     own = np.arange(num_rows)
     values, of_rows, of_columns = oracle(vectors, vectors, own, upstream)
     results = value_and_gradients(
-        lambda v: self_logsumexp(v, block_size=block_size), [vectors], upstream
+        lambda v: self_logsumexp(v, block_size=block_size, cache_mb=cache_mb), [vectors], upstream
     )
     assert_all_close(results, [values, of_rows + of_columns])
 
@@ -65,15 +70,18 @@ def test_rows_against_themselves_in_any_blocks(num_rows, block_size, seed):
     num_columns=st.integers(1, 257),
     has_own=st.booleans(),
     block_size=st.one_of(st.none(), st.integers(20, 300)),
+    cache_mb=CACHES,
     seed=st.integers(0, 999),
 )
-def test_rows_against_other_columns_in_any_blocks(num_rows, num_columns, has_own, block_size, seed):
+def test_rows_against_other_columns_in_any_blocks(
+    num_rows, num_columns, has_own, block_size, cache_mb, seed
+):
     rows, columns = draw(seed, num_rows, 5), draw(seed + 1, num_columns, 5)
     upstream = draw(seed + 2, num_rows)
     own = np.random.default_rng(seed).integers(num_columns, size=num_rows) if has_own else None
     own_column = None if own is None else tf.constant(own, tf.int32)
     results = value_and_gradients(
-        lambda r, c: cross_logsumexp(r, c, own_column, block_size=block_size),
+        lambda r, c: cross_logsumexp(r, c, own_column, block_size=block_size, cache_mb=cache_mb),
         [rows, columns],
         upstream,
     )
@@ -82,7 +90,9 @@ def test_rows_against_other_columns_in_any_blocks(num_rows, num_columns, has_own
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("block_size", [None, 7])
-def test_compiled_with_unknown_sizes(jit_compile, block_size):
+@pytest.mark.parametrize("cache_mb", [0.0, 0.0004, 1.0])
+def test_compiled_with_unknown_sizes(jit_compile, block_size, cache_mb):
+    options = {"block_size": block_size, "cache_mb": cache_mb}
     signature = [tf.TensorSpec([None, 5]), tf.TensorSpec([None, 5]), tf.TensorSpec([None])]
 
     @tf.function(input_signature=signature, jit_compile=jit_compile)
@@ -90,8 +100,8 @@ def test_compiled_with_unknown_sizes(jit_compile, block_size):
         with tf.GradientTape() as tape:
             tape.watch([rows, columns])
             own = tf.range(tf.shape(rows)[0])
-            values = cross_logsumexp(rows, columns, own, block_size=block_size)
-            values += self_logsumexp(rows, block_size=block_size)
+            values = cross_logsumexp(rows, columns, own, **options)
+            values += self_logsumexp(rows, **options)
         return values, *tape.gradient(values, [rows, columns], upstream)
 
     for num_rows, num_columns in ((9, 23), (16, 16)):
@@ -101,6 +111,48 @@ def test_compiled_with_unknown_sizes(jit_compile, block_size):
         self_values, of_self, also_of_self = oracle(rows, rows, own, upstream)
         expected = [values + self_values, of_rows + of_self + also_of_self, of_columns]
         assert_all_close(both(rows, columns, upstream), expected)
+
+
+@pytest.mark.parametrize("has_options", [False, True])
+def test_the_cache_changes_no_bit(has_options):
+    rows, columns, upstream = draw(0, 50, 5), draw(1, 70, 5), draw(2, 2 * 50).reshape(2, 50)
+    weights, classes = tf.linspace(0.5, 2.0, 70), tf.range(70) % 3
+    of_self, of_cross = {}, {}
+    if has_options:
+        of_self = {"column_weights": weights[:50], "classes": classes[:50]}
+        of_cross = {
+            "column_weights": weights,
+            "classes": (classes[:50], classes),
+        }
+    upstream = upstream if has_options else upstream[0]
+
+    def everything(cache_mb):
+        options = {"block_size": 8, "cache_mb": cache_mb}
+        return value_and_gradients(
+            lambda r: self_logsumexp(r, **options, **of_self), [rows], upstream
+        ) + value_and_gradients(
+            lambda r, c: cross_logsumexp(r, c, **options, **of_cross), [rows, columns], upstream
+        )
+
+    expected = everything(0.0)
+    # 3, 12 and all of the 28 or 63 pairs of blocks, which have at most 8 x 8 numbers.
+    for cache_mb in (0.0008, 0.0031, 1.0):
+        for value, other in zip(everything(cache_mb), expected, strict=True):
+            np.testing.assert_array_equal(value, other)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_the_gradient_outside_of_the_function_that_has_the_loss(jit_compile):
+    rows, upstream = draw(0, 50, 5), draw(1, 50)
+
+    def loss(rows):
+        return self_logsumexp(rows, block_size=8, cache_mb=1.0)
+
+    compiled = tf.function(loss, jit_compile=jit_compile)
+    assert_all_close(
+        value_and_gradients(compiled, [rows], upstream),
+        value_and_gradients(loss, [rows], upstream),
+    )
 
 
 def test_the_whole_safe_range_is_exact():

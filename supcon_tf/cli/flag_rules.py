@@ -26,12 +26,12 @@ WARM_STARTS = {
 SUPCON_FLAGS = (
     "use_labels", "temperature", "contrast_mode", "summation_location", "denominator_mode",
     "positives_cap", "scale_by_temperature", "epsilon", "pair_weights", "gaussian_bandwidth",
-    "spread_weight", "denominator_weighting",
+    "spread_weight", "denominator_weighting", "loss_cache_mb",
 )  # fmt: skip
 # Flags that must keep their default with --queue_size.
 NO_QUEUE_FLAGS = (
     "loss", "summation_location", "denominator_mode", "positives_cap", "microbatch_size",
-    "epsilon", "pair_weights", "spread_weight", "denominator_weighting",
+    "epsilon", "pair_weights", "spread_weight", "denominator_weighting", "loss_cache_mb",
 )  # fmt: skip
 # Flags that need a projection head.
 PROJECTION_FLAGS = (

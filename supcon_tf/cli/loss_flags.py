@@ -155,6 +155,18 @@ define(
     "class: each class of the batch, for classes of very different sizes.",
 )
 define(
+    "loss_cache_mb",
+    Number(at_least=0, at_most=1e6),
+    default=192.0,
+    stages=("pretrain",),
+    group="Loss",
+    changes_result=False,
+    unit="megabytes per replica",
+    help="Memory in which the contrastive loss keeps similarities for its gradient; what does not "
+    "fit is computed again. It does not change the result. Used by batches of more than 512 images "
+    "with two views.",
+)
+define(
     "queue_size",
     Integer(at_least=0, at_most=2**24),
     default=0,

@@ -1,9 +1,10 @@
 """Sums over all pairs of rows, computed in blocks without building the whole matrix.
 
 The similarity matrix of a batch of N rows has N^2 entries. The functions in this module compute it
-block by block, keep one number per row, and compute the blocks again for the gradient. (Rabe &
-Staats 2021, https://arxiv.org/abs/2112.05682, do the same for attention.) Memory is proportional
-to N times the block size.
+block by block and keep one number per row. For the gradient, they use the blocks that `cache_mb`
+had room for and compute the others again. (Rabe & Staats 2021, https://arxiv.org/abs/2112.05682,
+do the same for attention, without the cache.) Memory is proportional to N times the block size,
+plus the cache.
 
 * `self_logsumexp`: rows against themselves. The matrix is symmetric, so each pair of blocks is
   computed once.
@@ -18,12 +19,19 @@ maximum of each row.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import tensorflow as tf
+
+# TensorFlow has no public way to ask whether XLA compiles what is being traced.
+from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
 from supcon_tf.losses.row_blocks import BLOCK_ROWS, as_blocks, as_rows, divide, length, while_less
 
 # exp(+-40), sums of it, and products of these with gradients are far within the float32 range.
 LARGEST_SAFE_LOGIT = 40.0
+# In the additions of a step: the value is a block of exponentials to keep.
+_KEEP = -1
 
 
 def is_safe_without_maximum(rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
@@ -38,6 +46,7 @@ def self_logsumexp(
     column_weights: tf.Tensor | None = None,
     classes: tf.Tensor | None = None,
     block_size: int | None = None,
+    cache_mb: float = 0.0,
 ) -> tf.Tensor:
     """log sum_{j != i} w_j exp(v_i . v_j) for every row i; -inf for a single row.
 
@@ -47,6 +56,8 @@ def self_logsumexp(
         classes: int32 [N]. If given, the same sum over the rows of the class of i, with w_j = 1,
             is computed from the same exponentials.
         block_size: Rows per block. None selects the size automatically.
+        cache_mb: Megabytes of exponentials to keep for the gradient, which does not change the
+            result.
 
     Returns:
         float32 [N]; with `classes` [2, N]: over all rows, and over those of the same class.
@@ -59,6 +70,9 @@ def self_logsumexp(
     ones = as_blocks(tf.ones([num_rows]), num_blocks, block)
     weights = ones if column_weights is None else as_blocks(column_weights, num_blocks, block)
     class_blocks = None if classes is None else as_blocks(classes, num_blocks, block)
+    num_pairs = num_blocks * (num_blocks + 1) // 2
+    num_kept = _num_kept(cache_mb, num_pairs, block, block, block_size)
+    parts = _parts_of_square(num_blocks, num_pairs, num_kept)
 
     def exponentials(blocks, i, j, diagonal):
         result = tf.exp(tf.matmul(blocks[i], blocks[j], transpose_b=True))
@@ -71,20 +85,24 @@ def self_logsumexp(
     def logsumexp(vectors):
         blocks = as_blocks(vectors, num_blocks, block)
 
-        def add_sums(i, j, diagonal):
-            pair = exponentials(blocks, i, j, diagonal)
+        def add_sums(step, part):
+            i, j = _blocks_of_pair(step, num_blocks)
+            pair = exponentials(blocks, i, j, part.is_diagonal)
             sums = [(0, i, tf.linalg.matvec(pair, weights[j]))]
-            if not diagonal:
-                sums.append((0, j, tf.linalg.matvec(pair, weights[i], transpose_a=True)))
+            if part.is_kept:
+                sums.append((_KEEP, step, pair))
+            if not part.is_diagonal:
+                sums.append((1, j, tf.linalg.matvec(pair, weights[i], transpose_a=True)))
             if classes is not None:
                 pair = of_same_class(pair, i, j)
-                sums.append((1, i, tf.linalg.matvec(pair, ones[j])))
-                if not diagonal:
-                    sums.append((1, j, tf.linalg.matvec(pair, ones[i], transpose_a=True)))
+                sums.append((2, i, tf.linalg.matvec(pair, ones[j])))
+                if not part.is_diagonal:
+                    sums.append((3, j, tf.linalg.matvec(pair, ones[i], transpose_a=True)))
             return sums
 
-        zeros = [tf.zeros_like(ones)] * (1 if classes is None else 2)
-        all_sums = _sum_over_pairs(add_sums, zeros, num_blocks)
+        zeros = [tf.zeros_like(ones)] * (2 if classes is None else 4)
+        totals, kept = _accumulate(add_sums, zeros, parts, keep=(num_kept, block, block))
+        all_sums = [of_i + of_j for of_i, of_j in zip(totals[::2], totals[1::2], strict=True)]
 
         def gradient(*upstream):
             scales = [
@@ -102,16 +120,20 @@ def self_logsumexp(
                     scale += of_same_class(scales[1][i][:, None] + scales[1][j][None, :], i, j)
                 return scale
 
-            def add_gradients(i, j, diagonal):
-                pair = exponentials(blocks, i, j, diagonal)
+            def add_gradients(step, part):
+                i, j = _blocks_of_pair(step, num_blocks)
+                if part.is_kept:
+                    pair = _kept_block(kept, step)
+                else:
+                    pair = exponentials(blocks, i, j, part.is_diagonal)
                 pair *= scale_of(i, j)
                 rows = [(0, i, tf.matmul(pair, blocks[j]))]
-                if diagonal:
+                if part.is_diagonal:
                     return rows
-                return [*rows, (0, j, tf.matmul(pair, blocks[i], transpose_a=True))]
+                return [*rows, (1, j, tf.matmul(pair, blocks[i], transpose_a=True))]
 
-            (gradients,) = _sum_over_pairs(add_gradients, [tf.zeros_like(blocks)], num_blocks)
-            return as_rows(gradients, num_rows)
+            (of_i, of_j), _ = _accumulate(add_gradients, [tf.zeros_like(blocks)] * 2, parts)
+            return as_rows(of_i + of_j, num_rows)
 
         return [_log_or_minus_infinity(as_rows(sums, num_rows)) for sums in all_sums], gradient
 
@@ -127,6 +149,7 @@ def cross_logsumexp(
     column_weights: tf.Tensor | None = None,
     classes: tuple[tf.Tensor, tf.Tensor] | None = None,
     block_size: int | None = None,
+    cache_mb: float = 0.0,
 ) -> tf.Tensor:
     """log sum_{j != own(i)} w_j exp(row_i . column_j) for every row i; -inf for an empty sum.
 
@@ -138,6 +161,8 @@ def cross_logsumexp(
         classes: int32 [R] and [M]. If given, the same sum over the columns of the class of the
             row, with w_j = 1, is computed from the same exponentials.
         block_size: Rows and columns per block. None selects the size automatically.
+        cache_mb: Megabytes of exponentials to keep for the gradient, which does not change the
+            result.
 
     Returns:
         float32 [R]; with `classes` [2, R]: over all columns, and over those of the same class.
@@ -146,6 +171,8 @@ def cross_logsumexp(
     num_row_blocks, row_block = divide(num_rows, block_size)
     num_column_blocks, column_block = divide(num_columns, block_size)
     num_steps = num_row_blocks * num_column_blocks
+    num_kept = _num_kept(cache_mb, num_steps, row_block, column_block, block_size)
+    parts = [_Part(0, num_kept, is_kept=True), _Part(num_kept, num_steps)]
     if own_column is not None:
         own_column = as_blocks(own_column, num_row_blocks, row_block)
     ones = as_blocks(tf.ones([num_columns]), num_column_blocks, column_block)
@@ -171,17 +198,20 @@ def cross_logsumexp(
         row_blocks = as_blocks(rows, num_row_blocks, row_block)
         column_blocks = as_blocks(columns, num_column_blocks, column_block)
 
-        def add_sums(step):
+        def add_sums(step, part):
             i, j = step // num_column_blocks, step % num_column_blocks
             pair = exponentials(row_blocks, column_blocks, i, j)
             sums = [(0, i, tf.linalg.matvec(pair, weights[j]))]
+            if part.is_kept:
+                sums.append((_KEEP, step, pair))
             if classes is not None:
                 sums.append((1, i, tf.linalg.matvec(of_same_class(pair, i, j), ones[j])))
             return sums
 
         zeros = tf.zeros([num_row_blocks, row_block])
         totals = [zeros] * (1 if classes is None else 2)
-        all_sums = _accumulate(add_sums, totals, 0, num_steps)
+        keep = (num_kept, row_block, column_block)
+        all_sums, kept = _accumulate(add_sums, totals, parts, keep=keep)
 
         def gradient(*upstream):
             scales = [
@@ -189,9 +219,12 @@ def cross_logsumexp(
                 for each, sums in zip(upstream, all_sums, strict=True)
             ]
 
-            def add_gradients(step):
+            def add_gradients(step, part):
                 i, j = step // num_column_blocks, step % num_column_blocks
-                pair = exponentials(row_blocks, column_blocks, i, j)
+                if part.is_kept:
+                    pair = _kept_block(kept, step)
+                else:
+                    pair = exponentials(row_blocks, column_blocks, i, j)
                 scale = scales[0][i][:, None]
                 if column_weights is not None:
                     scale *= weights[j][None, :]
@@ -204,7 +237,7 @@ def cross_logsumexp(
                 ]
 
             totals = [tf.zeros_like(row_blocks), tf.zeros_like(column_blocks)]
-            row_gradients, column_gradients = _accumulate(add_gradients, totals, 0, num_steps)
+            (row_gradients, column_gradients), _ = _accumulate(add_gradients, totals, parts)
             return as_rows(row_gradients, num_rows), as_rows(column_gradients, num_columns)
 
         return [_log_or_minus_infinity(as_rows(sums, num_rows)) for sums in all_sums], gradient
@@ -257,47 +290,104 @@ def _log_or_minus_infinity(sums):
     return tf.where(sums == 0.0, float("-inf"), tf.math.log(tf.where(sums == 0.0, 1.0, sums)))
 
 
-def _sum_over_pairs(additions, totals, num_blocks):
-    """Processes each unordered pair of blocks once: the diagonal first, then the other pairs.
+class _Part(NamedTuple):
+    """The steps of one loop, from `start` to before `stop`."""
 
-    Step p pairs block i = p mod n with block (i + p div n) mod n. For even and odd n, n (n + 1) / 2
-    steps cover each pair exactly once.
+    start: int | tf.Tensor
+    stop: int | tf.Tensor
+    is_diagonal: bool = False
+    is_kept: bool = False
+
+
+def _num_kept(cache_mb, num_pairs, rows, columns, block_size):
+    """How many pairs of blocks, of rows x columns float32 each, fit into the cache."""
+    largest = block_size or BLOCK_ROWS
+    rows, columns = (size if isinstance(size, int) else largest for size in (rows, columns))
+    count = int(cache_mb * 1e6) // (4 * rows * columns)
+    if count == 0:
+        return 0
+    return min(count, num_pairs) if isinstance(num_pairs, int) else tf.minimum(count, num_pairs)
+
+
+def _blocks_of_pair(step, num_blocks):
+    """The two blocks of a step, so that n (n + 1) / 2 steps have each unordered pair once.
+
+    The first n steps are the diagonal; this holds for even and odd n.
     """
-    totals = _accumulate(lambda i: additions(i, i, True), totals, 0, num_blocks)
-
-    def pair(step):
-        i = step % num_blocks
-        return additions(i, (i + step // num_blocks) % num_blocks, False)
-
-    num_pairs = num_blocks * (num_blocks + 1) // 2
-    return _accumulate(pair, totals, num_blocks, num_pairs)
+    i = step % num_blocks
+    return i, (i + step // num_blocks) % num_blocks
 
 
-def _accumulate(additions, totals, start, stop):
+def _parts_of_square(num_blocks, num_pairs, num_kept):
+    """The steps of all unordered pairs: the diagonal first, and those to keep first in each."""
+    if isinstance(num_kept, int) and not num_kept:
+        kept_diagonal, kept_others = 0, num_blocks
+    elif isinstance(num_blocks, int):
+        kept_diagonal, kept_others = min(num_kept, num_blocks), max(num_kept, num_blocks)
+    else:
+        kept_diagonal = tf.minimum(num_kept, num_blocks)
+        kept_others = tf.maximum(num_kept, num_blocks)
+    return [
+        _Part(0, kept_diagonal, is_diagonal=True, is_kept=True),
+        _Part(kept_diagonal, num_blocks, is_diagonal=True),
+        _Part(num_blocks, kept_others, is_kept=True),
+        _Part(kept_others, num_pairs),
+    ]
+
+
+def _accumulate(additions, totals, parts, *, keep=None):
     """Adds values to blocks of the totals.
 
     The totals are kept in TensorArrays, which a loop updates in place. tensor_scatter_nd_add would
-    copy the whole total at every step.
+    copy the whole total at every step, and so would XLA if a step added to two blocks of one total.
 
     Args:
-        additions: A function of the step that returns triples (index of the total, block, value).
+        additions: A function of the step and its part that returns triples (index of the total,
+            block, value), and (_KEEP, step, value) for a value to keep.
         totals: Tensors [blocks, block, ...].
-        start: The first step.
-        stop: The step to stop before.
+        parts: The steps.
+        keep: The shape of all values to keep: their number, rows and columns.
+
+    Returns:
+        The totals, and the kept values for `_kept_block`, or None.
     """
-
-    def step_once(step, *arrays):
-        arrays = list(arrays)
-        for which, block, value in additions(step):
-            array = arrays[which]
-            arrays[which] = array.write(block, array.read(block) + value)
-        return step + 1, *arrays
-
     arrays = [
         tf.TensorArray(
             total.dtype, tf.shape(total)[0], clear_after_read=False, element_shape=total.shape[1:]
         ).unstack(total)
         for total in totals
     ]
-    _, *arrays = while_less(stop, step_once, (start, *arrays))
-    return [array.stack() for array in arrays]
+    parts = [part for part in parts if not _is_empty(part)]
+    if keep is not None and any(part.is_kept for part in parts):
+        num_kept, *shape = keep
+        shape = shape if all(isinstance(size, int) for size in shape) else None
+        arrays.append(
+            tf.TensorArray(tf.float32, num_kept, clear_after_read=False, element_shape=shape)
+        )
+    for part in parts:
+
+        def step_once(step, *arrays, part=part):
+            arrays = list(arrays)
+            for which, block, value in additions(step, part):
+                if which != _KEEP:
+                    value += arrays[which].read(block)
+                arrays[which] = arrays[which].write(block, value)
+            return step + 1, *arrays
+
+        _, *arrays = while_less(part.stop, step_once, (part.start, *arrays))
+    kept = arrays.pop() if len(arrays) > len(totals) else None
+    if kept is not None and GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        # A TensorArray cannot leave a compiled function, whose gradient may be computed by another.
+        # Compiled code stores it as one tensor, so that nothing is copied here.
+        kept = kept.stack()
+    return [array.stack() for array in arrays], kept
+
+
+def _kept_block(kept, step):
+    return kept[step] if isinstance(kept, tf.Tensor) else kept.read(step)
+
+
+def _is_empty(part):
+    if part.start is part.stop:
+        return True
+    return isinstance(part.start, int) and isinstance(part.stop, int) and part.start >= part.stop

@@ -83,6 +83,9 @@ class SupConOptions:
         denominator_weighting: Whether each contrast counts the same in the denominator
             (`"example"`), or each class (`"class"`), for classes of different sizes. Needs one
             class per example.
+        cache_mb: Megabytes per replica in which the exponentials of the similarities are kept
+            for the gradient; what does not fit is computed again. It does not change the result.
+            0 keeps nothing. Used where no mask is needed, from 1,024 rows (V N) on.
 
     Raises:
         ValueError: An option is out of range, or two of them exclude each other.
@@ -100,6 +103,7 @@ class SupConOptions:
     pair_weights: str | Callable | None = None
     spread_weight: float = 0.0
     denominator_weighting: str = "example"
+    cache_mb: float = 192.0
 
     def __post_init__(self):
         if not self.temperature > 0:  # Also refuses NaN.
@@ -119,6 +123,10 @@ class SupConOptions:
             raise ValueError(
                 f"epsilon={self.epsilon} must be 0 (no margin) or more, in the units of a "
                 "similarity divided by the temperature."
+            )
+        if not 0 <= self.cache_mb < float("inf"):
+            raise ValueError(
+                f"cache_mb={self.cache_mb} must be 0 (no cache) or more, in megabytes."
             )
         if not 0 <= self.spread_weight <= 1:
             raise ValueError(f"spread_weight={self.spread_weight} must be from 0 to 1.")

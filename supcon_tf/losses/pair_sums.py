@@ -25,6 +25,7 @@ def log_denominator(
     first: int | tf.Tensor,
     block_size: int | None,
     *,
+    cache_mb: float = 0.0,
     column_weights: tf.Tensor | None = None,
     classes: tf.Tensor | None = None,
 ) -> tf.Tensor:
@@ -34,7 +35,7 @@ def log_denominator(
         anchors: Views of this replica's examples.
         all_features: All views of the examples of all replicas.
         first: Index of this replica's first example among them.
-        block_size: See `SupConOptions`.
+        block_size, cache_mb: See `SupConOptions`.
         column_weights: float32 [N], the weight w of each example's views; None for 1.
         classes: int32 [N] as `class_index` numbers them. If given, the result is [2, B, A]: with
             the same sum over P(i), the contrasts of the anchor's class, with w = 1.
@@ -47,7 +48,11 @@ def log_denominator(
     column_classes = None if classes is None else tf.repeat(classes, num_views)
     if collectives.num_replicas() == 1 and num_anchors == num_views:
         result = self_logsumexp(
-            rows, column_weights=column_weights, classes=column_classes, block_size=block_size
+            rows,
+            column_weights=column_weights,
+            classes=column_classes,
+            block_size=block_size,
+            cache_mb=cache_mb,
         )
     else:
         columns = tf.reshape(all_features, [length(all_features) * num_views, size])
@@ -62,6 +67,7 @@ def log_denominator(
             column_weights=column_weights,
             classes=None if classes is None else (row_classes, column_classes),
             block_size=block_size,
+            cache_mb=cache_mb,
         )
     return tf.reshape(result, ([] if classes is None else [2]) + [batch, num_anchors])
 

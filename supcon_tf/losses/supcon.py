@@ -46,6 +46,7 @@ def supcon_loss(
     pair_weights: str | Callable | None = None,
     spread_weight: float = 0.0,
     denominator_weighting: str = "example",
+    cache_mb: float = 192.0,
 ) -> tf.Tensor:
     """The supervised contrastive loss of each example, contrasted with the global batch.
 
@@ -59,8 +60,9 @@ def supcon_loss(
                     "one_positive":    exp(s_ip) + sum_{a in A(i), a not in P(i)} exp(s_ia)
                     "only_negatives":  sum_{a in A(i), a not in P(i)} exp(s_ia)
 
-    The similarities are computed in blocks, and again for the gradient, so memory is linear in
-    the batch size for every option. Eq. 2 with all positives needs no mask:
+    The similarities are computed in blocks, and again for the gradient if they do not fit into
+    the cache, so memory is linear in the batch size for every option. Eq. 2 with all positives
+    needs no mask:
 
         L_i = log sum_{a in A(i)} exp(s_ia)  -  z_i . (sum of z over the class of i  -  z_i)
                                                 / (temperature |P(i)|)
@@ -91,7 +93,7 @@ def supcon_loss(
             type; the computation is in float32.
         temperature, contrast_mode, summation_location, denominator_mode, positives_cap,
             scale_by_temperature, normalize, block_size, epsilon, pair_weights, spread_weight,
-            denominator_weighting: See `supcon_tf.losses.options.SupConOptions`.
+            denominator_weighting, cache_mb: See `supcon_tf.losses.options.SupConOptions`.
 
     Returns:
         float32 [B]: for each example, the mean over its anchor views.
@@ -112,6 +114,7 @@ def supcon_loss(
         pair_weights=pair_weights,
         spread_weight=spread_weight,
         denominator_weighting=denominator_weighting,
+        cache_mb=cache_mb,
     )
     return losses_of_examples(labels, features, options)
 
@@ -126,8 +129,8 @@ class SupConLoss(keras.losses.Loss):
     Args:
         temperature, contrast_mode, summation_location, denominator_mode, positives_cap,
             scale_by_temperature, normalize, block_size, epsilon, pair_weights, spread_weight,
-            denominator_weighting: See `supcon_tf.losses.options.SupConOptions`. Each is also an
-            attribute.
+            denominator_weighting, cache_mb: See `supcon_tf.losses.options.SupConOptions`. Each is
+            also an attribute.
         use_labels: Whether to use the labels. False trains SimCLR.
         reduction: As for every Keras loss.
         name: As for every Keras loss.
@@ -151,6 +154,7 @@ class SupConLoss(keras.losses.Loss):
         pair_weights: str | Callable | None = None,
         spread_weight: float = 0.0,
         denominator_weighting: str = "example",
+        cache_mb: float = 192.0,
         use_labels: bool = True,
         reduction: str | None = "sum_over_batch_size",
         name: str = "supcon_loss",
@@ -169,6 +173,7 @@ class SupConLoss(keras.losses.Loss):
             pair_weights=weights_of_pairs.deserialized(pair_weights),
             spread_weight=spread_weight,
             denominator_weighting=denominator_weighting,
+            cache_mb=cache_mb,
         )
         for field in dataclasses.fields(options):
             setattr(self, field.name, getattr(options, field.name))
@@ -264,6 +269,7 @@ def _losses_of_anchors(labels, features, options):
             all_features,
             first,
             options.block_size,
+            cache_mb=options.cache_mb,
             column_weights=column_weights,
             classes=classes if is_spread_over_numbers else None,
         )

@@ -158,6 +158,7 @@ def loss_from_flags(flags: FlagValues, source: sources.Source | None = None) -> 
         pair_weights=_pair_weights_from_flags(flags, source),
         spread_weight=flags.spread_weight,
         denominator_weighting=flags.denominator_weighting,
+        cache_mb=flags.loss_cache_mb,
         use_labels=flags.use_labels,
     )
 

@@ -20,7 +20,7 @@ from supcon_tf.training import loop
 START = ("split_cpu", "deterministic", "strategy", "tpu", "processes", "refused", "said")
 SETTINGS = (
     "rates", "steps_per_loop", "summary_interval_steps", "save_interval_steps",
-    "evaluate_interval_steps", "jit_compile", "profile_steps", "max_to_keep", "stopped",
+    "evaluate_interval_steps", "jit_compile", "profile_steps", "cache_mb", "max_to_keep", "stopped",
 )  # fmt: skip
 STEP = ("batch", "initial", "loss", "weights")
 
@@ -62,8 +62,9 @@ def observe(*arguments, until):
 
     def training(*, strategy, step, create_batches, checkpoints, schedule, total_steps, **options):
         rates = [float(schedule(number)) for number in range(total_steps)]
-        for name in SETTINGS[1:-2]:
+        for name in SETTINGS[1:-3]:
             see(name, options.get(name))
+        see("cache_mb", getattr(getattr(step, "loss", None), "cache_mb", None))
         see("max_to_keep", checkpoints.max_to_keep)
         see("rates", rates)
         if until == "evaluated" and options.get("evaluate"):
