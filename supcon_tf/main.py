@@ -33,16 +33,16 @@ def main(argv: list[str]) -> None:
     signals.listen()
     if isinstance(sys.stdout, io.TextIOWrapper):  # So that lines appear in a log file at once.
         sys.stdout.reconfigure(line_buffering=True)
+    verbosity = tensorflow_start.verbosity(flags.FLAGS)
+    logging.set_verbosity(verbosity)
     try:
-        if flags.FLAGS.verbosity <= 0:
-            logging.set_verbosity(logging.WARNING)
         run_stages(flags.FLAGS, sys.argv[1:], started_at=_STARTED_AT)
     except signals.Stopped as stop:
         sys.stdout.flush()
         print(f"\n{stop.message}. Run the same command again to resume.", file=sys.stderr)
         sys.exit(stop.code)
     except Exception as error:
-        if not _is_user_error(error) or flags.FLAGS.verbosity > 0:
+        if not _is_user_error(error) or verbosity > 0:
             raise
         sys.stdout.flush()
         print(f"\nERROR: {error}\n(Add --verbosity=1 to see the traceback.)", file=sys.stderr)
@@ -72,21 +72,24 @@ def run_stages(
         ValueError: If the user has to fix something.
     """
     started_at = time.monotonic() if started_at is None else started_at
-    path_checks.check_paths(flag_values)
-    if flag_values.verbosity <= 0:
-        with progress.waiting("Starting TensorFlow"):
-            tensorflow_start.import_quietly()
+    with progress.waiting("Checking the paths"):
+        path_checks.check_paths(flag_values)
+    verbosity = tensorflow_start.verbosity(flag_values)
+    if verbosity < logging.INFO:
+        tensorflow_start.import_quietly()
     from supcon_tf import strategies
     from supcon_tf.stages import process, summary
 
     strategy = process.start(flag_values, started_at)
     with strategies.working_together(strategy):
-        results = {}
+        results, seconds = {}, {}
         for mode in flag_values.mode:
             stage = importlib.import_module(f"supcon_tf.stages.{STAGE_MODULES[mode]}")
+            stage_started_at = time.monotonic()
             results[mode] = stage.run(flag_values, strategy)
+            seconds[mode] = time.monotonic() - stage_started_at
         if strategies.is_chief(strategy):
-            print(summary.create(flag_values, results, arguments))
+            print(summary.create(flag_values, results, arguments, seconds))
 
 
 def run() -> None:

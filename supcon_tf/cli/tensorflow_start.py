@@ -7,18 +7,32 @@ import sys
 import tempfile
 from types import ModuleType
 
+from absl import flags, logging
+
+
+def verbosity(flag_values: flags.FlagValues) -> int:
+    """Returns absl's --verbosity, from -3 (fatal errors) to 1 (debugging).
+
+    Without the flag it is -1, warnings. absl itself would raise that to 0 once it has parsed the
+    command line.
+    """
+    flag = flag_values["verbosity"]
+    return int(flag.value) if flag.present else logging.WARNING  # type: ignore[arg-type]
+
 
 def import_quietly() -> ModuleType:
     """Imports TensorFlow and hides its messages about CPU features and missing GPUs.
 
     C++ code prints these messages before TensorFlow applies its log level. If the import fails,
-    they are printed. --verbosity=1 always shows them; the run itself prints which device it uses.
+    they are printed. The command shows them with --verbosity=0 or above. The import takes seconds,
+    so a line says first what is happening.
 
     Returns:
         The module `tensorflow`.
     """
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
+    print("Starting TensorFlow...", flush=True)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
     screen = os.dup(2)

@@ -113,7 +113,11 @@ def eval_batches(dataset: tf.data.Dataset, *, batch_size: int) -> tf.data.Datase
 
 
 def predict(
-    strategy: tf.distribute.Strategy, function: Callable, batches: tf.data.Dataset | Callable
+    strategy: tf.distribute.Strategy,
+    function: Callable,
+    batches: tf.data.Dataset | Callable,
+    *,
+    count: Callable[[int], None] | None = None,
 ) -> tuple:
     """Applies a function to every example of `eval_batches`, in order.
 
@@ -131,7 +135,12 @@ def predict(
     Raises:
         ValueError: If there are no examples.
     """
-    return in_order(create_predictor(strategy, function)(batches))
+    parts = []
+    for part in create_predictor(strategy, function)(batches):
+        parts.append(part)
+        if count is not None:
+            count(len(part[0]))
+    return in_order(parts)
 
 
 def ordered(parts: Iterable[tuple]) -> Iterator[tuple]:

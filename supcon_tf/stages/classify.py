@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from absl.flags import FlagValues
 
+from supcon_tf import strategies
 from supcon_tf.data import data_identity, sources
 from supcon_tf.evaluation import predictions
 from supcon_tf.models import batch_norm, contrastive, saved_encoder
@@ -174,7 +175,12 @@ def finish_classifier(
         f"{folder.stage}: evaluating on {test_source.num_examples:,} held-out images"
     ):
         logits, labels = predict_source(
-            flags, strategy, classifier, test_source, image_size=encoder.input_shape[1]
+            flags,
+            strategy,
+            classifier,
+            test_source,
+            image_size=encoder.input_shape[1],
+            stage=folder.stage,
         )
     with progress.waiting(f"{folder.stage}: saving the classifier"):
         folder.artifacts.save_model("classifier.keras", classifier)
@@ -195,13 +201,16 @@ def predict_source(
     source: sources.Source,
     *,
     image_size: int,
+    stage: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the outputs [M, ...] of a model on every image of a source, and the labels [M]."""
-    with inputs.naming_broken_images(source):
+    bar = progress.ImageProgress(stage, source.num_examples, is_shown=strategies.is_chief(strategy))
+    with inputs.naming_broken_images(source), bar:
         return predictions.predict(
             strategy,
             lambda images: model(images, training=False),
             inputs.eval_batches_from_flags(flags, source, image_size=image_size),
+            count=bar.update,
         )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 from absl.flags import FlagValues
-from tqdm import tqdm
 
+from supcon_tf import strategies
 from supcon_tf.data import sources
 from supcon_tf.evaluation import predictions
 from supcon_tf.stages import eval_data, inputs, process, trained
@@ -94,7 +94,8 @@ def _with_rows(array, count, index, rows):
 def _outputs(flags, strategy, model, source):
     """Yields (index, outputs, labels) of parts of the source, in order."""
     batches = inputs.eval_batches_from_flags(flags, source, image_size=model.image_size)
-    bar = tqdm(total=source.num_examples, desc="embed", unit="image", dynamic_ncols=True)
+    is_chief = strategies.is_chief(strategy)
+    bar = progress.ImageProgress("embed", source.num_examples, is_shown=is_chief)
     with bar, inputs.naming_broken_images(source):
         parts = predictions.create_predictor(strategy, model.outputs)(batches)
         for index, outputs, labels in predictions.ordered(parts):

@@ -10,6 +10,7 @@ import tensorflow as tf
 from absl.flags import FlagValues
 from scipy.special import expit, softmax
 
+from supcon_tf import strategies
 from supcon_tf.data import sources
 from supcon_tf.evaluation import intervals, metrics, multi_label, prediction_files, predictions
 from supcon_tf.stages import (
@@ -265,8 +266,9 @@ def _predict(flags, strategy, model, source, limit=None, *, with_thumbnails=Fals
     )
     count = min(source.num_examples, limit or source.num_examples)
     waiting = progress.waiting(f"eval: computing the outputs for {count:,} images")
-    with inputs.naming_broken_images(source), waiting:
-        return predictions.predict(strategy, function, batches)
+    bar = progress.ImageProgress("eval", count, is_shown=strategies.is_chief(strategy))
+    with inputs.naming_broken_images(source), waiting, bar:
+        return predictions.predict(strategy, function, batches, count=bar.update)
 
 
 def _table(confusion, class_names):

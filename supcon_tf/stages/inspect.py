@@ -184,8 +184,12 @@ def _compared_by(flags, strategy, encoder, parts, prints):
         with (
             inputs.naming_broken_images(source),
             progress.waiting(f"inspect: embedding {source.num_examples:,} {split} images"),
+            progress.ImageProgress(
+                "inspect", source.num_examples, is_shown=strategies.is_chief(strategy)
+            ) as bar,
         ):
-            embeddings.append(predictions.predict(strategy, _applied(encoder), batches)[0])
+            found, _ = predictions.predict(strategy, _applied(encoder), batches, count=bar.update)
+            embeddings.append(found)
     return np.concatenate(embeddings)
 
 

@@ -97,7 +97,12 @@ def _fit(flags, strategy, encoder, pretrained, train_source, test_source):
         started = time.monotonic()
         with progress.waiting("linear: embedding the training images"):
             embeddings, labels = classify.predict_source(
-                flags, strategy, encoder, train_source, image_size=encoder.input_shape[1]
+                flags,
+                strategy,
+                encoder,
+                train_source,
+                image_size=encoder.input_shape[1],
+                stage="linear",
             )
         with strategy.scope():
             head = contrastive.create_linear_head(

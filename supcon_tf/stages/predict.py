@@ -7,7 +7,6 @@ import functools
 
 import tensorflow as tf
 from absl.flags import FlagValues
-from tqdm import tqdm
 
 from supcon_tf import strategies
 from supcon_tf.data import data_identity, sources
@@ -94,7 +93,7 @@ def _answer_images(flags, strategy, model, source, answers):
             for _ in predictions.create_predictor(strategy, model.outputs)(batches):
                 pass
         return []
-    bar = tqdm(total=source.num_examples, desc="predict", unit="image", dynamic_ncols=True)
+    bar = progress.ImageProgress("predict", source.num_examples)
     rows = []
     with bar, inputs.naming_broken_images(source):
         for row in answers(
@@ -105,7 +104,7 @@ def _answer_images(flags, strategy, model, source, answers):
             strategy=strategy,
         ):
             rows.append(row)
-            bar.update()
+            bar.update(1)
     return rows
 
 

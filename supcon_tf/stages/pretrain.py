@@ -283,21 +283,21 @@ def _print_plan(flags, step, schedule):
     encoder, size = step.encoder, step.encoder.input_shape[1]
     learning_rate = choices.describe_learning_rate(flags, "pretrain", schedule.peak_learning_rate)
     print(
-        f"pretrain: {encoder.name} encoder with {_count_parameters(encoder):,} parameters, "
-        f"{size} px images, {schedule.total_steps:,} steps of {flags.batch_size} examples x "
-        f"{flags.num_views} views, {learning_rate}."
+        f"pretrain: {schedule.total_steps:,} steps of {flags.batch_size} images x "
+        f"{flags.num_views} views of {size} px ({flags.pretrain_epochs:g} epochs); {encoder.name} "
+        f"encoder with {_count_parameters(encoder):,} parameters; {learning_rate}."
     )
     for line in starting_encoder.describe_start(flags, encoder):
         print(f"          {line}")
     if isinstance(step, steps.ContrastiveStep):
-        positives, negatives = (
-            ("of the same class", "of different classes")
+        same, other = (
+            ("the same class", "different classes")
             if flags.use_labels and flags.pair_weights != "gaussian"
-            else ("of the same image", "of different images")
+            else ("the same image", "different images")
         )
         print(
-            f"          Below, positives is the mean cosine similarity of views {positives}, and "
-            f"negatives that of views {negatives}. They move apart as training works."
+            f"          positives, negatives: mean cosine similarity of views of {same} and of "
+            f"{other}; they move apart as training works."
         )
 
 

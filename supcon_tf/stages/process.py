@@ -9,8 +9,10 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 from absl.flags import FlagValues
+from absl.logging import converter
 
 from supcon_tf import strategies
+from supcon_tf.cli import command_line, tensorflow_start
 from supcon_tf.stages.stage_folder import StageFolder
 
 
@@ -21,7 +23,7 @@ class _Process:
 
 
 def start(flags: FlagValues, started_at: float | None = None) -> tf.distribute.Strategy:
-    """Creates the strategy, applies the process-wide settings, and prints the devices in use.
+    """Creates the strategy, applies the process-wide settings, and prints what runs on what.
 
     Args:
         flags: The parsed flags.
@@ -36,6 +38,9 @@ def start(flags: FlagValues, started_at: float | None = None) -> tf.distribute.S
     if flags.deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.config.set_dtype_policy(flags.precision)
+    if flags["verbosity"].present:  # TensorFlow has a logger of its own beside absl's.
+        level = converter.absl_to_standard(tensorflow_start.verbosity(flags))
+        tf.get_logger().setLevel(level)
     strategy = strategies.create_strategy(
         flags.strategy,
         tpu_name=flags.tpu_name,
@@ -48,7 +53,7 @@ def start(flags: FlagValues, started_at: float | None = None) -> tf.distribute.S
             "compile the exchange between them. Remove --jit_compile, or use "
             "--strategy=one_device."
         )
-    print(describe_devices(flags, strategy), flush=True)
+    print(describe_run(flags), describe_devices(flags, strategy), sep="\n", flush=True)
     if not strategies.is_chief(strategy):
         print("Worker 0, the chief, logs the progress.", flush=True)
     return strategy
@@ -59,17 +64,34 @@ def seconds_since_start() -> float:
     return time.monotonic() - _Process.started_at
 
 
+def describe_run(flags: FlagValues) -> str:
+    """Describes in one line which stages run, and where their files go."""
+    stages = ", ".join(flags.mode)
+    return f"Run: {stages}; the files go to {command_line.model_dir(flags)}."
+
+
 def describe_devices(flags: FlagValues, strategy: tf.distribute.Strategy) -> str:
-    """Describes versions, devices and precision in one line."""
+    """Describes hardware, strategy, precision and versions in one line."""
     replicas, hosts = strategy.num_replicas_in_sync, strategies.num_hosts(strategy)
-    kind = next(kind for kind in ("TPU", "GPU", "CPU") if tf.config.list_logical_devices(kind))
     scope = "over all replicas" if flags.use_global_batch_norm else "of each replica"
+    several = "" if replicas == 1 else f", batch norm {scope}"
     return (
-        f"TensorFlow {tf.__version__}, Keras {keras.__version__}; "
-        f"{strategies.strategy_name(strategy)}: {replicas} replica(s) on {hosts} host(s) ({kind}), "
-        f"{flags.batch_size / replicas:g} examples per replica, {flags.precision}, "
-        f"batch norm {scope}."
+        f"Hardware: {_hardware()}; {strategies.strategy_name(strategy)}: {replicas} replica(s) on "
+        f"{hosts} host(s), {flags.batch_size / replicas:g} examples per replica, "
+        f"{flags.precision}{several}. TensorFlow {tf.__version__}, Keras {keras.__version__}."
     )
+
+
+def _hardware():
+    """Names the devices that compute: their number and model where TensorFlow knows it."""
+    if tpus := tf.config.list_logical_devices("TPU"):
+        return f"TPU with {len(tpus)} cores"
+    if gpus := tf.config.list_physical_devices("GPU"):
+        details = tf.config.experimental.get_device_details(gpus[0])
+        name = details.get("device_name", "GPU")
+        return f"{len(gpus)} x {name}" if len(gpus) > 1 else name
+    count = strategies.count_cpus()
+    return f"CPU with {count} core{'' if count == 1 else 's'}"
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 from absl.flags import FlagValues
-from tqdm import tqdm
 
 from supcon_tf import strategies
 from supcon_tf.evaluation import corruption_error, corruptions, intervals, metrics, predictions
@@ -151,10 +150,10 @@ def _conditions(flags, strategy, model, source, names):
         flags, source, image_size=model.image_size, limit=flags.robustness_examples or None
     )
     predictor = predictions.create_predictor(strategy, lambda x: model.outputs(x)["logits"])
-    bar = tqdm(total=len(conditions) * count, desc="robustness", unit="image", dynamic_ncols=True)
+    is_chief = strategies.is_chief(strategy)
+    bar = progress.ImageProgress("robustness", len(conditions) * count, is_shown=is_chief)
     with bar, inputs.naming_broken_images(source), _corrupting(flags) as corrupt:
         for condition in conditions:
-            bar.set_postfix_str(" ".join(map(str, condition)) if condition[1] else "clean")
             batches = create
             if condition != CLEAN:
                 batches = functools.partial(_corrupted, create, corrupt, condition, flags.seed)

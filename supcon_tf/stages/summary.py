@@ -1,4 +1,4 @@
-"""The last lines of a run: its results, where its files are, and what to do next."""
+"""The last lines of a run: a table of its results and files, and what to do next."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import textwrap
 
 import tensorflow as tf
 from absl.flags import FlagValues
+from tqdm import tqdm
 
 from supcon_tf.cli.program import python_program
 from supcon_tf.stages import advice, chance, figures
 from supcon_tf.stages.run_directory import RunDirectory
+from supcon_tf.storage.run_paths import TENSORBOARD
 
 SNIPPET = """\
 import keras, numpy as np
@@ -28,45 +30,39 @@ model = tf.saved_model.load("{path}")
 outputs = model(images)  # uint8 [N, {side}, {side}, 3], values 0..255 -> {names}"""
 
 
-def create(flags: FlagValues, results: dict[str, dict], arguments: list[str]) -> str:
+# What each stage leaves for the user.
+FILES = {
+    "pretrain": ("encoder.keras", "linear_head.keras"),
+    "linear": ("classifier.keras",),
+    "finetune": ("encoder.keras", "classifier.keras"),
+    "eval": ("eval.json", "confusion_matrix.csv", "predictions.npz"),
+    "predict": ("predictions.csv", "predictions.jsonl"),
+    "embed": ("embeddings.npz",),
+    "export": ("saved_model",),
+    "report": ("index.html",),
+    "preview": ("preview.png",),
+    "inspect": ("issues.csv",),
+    "robustness": ("robustness.json", "severity.png"),
+}
+
+
+def create(
+    flags: FlagValues,
+    results: dict[str, dict],
+    arguments: list[str],
+    seconds: dict[str, float] | None = None,
+) -> str:
     """Returns the closing text of a run.
 
     Args:
         flags: The parsed flags.
         results: What each stage of this command returned.
         arguments: The command line, to build the next command from.
+        seconds: How long each stage took.
     """
     run = RunDirectory.of(flags)
-    model_dir = run.path
-    parts = [
-        "",
-        *_figures(results),
-        *chance.chance_warning(results),
-        f"The files of this run are in {model_dir}/",
-    ]
-    for name, what in (
-        ("pretrain/encoder.keras", "the encoder: images (0..255) to features"),
-        ("pretrain/linear_head.keras", "the classifier of pretraining: features to logits"),
-        ("finetune/encoder.keras", "the fine-tuned encoder"),
-        ("finetune/classifier.keras", "the fine-tuned classifier: images (0..255) to logits"),
-        ("linear/classifier.keras", "the classifier: images (0..255) to logits"),
-        ("eval/eval.json", "all metrics of the evaluation"),
-        ("eval/confusion_matrix.csv", "how often each class was predicted as each other"),
-        ("eval/predictions.npz", "label and class probabilities of every test image"),
-        ("report/index.html", "the report: open it in a browser"),
-        ("predict/predictions.csv", "class and similar training images of each new image"),
-        ("embed/embeddings.npz", "embeddings, labels, predictions and file names"),
-        ("export/saved_model", "uint8 images to embeddings, projection and logits"),
-        ("preview/preview.png", "training images and their views"),
-        ("inspect/issues.csv", "what may be wrong with the data"),
-        ("robustness/robustness.json", "accuracy and calibration on corrupted images"),
-        ("robustness/severity.png", "both by severity, as a picture"),
-        ("pretrain/tensorboard", _tensorboard(model_dir)),
-    ):
-        path = run.file(name)
-        if tf.io.gfile.exists(path):
-            parts.append(f"  {path:<{len(model_dir) + 26}} {what}")
-    parts += advice.advise(flags, results, [python_program(), "-m", "supcon_tf.main"])
+    program = [python_program(), "-m", "supcon_tf.main"]
+    parts = [*chance.chance_warning(results), *advice.advise(flags, results, program)]
     if "pretrain" in results:
         snippet = SNIPPET.format(
             encoder=run.encoder,
@@ -80,38 +76,53 @@ def create(flags: FlagValues, results: dict[str, dict], arguments: list[str]) ->
             path=export["path"], side=export["image_size"], names=", ".join(export["outputs"])
         )
         parts += ["", "Use the exported model:", "", textwrap.indent(snippet, "    ")]
-    parts += ["", "Next:", "", f"    {_next_command(flags, results, arguments)}"]
+    parts += ["", *_table_of_stages(run, results, seconds or {}), ""]
+    if any(tf.io.gfile.exists(run.file(stage, TENSORBOARD)) for stage in results):
+        parts.append(f"Curves and images: {_tensorboard(run.path)}")
+    parts.append(f"Next: {_next_command(flags, results, arguments)}")
     return "\n".join(parts)
 
 
-def _figures(results):
-    lines = []
-    if "pretrain" in results:
-        pretrain = results["pretrain"]
-        text = f"pretrain: {pretrain['steps']:,} steps in {pretrain['seconds']:.0f} s"
-        if "knn_accuracy" in pretrain:
-            text += f", k-NN accuracy {pretrain['knn_accuracy']:.4f}"
-        if "knn_mean_average_precision" in pretrain:
-            text += f", k-NN mAP {pretrain['knn_mean_average_precision']:.4f}"
-        if "knn_r2" in pretrain:
-            text += f", k-NN R2 {pretrain['knn_r2']:.4f}"
-        lines.append(text)
-    for stage in ("linear", "finetune"):
-        if stage in results:
-            result = results[stage]
-            lines.append(
-                f"{stage + ':':<9} {_duration(result)}, {figures.describe_classifier(result)}"
-            )
-    if "eval" in results:
-        evaluation = results["eval"]
-        what = figures.describe_classifier(evaluation)
-        lines.append(f"eval:     {what} on {evaluation['num_examples']:,} images")
-    return lines
+def _table_of_stages(run, results, seconds):
+    """Returns the lines of a table: a row for each stage, and one for each further file."""
+    rows = [("stage", "result", "time", f"files in {run.path}")]
+    for stage, result in results.items():
+        paths = [f"{stage}/{name}" for name in FILES[stage]]
+        found = [path for path in paths if tf.io.gfile.exists(run.file(path))]
+        taken = result.get("seconds", seconds.get(stage))
+        time = "" if taken is None else tqdm.format_interval(taken)
+        rows.append((stage, _figures(stage, result), time, found[0] if found else ""))
+        rows += [("", "", "", path) for path in found[1:]]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    rows.insert(1, tuple("-" * width for width in (*widths, max(len(row[3]) for row in rows))))
+    return [
+        f"{stage:<{widths[0]}}  {result:<{widths[1]}}  {time:>{widths[2]}}  {path}".rstrip()
+        for stage, result, time, path in rows
+    ]
 
 
-def _duration(result):
-    steps = "" if "train_r2" in result else f"{result['steps']:,} steps in "  # Ridge has no steps.
-    return f"{steps}{result['seconds']:.0f} s"
+def _figures(stage, result):
+    """Returns the main figures of a stage in a few words; "" of one that has none."""
+    if stage == "pretrain":
+        parts = [f"{result['steps']:,} steps"]
+        for name, text in (
+            ("knn_accuracy", "k-NN accuracy"), ("knn_mean_average_precision", "k-NN mAP"),
+            ("knn_r2", "k-NN R2"),
+        ):  # fmt: skip
+            parts += [f"{text} {result[name]:.4f}"] if name in result else []
+        return ", ".join(parts)
+    if stage in ("linear", "finetune"):
+        is_ridge = "train_r2" in result  # It is solved without steps.
+        steps = "" if is_ridge else f"{result['steps']:,} steps, "
+        return f"{steps}{figures.describe_classifier(result)}"
+    if stage == "eval":
+        return f"{figures.describe_classifier(result)} on {result['num_examples']:,} images"
+    if stage == "inspect":
+        return f"{len(result['issues']):,} issues"
+    if stage == "robustness":
+        return f"mean accuracy on corrupted images {result['mean_corruption_accuracy']:.4f}"
+    count = result.get("num_examples", result.get("examples"))
+    return "" if count is None else f"{count:,} images"
 
 
 def _without_mode(arguments):

@@ -8,7 +8,6 @@ import os
 import numpy as np
 import tensorflow as tf
 from absl.flags import FlagValues
-from tqdm import tqdm
 
 from supcon_tf import strategies
 from supcon_tf.data import data_identity, sources
@@ -18,6 +17,7 @@ from supcon_tf.stages import inputs
 from supcon_tf.stages.stage_folder import StageFolder
 from supcon_tf.stages.trained import Trained
 from supcon_tf.storage import files, npz
+from supcon_tf.training import progress
 
 ARRAYS, RECORD = "training_embeddings.npz", "training_embeddings.json"
 
@@ -90,7 +90,7 @@ def _compute_gallery(flags, strategy, model, source, path):
     """Writes the embeddings as they are computed, then labels and names."""
     count, num_features = source.num_examples, model.encoder.output_shape[-1]
     batches = inputs.eval_batches_from_flags(flags, source, image_size=model.image_size)
-    bar = tqdm(total=count, desc="training images", unit="image", dynamic_ncols=True)
+    bar = progress.ImageProgress("predict: training images", count)
     label_parts = []
     with files.writing(path) as temporary, npz.NpzWriter(temporary) as archive:
         with (

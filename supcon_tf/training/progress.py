@@ -15,6 +15,10 @@ from tqdm import tqdm
 WAIT_SECONDS = 1.0
 # Time between two progress lines in a log file.
 LINE_SECONDS = 20.0
+# The time of a stage is estimated once its steps have been timed for so long.
+ESTIMATE_SECONDS = 3.0
+# A stage of less than this needs no estimate; a pass over images of less than this, no bar.
+SHORT_SECONDS = 2.0
 # Whether progress is shown; False inside `shown(False)`.
 _IS_SHOWN = contextvars.ContextVar("is_shown", default=True)
 _BAR = "{desc}: {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt}{postfix}"
@@ -70,16 +74,20 @@ def is_notebook() -> bool:
 class Progress:
     """The progress of a stage: a bar in a terminal or notebook, else a line every LINE_SECONDS.
 
-    Nothing is shown before the first `update`, which is shown immediately.
+    Nothing is shown before the first `update`, which is shown immediately. After ESTIMATE_SECONDS
+    of steps, a line says once how long the stage will take.
 
     Args:
         name: The name of the stage.
         total_steps: The number of steps of the stage.
+        unit: What a step is called.
         is_shown: Whether this worker shows the progress.
     """
 
-    def __init__(self, name: str, total_steps: int, *, is_shown: bool = True):
-        self._name, self._total_steps = name, total_steps
+    def __init__(self, name: str, total_steps: int, *, unit: str = "step", is_shown: bool = True):
+        self._name, self._total_steps, self._unit = name, total_steps, unit
+        self._estimates_from: float | None = None
+        self._is_estimated = False
         self._is_shown = is_shown and _IS_SHOWN.get()
         # Jupyter shows standard error on a red background, which is meant for errors.
         self._file = sys.stdout if is_notebook() else sys.stderr
@@ -103,14 +111,30 @@ class Progress:
             return
         text = describe_metrics(metrics)
         if seconds_left is not None and step < self._total_steps:
+            self._say_estimate(self._total_steps - step, seconds_left)
             text = f"{tqdm.format_interval(seconds_left)} left, {text}"
         if self._has_bar:
             self._update_bar(step, text)
             return
-        line = f"{self._name}: step {step:,} of {self._total_steps:,}, {text}"
+        line = f"{self._name}: {self._unit} {step:,} of {self._total_steps:,}"
+        line += f", {text}" if text else ""
         self._waiting_line = line
         if time.monotonic() >= self._next_line:
             self._print_line(line)
+
+    def _say_estimate(self, steps_left, seconds_left):
+        """Says how long the stage will take, once that is known well enough."""
+        now = time.monotonic()
+        if self._estimates_from is None:
+            self._estimates_from = now
+        is_known = now - self._estimates_from >= ESTIMATE_SECONDS
+        if self._is_estimated or not is_known or seconds_left < SHORT_SECONDS:
+            return
+        self._is_estimated = True
+        inform(
+            f"{self._name}: the remaining {steps_left:,} {self._unit}s will take about "
+            f"{describe_duration(seconds_left)}."
+        )
 
     def _update_bar(self, step, text):
         if self._bar is None:
@@ -130,6 +154,53 @@ class Progress:
     def _print_line(self, line):
         print(line, file=self._file, flush=True)
         self._waiting_line, self._next_line = None, time.monotonic() + LINE_SECONDS
+
+
+def describe_duration(seconds: float) -> str:
+    """Formats a time in seconds for people: "40 s", "3 min", "2 h 10 min"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 24 else f"{hours} h"
+
+
+class ImageProgress:
+    """The progress of a pass over images: a `Progress` if SHORT_SECONDS have passed and remain.
+
+    Args:
+        name: The name of the stage.
+        num_images: The number of images of the pass.
+        is_shown: Whether this worker shows the progress.
+    """
+
+    def __init__(self, name: str, num_images: int, *, is_shown: bool = True):
+        self._progress = Progress(name, num_images, unit="image", is_shown=is_shown)
+        self._num_images, self._done, self._first = num_images, 0, 0
+        self._started = time.monotonic()
+        self._timed_from: float | None = None
+        self._is_long = False
+
+    def __enter__(self) -> ImageProgress:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._progress.__exit__(*error)
+
+    def update(self, count: int) -> None:
+        """Counts images that are done. The first ones do not count for the speed."""
+        self._done += count
+        now = time.monotonic()
+        if self._timed_from is None:
+            self._timed_from, self._first = now, self._done
+            return
+        speed = (self._done - self._first) / max(now - self._timed_from, 1e-9)
+        left = (self._num_images - self._done) / speed
+        self._is_long |= min(now - self._started, left) >= SHORT_SECONDS
+        if self._is_long:
+            self._progress.update(self._done, {"images_per_second": speed}, left)
 
 
 def describe_metrics(metrics: dict[str, float]) -> str:
