@@ -398,9 +398,11 @@ def test_damaged_lines_of_the_log_are_set_aside_and_named(line, tmp_path, capsys
 
 
 def test_a_lost_log_is_restored_from_what_tensorboard_has(tmp_path):
-    log = MetricsLog(str(tmp_path))
+    """Without the tags of the released code and the pictures, which are no lines of the log."""
+    log = MetricsLog(str(tmp_path), stage="linear")
+    log.write_image("views", np.zeros([4, 4, 3], np.uint8))
     for step in (1, 2, 3):
-        log.write(step, {"loss": step / 4})
+        log.write(step, {"loss": step / 4, "accuracy": 0.5, "learning_rate": 1.0})
     log.close()
     whole = (tmp_path / "metrics.jsonl").read_bytes()
     (tmp_path / "metrics.jsonl").unlink()

@@ -63,13 +63,15 @@ def test_the_screen_stays_clean_and_ends_with_the_next_command(digits):
     _, done = digits
     assert "CHANCE" not in done.stdout
     assert "Traceback" not in done.stderr and "cuda" not in done.stderr.lower()
+    assert "InitializeLog" not in done.stderr and "oneDNN" not in done.stderr
+    assert "Starting TensorFlow...\nRun: pretrain, linear, eval; " in done.stdout
     next_command = done.stdout.strip().splitlines()[-1]
     assert f"{python_program()} -m supcon_tf.main" in next_command
 
 
 def test_the_printed_snippet_runs_with_keras_alone(digits, tmp_path):
     _, done = digits
-    block = done.stdout.split("Use the encoder:")[1].split("Next:")[0]
+    block = done.stdout.split("Use the encoder:")[1].split("\nstage ")[0]
     code = "\n".join(line[4:] for line in block.strip("\n").splitlines())
     Image.fromarray(np.full([20, 30, 4], 128, np.uint8)).save(tmp_path / "your_image.png")
     code += "\nimport sys; print('SHAPE', embedding.shape, 'supcon_tf' in sys.modules)"

@@ -381,10 +381,12 @@ def start(*arguments):
 
 def test_it_says_once_what_it_runs_on(capsys, no_cluster, policy):
     start("--strategy=mirrored", "--precision=mixed_bfloat16", "--nouse_global_batch_norm")
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith(
-        "mirrored: 4 replica(s) on 1 host(s) (CPU), 16 examples per replica, mixed_bfloat16, "
-        "batch norm of each replica."
+    run, hardware = capsys.readouterr().out.splitlines()
+    assert run.startswith("Run: pretrain, linear, eval; ")
+    assert re.match(
+        r"Hardware: CPU with \d+ cores?; mirrored: 4 replica\(s\) on 1 host\(s\), 16 examples per "
+        r"replica, mixed_bfloat16, batch norm of each replica\.",
+        hardware,
     )
     assert keras.config.dtype_policy().name == "mixed_bfloat16"
     start()
