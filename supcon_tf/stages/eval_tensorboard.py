@@ -67,7 +67,7 @@ def write_tensorboard(
     """
     if not folder.is_chief:
         return
-    scalars = {name: value for name, value in result.items() if isinstance(value, float)}
+    scalars = _scalars(result)
     with files.writing(folder.artifacts.path_to_write(TENSORBOARD)) as path:
         writer = tf.summary.create_file_writer(path)
         with writer.as_default(step=0):
@@ -77,6 +77,15 @@ def write_tensorboard(
                 tf.summary.image(name, picture[None])
         writer.close()
         _write_projector(path, outputs, labels, source, class_names)
+
+
+def _scalars(result):
+    """Returns the figures of the evaluation, those of a group under `group/name`."""
+    found = {name: value for name, value in result.items() if isinstance(value, float)}
+    for group in ("retrieval", "geometry"):
+        figures = result.get(group) or {}
+        found |= {f"{group}/{name}": x for name, x in figures.items() if isinstance(x, float)}
+    return found
 
 
 def _pictures(logits, labels, class_names, confusion):
