@@ -151,7 +151,7 @@ def train(
     profiler = Profiler(
         run_path(log_folder, TENSORBOARD), profile_steps, is_chief=checkpoints.is_chief
     )
-    is_drawn = shows_views and at == 0 and checkpoints.is_chief
+    is_drawn = shows_views and at == 0 < total_steps and checkpoints.is_chief
     with explaining_failure(explain_failure, at, 1):
         iterator = _distribute_batches(strategy, create_batches, at, log if is_drawn else None)
     stop, is_waiting = create_stop_flag(), create_stop_flag()
