@@ -35,6 +35,8 @@ def main(argv: list[str]) -> None:
         sys.stdout.reconfigure(line_buffering=True)
     verbosity = tensorflow_start.verbosity(flags.FLAGS)
     logging.set_verbosity(verbosity)
+    if not flags.FLAGS["verbosity"].present:
+        tensorflow_start.hide_warnings()
     try:
         run_stages(flags.FLAGS, sys.argv[1:], started_at=_STARTED_AT)
     except signals.Stopped as stop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from logging import ERROR, getLogger
 from types import ModuleType
 
 from absl import flags, logging
@@ -18,6 +19,21 @@ def verbosity(flag_values: flags.FlagValues) -> int:
     """
     flag = flag_values["verbosity"]
     return int(flag.value) if flag.present else logging.WARNING  # type: ignore[arg-type]
+
+
+def hide_warnings() -> None:
+    """Hides the warnings of TensorFlow's Python code, which are for its developers.
+
+    For example, --mode=export has one for each custom gradient. Errors and the messages of other
+    packages are not affected.
+    """
+
+    def is_shown(record):
+        is_of_tensorflow = f"{os.sep}tensorflow{os.sep}python{os.sep}" in record.pathname
+        return record.levelno >= ERROR or not is_of_tensorflow
+
+    for logger in (logging.get_absl_logger(), getLogger("tensorflow")):
+        logger.addFilter(is_shown)
 
 
 def import_quietly() -> ModuleType:

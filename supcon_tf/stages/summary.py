@@ -24,7 +24,6 @@ pixels = np.array(image, np.float32)[None]  # values 0..255; do not divide by 25
 embedding = encoder.predict(pixels)  # [1, {features}]"""
 EXPORT_SNIPPET = """\
 import tensorflow as tf
-from absl.flags import FlagValues
 
 model = tf.saved_model.load("{path}")
 outputs = model(images)  # uint8 [N, {side}, {side}, 3], values 0..255 -> {names}"""
