@@ -220,6 +220,25 @@ def test_a_value_that_is_no_number_is_refused(tmp_path):
             stability.study_stability(["stability", f"--study_dir={tmp_path}", wrong])
 
 
+def test_a_run_that_fails_does_not_hide_the_others(tmp_path, pretended, monkeypatch, capsys):
+    succeed = jobs.Job.execute
+
+    def execute(job):
+        if "--temperature=0.5" in job.flags:
+            raise RuntimeError("the loss is not finite")
+        succeed(job)
+
+    monkeypatch.setattr(jobs.Job, "execute", execute)
+    command = ["stability", "--recipe=digits", f"--study_dir={tmp_path}", "--seeds=0"]
+    command += ["--augmentations=", "--optimizers=", "--temperatures=0.2,0.5"]
+    with pytest.raises(RuntimeError, match="1 runs failed(?s:.*)not finite"):
+        stability.study_stability(command)
+    text = (tmp_path / "stability.md").read_text()
+    assert "| supcon | temperature | 0.2 | 1 |" in text
+    assert "temperature | 0.5" not in text
+    assert "| supcon | temperature | 0.2 |" in capsys.readouterr().out
+
+
 def test_a_value_that_is_given_twice_is_refused(tmp_path):
     for wrong in ("--optimizers=lars:0.1,lars:0.4", "--batch_size_factors=2,2.0"):
         with pytest.raises(ValueError, match="is given twice"):
@@ -334,12 +353,35 @@ def test_transfer_chooses_on_validation_images_and_tests_once(tmp_path, monkeypa
     assert len(executed) == len({job.folder for job in executed}) == 3 * 3 + 3 * 2 + 6
 
 
+def test_a_dataset_that_fails_does_not_keep_others_from_being_tested(tmp_path, monkeypatch, capsys):
+    def execute(job):
+        if "--dataset=food101" in job.flags:
+            raise RuntimeError("food101 is not prepared")
+        (job.folder / "eval").mkdir(parents=True)
+        content = {"top_1": 0.9, "intervals_95": {"top_1": [0.8, 1.0]}}
+        (job.folder / "eval/eval.json").write_text(json.dumps(content))
+        (job.folder / "eval/stage.flags").write_text("--mode=eval\n")
+        (job.folder / jobs.DONE).write_text(json.dumps(job._record()))
+
+    monkeypatch.setattr(jobs.Job, "execute", execute)
+    command = [
+        "transfer", "--encoder=runs/mine", f"--study_dir={tmp_path}", "--protocols=linear",
+        "--datasets=food101,cifar10",
+    ]  # fmt: skip
+    with pytest.raises(RuntimeError, match="food101 is not prepared"):
+        transfer.study_transfer(command)
+    text = (tmp_path / "transfer.md").read_text()
+    assert "| cifar10 | linear | top-1 | 0.9000 |" in text
+    assert "| food101 | linear | top-1 | not run |" in text
+
+
 def test_a_wrong_transfer_is_refused(tmp_path):
     for wrong, says in (
         ([], "--encoder is missing"),
         (["--encoder=a", "--protocols=knn"], "choose from linear and finetune"),
         (["--encoder=a", f"--datasets=mine={tmp_path / 'no'}"], "does not exist"),
         (["--encoder=a", "--task=20"], "there are 20"),
+        (["--encoder=a", "--finetune_rates="], "leave nothing to choose"),
     ):
         with pytest.raises(ValueError, match=says):
             transfer.study_transfer(["transfer", f"--study_dir={tmp_path}", *wrong])

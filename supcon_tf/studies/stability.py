@@ -217,7 +217,12 @@ def draw_box_plot(top_1: dict[Variation, list[float]], path: Path) -> None:
 
 
 def study_stability(argv: Sequence[str]) -> None:
-    """Runs the study, or one task of it, and writes `stability.md`, `.png` and `.svg`."""
+    """Runs the study, or one task of it, and writes `stability.md`, `.png` and `.svg`.
+
+    Raises:
+        ValueError: If the command line is wrong.
+        RuntimeError: If runs failed, after writing the table of the others.
+    """
     values, of_every_run = study_flags.parse_study("stability", argv)
     created = create_jobs(values, variations_from_flags(values, of_every_run))
     if values.list:
@@ -232,17 +237,33 @@ def study_stability(argv: Sequence[str]) -> None:
             job.folder, results, experiment="stability", setting=variation.setting, seed=seed
         )
 
-    jobs.execute_jobs(list(created), num_parallel=values.jobs, task=values.task, after_each=record)
-    if values.task is not None:
-        return
+    failure = None
+    try:
+        jobs.execute_jobs(
+            list(created), num_parallel=values.jobs, task=values.task, after_each=record
+        )
+    except RuntimeError as error:  # A learning rate that diverges must not hide the others.
+        failure = error
+    if values.task is None:
+        _write_tables(values, created, results)
+    if failure is not None:
+        raise failure
+
+
+def _write_tables(values, created, results):
+    """Writes the table and the plot of the runs that are finished."""
     top_1: dict[Variation, list[float]] = {}
     for variation, seed in created.values():
         folder = results / "stability" / variation.setting / str(seed)
+        if not (folder / ledger.ENTRY).exists():
+            continue
         (entry,) = ledger.read_entries(folder)
         figure = entry.figure("top_1")
         if figure is None:
             raise ValueError(f"{folder} has no top-1: the study needs images of one class each.")
         top_1.setdefault(variation, []).append(figure)
+    if not top_1:
+        return
     table = stability_table(top_1)
     Path(values.study_dir, "stability.md").write_text(table, encoding="utf-8")
     for kind in ("png", "svg"):

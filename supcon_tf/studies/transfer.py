@@ -117,7 +117,7 @@ def create_pairs(values: flags.FlagValues, of_every_run: Sequence[str]) -> list[
     """Returns every dataset with every protocol.
 
     Raises:
-        ValueError: If a protocol is unknown, or a folder does not exist.
+        ValueError: If a protocol is unknown or has no grid, or a folder does not exist.
     """
     pairs = []
     for text, protocol in itertools.product(values.datasets, values.protocols):
@@ -136,6 +136,8 @@ def create_pairs(values: flags.FlagValues, of_every_run: Sequence[str]) -> list[
             if protocol == "linear" and not trains_in_steps:
                 given += ("--linear_optimizer=momentum",)
             grid[f"rate_{rate}_decay_{decay}"] = given
+        if not grid:
+            raise ValueError(f"--{protocol}_rates and --{protocol}_decays leave nothing to choose.")
         pairs.append(Pair(find_target(text), protocol, grid))
     return pairs
 
@@ -178,15 +180,22 @@ def _figure(job, pair):
 
 
 def _choose_and_test(values, pairs, of_every_run):
-    """Runs the grids of the pairs, then their tests; writes the ledger."""
+    """Runs the grids of the pairs, then their tests; writes the ledger.
+
+    A dataset whose runs fail does not keep the others from being tested.
+
+    Returns:
+        The error of the runs that failed, or None.
+    """
     grids = {pair.setting: grid_jobs(values, pair, of_every_run) for pair in pairs}
     all_of_them = [job for grid in grids.values() for job in grid.values()]
-    jobs.execute_jobs(all_of_them, num_parallel=values.jobs)
+    failures = [_failure_of(all_of_them, num_parallel=values.jobs)]
     tests, found = {}, {}
     for pair in pairs:
-        validation = {
-            point: _figure(job, pair)[1] for point, job in grids[pair.setting].items()
-        }  # fmt: skip
+        grid = grids[pair.setting]
+        if not all(job.is_finished() for job in grid.values()):
+            continue
+        validation = {point: _figure(job, pair)[1] for point, job in grid.items()}
         found[pair.setting] = validation
         tests[tested_job(values, pair, of_every_run, validation)] = pair
 
@@ -198,7 +207,17 @@ def _choose_and_test(values, pairs, of_every_run):
             figures={f"validation_{point}": value for point, value in found[pair.setting].items()},
         )  # fmt: skip
 
-    jobs.execute_jobs(list(tests), num_parallel=values.jobs, after_each=record)
+    failures.append(_failure_of(list(tests), num_parallel=values.jobs, after_each=record))
+    return next((failure for failure in failures if failure is not None), None)
+
+
+def _failure_of(of_study, **options):
+    """Runs the jobs; returns the error of those that failed, or None."""
+    try:
+        jobs.execute_jobs(of_study, **options)
+    except RuntimeError as error:
+        return error
+    return None
 
 
 def transfer_table(values: flags.FlagValues, pairs: Sequence[Pair]) -> str:
@@ -236,7 +255,12 @@ def transfer_table(values: flags.FlagValues, pairs: Sequence[Pair]) -> str:
 
 
 def study_transfer(argv: Sequence[str]) -> None:
-    """Runs the study, or one dataset and protocol of it, and writes `transfer.md`."""
+    """Runs the study, or one dataset and protocol of it, and writes `transfer.md`.
+
+    Raises:
+        ValueError: If the command line is wrong.
+        RuntimeError: If runs failed, after testing the other datasets and writing the table.
+    """
     values, of_every_run = study_flags.parse_study("transfer", argv)
     if not values.encoder:
         raise ValueError("--encoder is missing: the model directory of a run, or an encoder.keras.")
@@ -248,12 +272,14 @@ def study_transfer(argv: Sequence[str]) -> None:
     if values.task is not None:
         if values.task >= len(pairs):
             raise ValueError(f"--task={values.task} is out of range: there are {len(pairs)}.")
-        _choose_and_test(values, [pairs[values.task]], of_every_run)
-        return
-    _choose_and_test(values, pairs, of_every_run)
-    table = transfer_table(values, pairs)
-    Path(values.study_dir, "transfer.md").write_text(table, encoding="utf-8")
-    print(f"\n{table}")
+        failure = _choose_and_test(values, [pairs[values.task]], of_every_run)
+    else:
+        failure = _choose_and_test(values, pairs, of_every_run)
+        table = transfer_table(values, pairs)
+        Path(values.study_dir, "transfer.md").write_text(table, encoding="utf-8")
+        print(f"\n{table}")
+    if failure is not None:
+        raise failure
 
 
 if __name__ == "__main__":
