@@ -245,12 +245,12 @@ def study_stability(argv: Sequence[str]) -> None:
     except RuntimeError as error:  # A learning rate that diverges must not hide the others.
         failure = error
     if values.task is None:
-        _write_tables(values, created, results)
+        _summarize_study(values, created, results)
     if failure is not None:
         raise failure
 
 
-def _write_tables(values, created, results):
+def _summarize_study(values, created, results):
     """Writes the table and the plot of the runs that are finished."""
     top_1: dict[Variation, list[float]] = {}
     for variation, seed in created.values():
