@@ -13,6 +13,7 @@ from absl.logging import converter
 
 from supcon_tf import strategies
 from supcon_tf.cli import command_line, tensorflow_start
+from supcon_tf.cli.declare import TRAINING_STAGES
 from supcon_tf.stages.stage_folder import StageFolder
 
 
@@ -74,11 +75,14 @@ def describe_devices(flags: FlagValues, strategy: tf.distribute.Strategy) -> str
     """Describes hardware, strategy, precision and versions in one line."""
     replicas, hosts = strategy.num_replicas_in_sync, strategies.num_hosts(strategy)
     scope = "over all replicas" if flags.use_global_batch_norm else "of each replica"
+    training = ""
+    if set(flags.mode) & set(TRAINING_STAGES):
+        training = f" {flags.batch_size / replicas:g} examples per replica,"
     several = "" if replicas == 1 else f", batch norm {scope}"
     return (
         f"Hardware: {_hardware()}; {strategies.strategy_name(strategy)}: {replicas} replica(s) on "
-        f"{hosts} host(s), {flags.batch_size / replicas:g} examples per replica, "
-        f"{flags.precision}{several}. TensorFlow {tf.__version__}, Keras {keras.__version__}."
+        f"{hosts} host(s),{training} {flags.precision}{several}. TensorFlow {tf.__version__}, "
+        f"Keras {keras.__version__}."
     )
 
 

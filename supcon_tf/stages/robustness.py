@@ -154,6 +154,7 @@ def _conditions(flags, strategy, model, source, names):
     bar = progress.ImageProgress("robustness", len(conditions) * count, is_shown=is_chief)
     with bar, inputs.naming_broken_images(source), _corrupting(flags) as corrupt:
         for condition in conditions:
+            bar.note = " ".join(map(str, condition)) if condition[1] else "clean"
             batches = create
             if condition != CLEAN:
                 batches = functools.partial(_corrupted, create, corrupt, condition, flags.seed)

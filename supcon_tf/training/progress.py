@@ -17,7 +17,7 @@ WAIT_SECONDS = 1.0
 LINE_SECONDS = 20.0
 # The time of a stage is estimated once its steps have been timed for so long.
 ESTIMATE_SECONDS = 3.0
-# A stage of less than this needs no estimate; a pass over images of less than this, no bar.
+# What takes less than this needs no estimate, and a pass over images no bar.
 SHORT_SECONDS = 2.0
 # Whether progress is shown; False inside `shown(False)`.
 _IS_SHOWN = contextvars.ContextVar("is_shown", default=True)
@@ -105,11 +105,13 @@ class Progress:
         if self._waiting_line:
             self._print_line(self._waiting_line)
 
-    def update(self, step: int, metrics: dict[str, float], seconds_left: float | None) -> None:
-        """Shows the state after `step` steps, and the time left if it is known."""
+    def update(
+        self, step: int, metrics: dict[str, float], seconds_left: float | None, note: str = ""
+    ) -> None:
+        """Shows the state after `step` steps, the time left if it is known, and a note."""
         if not self._is_shown:
             return
-        text = describe_metrics(metrics)
+        text = ", ".join(filter(None, [note, describe_metrics(metrics)]))
         if seconds_left is not None and step < self._total_steps:
             self._say_estimate(self._total_steps - step, seconds_left)
             text = f"{tqdm.format_interval(seconds_left)} left, {text}"
@@ -174,6 +176,9 @@ class ImageProgress:
         name: The name of the stage.
         num_images: The number of images of the pass.
         is_shown: Whether this worker shows the progress.
+
+    Attributes:
+        note: What is being done now, shown with the progress.
     """
 
     def __init__(self, name: str, num_images: int, *, is_shown: bool = True):
@@ -182,6 +187,7 @@ class ImageProgress:
         self._started = time.monotonic()
         self._timed_from: float | None = None
         self._is_long = False
+        self.note = ""
 
     def __enter__(self) -> ImageProgress:
         return self
@@ -200,7 +206,7 @@ class ImageProgress:
         left = (self._num_images - self._done) / speed
         self._is_long |= min(now - self._started, left) >= SHORT_SECONDS
         if self._is_long:
-            self._progress.update(self._done, {"images_per_second": speed}, left)
+            self._progress.update(self._done, {"images_per_second": speed}, left, self.note)
 
 
 def describe_metrics(metrics: dict[str, float]) -> str:
