@@ -97,7 +97,11 @@ def run_stages(
 def run() -> None:
     """The entry point of the command: defines and parses the flags, and runs the stages."""
     command_line.define_flags()
-    app.run(main, flags_parser=parse.parse_command_line)
+    try:
+        app.run(main, flags_parser=parse.parse_command_line)
+    except SystemExit as end:  # A notebook would show the end of a successful run as an error.
+        if end.code or not progress.is_notebook():
+            raise
 
 
 if __name__ == "__main__":
