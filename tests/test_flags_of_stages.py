@@ -376,6 +376,22 @@ ROWS = {
 }  # fmt: skip
 
 
+def asks(stage, flag, row):
+    """Of a batch, stages other than pretraining show what they ask of the pipeline.
+
+    The rows of pretraining show that the pipeline makes another batch of it.
+    """
+    of_pretraining = ROWS["pretrain"].get(flag.removeprefix(f"{stage}_"))
+    is_same = row.shows == "batch" and of_pretraining and of_pretraining.shows == "batch"
+    return row._replace(shows="asked") if is_same and stage != "pretrain" else row
+
+
+ROWS = {
+    stage: {flag: asks(stage, flag, row) for flag, row in rows.items()}
+    for stage, rows in ROWS.items()
+}
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """Folders of images and of trained models, by the names that the rows use."""

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
-from helpers.command import ROOT, read_lines, run_command, run_inside
+from helpers.command import ROOT, read_lines, run_inside
+from helpers.forked import ForkedCommand, run_forked
 from helpers.tiny_training import (
     create_step,
     folder_of,
@@ -151,17 +152,10 @@ def test_a_signal_before_the_loop_stops_its_first_step(listening, tmp_path):
     assert folder_of(tmp_path, tf.Variable(0.0)).steps() == [1]
 
 
-def start_command(*arguments, **options):
-    return subprocess.Popen(
-        [sys.executable, "-m", "supcon_tf.main", *map(str, arguments)], cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options,
-    )  # fmt: skip
-
-
 def wait_until(process, is_reached):
     while not is_reached():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.002)
+        assert process.poll() is None, process.output()
+        time.sleep(0.005)
 
 
 def steps_logged(model_dir, stage="pretrain"):
@@ -172,7 +166,7 @@ def steps_logged(model_dir, stage="pretrain"):
 @pytest.fixture(scope="module")
 def never_killed(tmp_path_factory):
     model_dir = tmp_path_factory.mktemp("never_killed")
-    done = run_command(*TINY, f"--model_dir={model_dir}")
+    done = run_forked(*TINY, f"--model_dir={model_dir}", folder=model_dir)
     assert done.returncode == 0, done.stderr
     return model_dir
 
@@ -198,11 +192,11 @@ def test_killed_in_a_step_in_a_save_and_between_stages_the_bits_are_the_same(
         lambda: steps_logged(tmp_path) > 12 and any(checkpoints.glob("writing_*")),
         lambda: (tmp_path / "pretrain/artifacts.json").exists(),
     ):
-        process = start_command(*TINY, f"--model_dir={tmp_path}")
+        process = ForkedCommand([*TINY, f"--model_dir={tmp_path}"], tmp_path / "log")
         wait_until(process, is_reached)
         process.kill()
         process.wait()
-    done = run_command(*TINY, f"--model_dir={tmp_path}")
+    done = run_forked(*TINY, f"--model_dir={tmp_path}", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "pretrain is already finished" in done.stdout
     assert_same_end(never_killed, tmp_path)
@@ -211,14 +205,14 @@ def test_killed_in_a_step_in_a_save_and_between_stages_the_bits_are_the_same(
 @pytest.mark.slow
 def test_the_command_stops_with_a_code_of_its_own_and_goes_on(never_killed, tmp_path):
     for number, code, steps in ((signal.SIGTERM, 75, 6), (signal.SIGINT, 130, 14)):
-        process = start_command(*TINY, f"--model_dir={tmp_path}")
+        process = ForkedCommand([*TINY, f"--model_dir={tmp_path}"], tmp_path / "log")
         wait_until(process, lambda steps=steps: steps_logged(tmp_path) >= steps)
         process.send_signal(number)
-        output, _ = process.communicate()
-        assert process.returncode == code, output
+        assert process.wait() == code, process.output()
+        output = process.output()
         assert f"Stopped by {number.name}: pretrain is saved at step" in output
         assert "Traceback" not in output
-    done = run_command(*TINY, f"--model_dir={tmp_path}")
+    done = run_forked(*TINY, f"--model_dir={tmp_path}", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same_end(never_killed, tmp_path)
 
@@ -437,15 +431,13 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, small_files_only):
 
 @pytest.mark.slow
 def test_a_full_disk_ends_the_command_with_a_message(tmp_path):
-    done = run_command(
-        *TINY, f"--model_dir={tmp_path}",
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
-    )  # fmt: skip
+    arguments = (*TINY, "--mode=pretrain", f"--model_dir={tmp_path}")
+    done = run_forked(*arguments, folder=tmp_path, max_file_bytes=100_000)
     assert done.returncode == 1
     assert "ERROR: The checkpoint of step 5 could not be written" in done.stderr
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path / "pretrain/checkpoints") == []
-    done = run_command(*TINY, "--mode=pretrain", f"--model_dir={tmp_path}")
+    done = run_forked(*arguments, folder=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -535,8 +527,9 @@ else:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["in the loop", "before the loop"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "where,number", [("in the loop", signal.SIGTERM), ("before the loop", signal.SIGINT)]
+)
 def test_a_signal_ends_a_process_that_waits_for_input(where, number):
     process = subprocess.Popen(
         [sys.executable, "-c", STARVED, where],
