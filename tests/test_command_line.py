@@ -162,13 +162,18 @@ def test_importing_the_package_is_light():
         "import sys, supcon_tf\n"
         "heavy = {'tensorflow', 'keras', 'sklearn', 'matplotlib'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))\n"
+        "from supcon_tf.cli import tensorflow_start\n"
+        "tensorflow_start.import_quietly()\n"
+        "print('STARTED', sorted(heavy & set(sys.modules)))\n"
         "names = [getattr(supcon_tf, name) for name in dir(supcon_tf)]\n"
+        "import matplotlib.pyplot, sklearn.base\n"
         "print('NAMES', len(names), 'tensorflow_datasets' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert "HEAVY []" in done.stdout, done.stderr
+    assert "STARTED ['keras', 'tensorflow']" in done.stdout, done.stderr
     assert re.search(r"NAMES \d+ False", done.stdout), done.stderr
 
 
