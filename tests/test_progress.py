@@ -26,7 +26,7 @@ from supcon_tf.cli import tensorflow_start
 from supcon_tf.data import pipeline, sources
 from supcon_tf.report import eval_pictures
 from supcon_tf.stages import eval_tensorboard, projector_files, trainer
-from supcon_tf.training import checkpoint, profiling, progress, reference_tags, view_images
+from supcon_tf.training import checkpoint, loop, profiling, progress, reference_tags, view_images
 
 
 def test_a_long_wait_says_once_what_it_waits_for(monkeypatch, capsys):
@@ -166,6 +166,7 @@ def short_run(tmp_path_factory):
     with (
         mock.patch.object(view_images, "draw_views", drawn),
         mock.patch.object(progress, "WAIT_SECONDS", 0.0),
+        mock.patch.object(loop, "LEAST_STEPS_WITH_VIEWS", 4),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

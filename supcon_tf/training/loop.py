@@ -18,6 +18,8 @@ from supcon_tf.training.steps import TrainStep
 
 # Slow steps are called in smaller groups, so that the progress is updated about this often.
 UPDATE_SECONDS = 2.0
+# Shorter trainings, which are trials, draw no views: that takes about as long as ten small steps.
+LEAST_STEPS_WITH_VIEWS = 20
 
 
 def create_loop(
@@ -134,7 +136,8 @@ def train(
         evaluate_interval_steps: Steps between two evaluations; 0 for only at the end.
         explain_failure: (first step, last step) -> which input of these steps is broken, or None.
         jit_compile: Whether to compile the step with XLA; only for one replica.
-        shows_views: Whether to write a picture of views of the first batch for TensorBoard.
+        shows_views: Whether to write a picture of views of the first batch for TensorBoard, if
+            there are `LEAST_STEPS_WITH_VIEWS` steps or more.
         profile_steps: The steps (a, b) between which to profile the training.
         name: The name of the stage, for messages and for TensorBoard.
 
@@ -151,9 +154,9 @@ def train(
     profiler = Profiler(
         run_path(log_folder, TENSORBOARD), profile_steps, is_chief=checkpoints.is_chief
     )
-    is_drawn = shows_views and at == 0 < total_steps and checkpoints.is_chief
+    shows_views &= at == 0 and total_steps >= LEAST_STEPS_WITH_VIEWS and checkpoints.is_chief
     with explaining_failure(explain_failure, at, 1):
-        iterator = _distribute_batches(strategy, create_batches, at, log if is_drawn else None)
+        iterator = _distribute_batches(strategy, create_batches, at, log if shows_views else None)
     stop, is_waiting = create_stop_flag(), create_stop_flag()
     run_steps = create_loop(strategy, step, stop, is_waiting=is_waiting, jit_compile=jit_compile)
     bar = progress.Progress(name, total_steps, is_shown=checkpoints.is_chief)
