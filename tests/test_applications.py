@@ -104,7 +104,7 @@ def test_four_replicas_normalize_as_one_device(mirrored):
                 NAME, image_size=SIDE, use_global_batch_norm=is_global, **SMALL
             )
 
-        @tf.function
+        @tf.function(autograph=False)
         def run(dataset):
             return strategy.run(lambda x: encoder(x, training=True), args=(dataset,))
 
@@ -135,7 +135,7 @@ def test_dropout_goes_on_where_the_checkpoint_stands(tmp_path):
             global_batch_size=8,
         )
         folder = checkpoint.CheckpointFolder(str(tmp_path), **step.models, **step.optimizers)
-        return tf.function(step), folder
+        return tf.function(step, autograph=False), folder
 
     images = np.random.default_rng(0).integers(0, 256, [8, 2, 8, 8, 3]).astype(np.uint8)
     batch = {"image": tf.constant(images), "label": tf.constant(np.arange(8) % 2)}

@@ -48,14 +48,19 @@ class FinishedRun:
     def __init__(self, root):
         data = write_images(root / "data")
         self.data = data
-        self.path, self.whole, self.other = root / "run", root / "whole", root / "other"
+        self.path, self.whole = root / "run", root / "whole"
         self.flags = (*SHORT, f"--data_dir={data}", f"--model_dir={self.path}")
         run_inside("--mode=pretrain,linear,eval,embed,export", *self.flags)
         shutil.copytree(self.path, self.whole)
-        run_inside(
-            "--mode=pretrain,linear", *self.flags, f"--model_dir={self.other}", "--seed=1",
-        )  # fmt: skip
         self.state = self.describe()
+
+    def other(self, stage):
+        """The folder of a stage of another run, which is made when it is first asked for."""
+        folder = self.path.parent / "other"
+        for mode in ("pretrain", "linear")[: 1 + (stage == "linear")]:
+            if not (folder / mode).exists():
+                run_inside(f"--mode={mode}", *self.flags, f"--model_dir={folder}", "--seed=1")
+        return folder / stage
 
     def restore(self):
         shutil.rmtree(self.path)
@@ -107,7 +112,8 @@ class FinishedRun:
             changed[len(content) // 2] ^= 1
             path.write_bytes(changed)
         elif how == "another run's":
-            shutil.copy(self.other / name, path)
+            stage, _, file = name.partition("/")
+            shutil.copy(self.other(stage) / file, path)
         else:
             path.write_text(how)
         return not path.exists() or path.read_bytes() != content
@@ -353,7 +359,7 @@ def test_without_its_records_a_run_resumes_with_the_same_flags(finished):
 def test_a_checkpoint_of_another_run_is_refused(finished):
     finished.unfinish(steps=2)
     shutil.copytree(
-        finished.other / "pretrain/checkpoints/step_00000004",
+        finished.other("pretrain") / "checkpoints/step_00000004",
         finished.path / "pretrain/checkpoints/step_00000004",
     )
     with pytest.raises(ValueError, match="step_00000004 cannot be used.*\n.*--seed=1"):

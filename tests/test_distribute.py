@@ -61,7 +61,9 @@ def losses_and_gradients(strategy, labels=Y, **options):
             mean = tf.reduce_sum(losses) / NUM_EXAMPLES
         return losses, tape.gradient(mean, x)
 
-    results = tf.function(strategy.run)(replica, args=split(strategy, features, labels))
+    results = tf.function(strategy.run, autograph=False)(
+        replica, args=split(strategy, features, labels)
+    )
     return [
         np.concatenate(strategy.experimental_local_results(result), axis=0) for result in results
     ]
@@ -82,7 +84,7 @@ def train(strategy, *, num_steps=3):
         optimizer.apply(gradients)  # sums the gradients over the replicas
         return loss, tf.distribute.get_replica_context().all_reduce("SUM", gradients)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(x, y):
         loss, gradients = strategy.run(replica_step, args=(x, y))
         first = [strategy.experimental_local_results(gradient)[0] for gradient in gradients]
@@ -152,7 +154,7 @@ def test_gather_keeps_order_type_and_static_shape(mirrored):
 
     for array in (np.arange(8) + 2**40, np.arange(8.0)[:, None], np.arange(8) % 2 == 0):
         (values,) = split(mirrored, array)
-        results, offsets = tf.function(mirrored.run)(replica, args=(values,))
+        results, offsets = tf.function(mirrored.run, autograph=False)(replica, args=(values,))
         for result in mirrored.experimental_local_results(results):
             assert result.dtype == array.dtype
             np.testing.assert_array_equal(result, array)
@@ -195,7 +197,7 @@ def test_unequal_shares_are_refused(mirrored, is_static):
         lambda context: tf.ones([1 + context.replica_id_in_sync_group // 3, 2])
     )
     with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="drop_remainder"):
-        tf.function(mirrored.run)(replica, args=(values,))
+        tf.function(mirrored.run, autograph=False)(replica, args=(values,))
 
 
 def free_ports(count):

@@ -65,7 +65,7 @@ def classifier_step(encoder):
 
 
 def take_steps(strategy, step, count=3):
-    @tf.function
+    @tf.function(autograph=False)
     def run(images, labels):
         strategy.run(lambda x, y: step({"image": x, "label": y}), args=(images, labels))
 

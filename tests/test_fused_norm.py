@@ -36,7 +36,7 @@ def outputs_and_gradients(model, images, factor):
 
 
 def kernels_of(model, shape):
-    function = tf.function(lambda x: model(x, training=True))
+    function = tf.function(lambda x: model(x, training=True), autograph=False)
     graph = function.get_concrete_function(tf.TensorSpec(shape)).graph
     return {operation.type for operation in graph.get_operations()}
 
@@ -100,7 +100,7 @@ def test_only_statistics_of_several_replicas_stay_with_keras(mirrored, synchroni
         _, fused = create_pair(synchronized=synchronized)
         images = tf.constant(RNG.normal(size=[7, 6, 5, 4]), tf.float32)
 
-        @tf.function
+        @tf.function(autograph=False)
         def step():
             return mirrored.run(lambda: fused(images, training=True))
 

@@ -54,7 +54,7 @@ def assert_same(found, expected):
 def test_pieces_give_the_gradient_of_the_whole_batch(size):
     model, (images, labels) = create_model(), draw_batch()
 
-    @tf.function
+    @tf.function(autograph=False)
     def cached(images):
         return gradient_cache.cached_gradients(
             model, images, objective(labels), microbatch_size=size
@@ -94,7 +94,7 @@ def test_pieces_on_four_replicas_give_the_gradient_of_the_global_batch(mirrored)
     with mirrored.scope():
         model = create_model()
 
-    @tf.function
+    @tf.function(autograph=False)
     def cached(images, labels):
         def on_replica(images, labels):
             _, gradients, _ = gradient_cache.cached_gradients(

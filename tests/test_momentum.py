@@ -36,7 +36,7 @@ def train(optimizer, *, num_steps=STEPS, weight_decay=0.0, loss_scale=1.0):
     weights = keras.Variable(start)
     optimizer.build([weights])
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(target):
         gradient = curvatures * (weights.value - target) + weight_decay * weights.value
         optimizer.apply([loss_scale * gradient], [weights])

@@ -160,7 +160,7 @@ def draw_batch(seed):
 
 @functools.lru_cache(maxsize=1)  # A step is traced once, however often a test runs it.
 def loss_after_step(strategy, step):
-    @tf.function
+    @tf.function(autograph=False)
     def on_all(images, labels):
         metrics = strategy.run(lambda x, y: step({"image": x, "label": y}), args=(images, labels))
         return strategy.reduce("SUM", metrics["loss"], axis=None)

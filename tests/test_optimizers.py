@@ -354,7 +354,7 @@ def test_replicas_do_not_change_the_weights(name, replicas, request):
             optimizer = optimizers.create_optimizer(name, 0.5, weight_decay=0.1)
             optimizer.build([weights, bias])
 
-        @tf.function
+        @tf.function(autograph=False)
         def step(batch):
             with tf.GradientTape() as tape:
                 outputs = tf.matmul(batch, weights.value) + bias.value

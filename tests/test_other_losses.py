@@ -179,7 +179,9 @@ def test_replicas_equal_one_device(request, replicas, name):
                 mean = tf.reduce_sum(values) / NUM_EXAMPLES
             return values, tape.gradient(mean, x)
 
-        results = tf.function(strategy.run)(replica, args=split(strategy, features, LABELS))
+        results = tf.function(strategy.run, autograph=False)(
+            replica, args=split(strategy, features, LABELS)
+        )
         return [
             np.concatenate(strategy.experimental_local_results(result), axis=0)
             for result in results
@@ -209,7 +211,7 @@ def test_descent_brings_classes_together(loss_class):
     features = tf.Variable(draw_features(size=8))
     loss, optimizer = loss_class(), keras.optimizers.Adam(0.05)
 
-    @tf.function
+    @tf.function(autograph=False)
     def step():
         with tf.GradientTape() as tape:
             value = loss(LABELS, features)

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.shared_policies import shared_policy
+from helpers.shared_policies import brightness_policy, shared_policy
 from PIL import Image
 from sklearn.datasets import load_digits
 from tensorflow.python.eager import context
@@ -15,6 +15,7 @@ from supcon_tf.data import crops, decode, pipeline, sources, views
 SIDE = 8
 SIMCLR = shared_policy("simclr", magnitude=0.5)
 IDENTITY = shared_policy("identity")
+BRIGHTNESS = brightness_policy()
 
 
 def noise_source(num_examples=24, side=12):
@@ -42,7 +43,9 @@ def examples_in(batch):
 MADE = {}
 
 
-def create(source, num_steps=3, *, fresh=False, batch_size=8, policy=SIMCLR, seed=0, **options):
+def create(
+    source, num_steps=3, *, fresh=False, batch_size=8, policy=BRIGHTNESS, seed=0, **options
+):
     """The first batches of a source. Tests share them, because every dataset is traced again."""
     key = (id(source), num_steps, batch_size, id(policy), seed, *sorted(options.items()))
     if fresh or key not in MADE:
@@ -182,7 +185,7 @@ def test_batches_hold_views_and_labels(num_views):
 
 def test_shapes_are_static():
     batches = pipeline.create_train_batches(
-        noise_source(), policy=SIMCLR, batch_size=8, image_size=SIDE, seed=0
+        noise_source(), policy=BRIGHTNESS, batch_size=8, image_size=SIDE, seed=0
     )
     assert batches.element_spec["image"].shape == [8, 2, SIDE, SIDE, 3]
     assert batches.element_spec["label"].shape == [8]
@@ -211,12 +214,16 @@ def restore_global_seed():
 
 @pytest.mark.parametrize("global_seed", [0, 1234])
 def test_the_seed_alone_decides(any_source, global_seed, restore_global_seed):
-    """Neither TensorFlow's global seed nor the number of threads matters."""
+    """Neither TensorFlow's global seed nor the number of threads matters.
+
+    `test_input_options.py` augments files as SimCLR with any number of threads.
+    """
     context.set_global_seed(None)
-    batches = create(any_source, seed=1)
+    policy = SIMCLR if isinstance(any_source, sources.ArraySource) else BRIGHTNESS
+    batches = create(any_source, seed=1, policy=policy)
     tf.random.set_seed(global_seed)
     dataset = pipeline.create_train_batches(
-        any_source, policy=SIMCLR, batch_size=8, image_size=SIDE, seed=1
+        any_source, policy=policy, batch_size=8, image_size=SIDE, seed=1
     )
     options = tf.data.Options()
     options.threading.private_threadpool_size = 1

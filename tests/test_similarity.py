@@ -59,7 +59,7 @@ def test_similarities_equal_the_loop_over_all_pairs(kind, num_views):
 def test_replicas_give_the_similarities_of_the_global_batch(mirrored):
     projections = unit_vectors(8, 2)
 
-    @tf.function
+    @tf.function(autograph=False)
     def run():
         def on_replica():
             context = tf.distribute.get_replica_context()

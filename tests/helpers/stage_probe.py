@@ -79,6 +79,8 @@ def observe(*arguments, until):
     def creating_strategy(*args, **options):
         strategy = create_strategy(*args, **options)
         see("strategy", (type(strategy).__name__, strategy.num_replicas_in_sync))
+        if until in START[: START.index("strategy")]:
+            raise Enough  # What comes before the strategy was not seen.
         return strategy
 
     def training(*, strategy, step, create_batches, checkpoints, schedule, total_steps, **options):
