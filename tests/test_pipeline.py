@@ -43,9 +43,7 @@ def examples_in(batch):
 MADE = {}
 
 
-def create(
-    source, num_steps=3, *, fresh=False, batch_size=8, policy=BRIGHTNESS, seed=0, **options
-):
+def create(source, num_steps=3, *, fresh=False, batch_size=8, policy=BRIGHTNESS, seed=0, **options):
     """The first batches of a source. Tests share them, because every dataset is traced again."""
     key = (id(source), num_steps, batch_size, id(policy), seed, *sorted(options.items()))
     if fresh or key not in MADE:
