@@ -44,8 +44,8 @@ NETWORKS = {
 @pytest.mark.parametrize(
     "names",
     [
-        ["MobileNet", "VGG16"],
-        pytest.param(["DenseNet121", "MobileNetV3Small"], marks=pytest.mark.slow),
+        ["MobileNet"],  # test_pretrained.py prepares images as each network wants them.
+        pytest.param(["VGG16", "DenseNet121", "MobileNetV3Small"], marks=pytest.mark.slow),
     ],
 )
 def test_images_are_prepared_as_the_network_wants_them_and_the_saved_file_needs_keras_alone(

@@ -63,7 +63,7 @@ PLACE = {
 }
 EVALUATED = {
     "eval_batch_size": Row("evaluated", "--eval_batch_size=8"),
-    "eval_crop_method": Row("evaluated", "--eval_crop_method=identity", FOLDER),
+    "eval_crop_method": Row("evaluated", "--eval_crop_method=resize_then_crop"),
     "crop_padding": Row("evaluated", "--crop_padding=6", "--eval_crop_method=resize_then_crop"),
 }
 EXCLUDE = {

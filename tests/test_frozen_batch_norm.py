@@ -85,14 +85,14 @@ CASES = {
     "case",
     ["pretrain", *(pytest.param(name, marks=pytest.mark.slow) for name in ("queue", "finetune"))],
 )
-def test_frozen_layers_stay_as_they_are_and_the_others_train(mirrored, case, is_frozen):
-    """Over four replicas; without the option, the same steps move all that belongs to them."""
-    with mirrored.scope():
+def test_frozen_layers_stay_as_they_are_and_the_others_train(two_replicas, case, is_frozen):
+    """Over two replicas; without the option, the same steps move all that belongs to them."""
+    with two_replicas.scope():
         encoder = create_encoder(is_frozen=is_frozen)
         step = CASES[case](encoder)
     before = [variable.numpy() for variable in norm_variables(encoder)]
     kernels = [layer.kernel.numpy() for layer in encoder.layers if hasattr(layer, "kernel")]
-    take_steps(mirrored, step)
+    take_steps(two_replicas, step)
     after = [variable.numpy() for variable in norm_variables(encoder)]
     assert len(before) == 8
     assert [np.array_equal(a, b) for a, b in zip(before, after, strict=True)] == [is_frozen] * 8

@@ -95,14 +95,14 @@ def test_models_inside_models_are_fused_too():
 
 
 @pytest.mark.parametrize("synchronized", [True, False])
-def test_only_statistics_of_several_replicas_stay_with_keras(mirrored, synchronized):
-    with mirrored.scope():
+def test_only_statistics_of_several_replicas_stay_with_keras(two_replicas, synchronized):
+    with two_replicas.scope():
         _, fused = create_pair(synchronized=synchronized)
         images = tf.constant(RNG.normal(size=[7, 6, 5, 4]), tf.float32)
 
         @tf.function(autograph=False)
         def step():
-            return mirrored.run(lambda: fused(images, training=True))
+            return two_replicas.run(lambda: fused(images, training=True))
 
         kernels = {
             operation.type for operation in step.get_concrete_function().graph.get_operations()

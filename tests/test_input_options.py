@@ -262,7 +262,8 @@ def test_whitening_can_be_given_or_left_out(tmp_path, kind):
     for split in ("train", "test"):
         write_photos(tmp_path / "data", split, 8)
     given = ["--whitening_mean=0.1,0,-0.1", "--whitening_std=0.5,0.25,0.5"]
-    run_on_photos(tmp_path, f"--whitening={kind}", *(given if kind == "given" else []))
+    given = given if kind == "given" else []
+    run_on_photos(tmp_path, "--pretrain_epochs=0", f"--whitening={kind}", *given)
     found = whitening_in(tmp_path)
     if kind == "none":
         assert found == []
@@ -283,8 +284,9 @@ def test_broken_images_stop_the_run_or_are_skipped_and_listed(tmp_path, capsys):
     (tmp_path / "data/train/dog/0.png").write_bytes(b"%PDF-1.7")
     capsys.readouterr()
     run_on_photos(
-        tmp_path, "--whitening=none", "--skip_broken_images", f"--model_dir={tmp_path / 'other'}"
-    )
+        tmp_path, "--whitening=none", "--skip_broken_images", "--pretrain_epochs=0",
+        f"--model_dir={tmp_path / 'other'}",
+    )  # fmt: skip
     output = capsys.readouterr().out
     assert "9 training and 9 test examples" in output
     assert (

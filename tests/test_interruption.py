@@ -81,18 +81,26 @@ def signalled_at(step, number=signal.SIGTERM):
 # Signals.
 
 
+ALL_40_AT_ONCE = {"steps_per_loop": 40, "summary_interval_steps": 40, "save_interval_steps": 40}
+
+
+@pytest.fixture(scope="module")
+def forty_steps(tmp_path_factory):
+    """The state after a run of 40 steps without a signal."""
+    step = create_step(one_device())
+    run(one_device(), step, tmp_path_factory.mktemp("forty_steps"), 40, **ALL_40_AT_ONCE)
+    return state(step)
+
+
 @pytest.mark.parametrize("number,code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_in_a_long_loop_saves_at_that_step_and_the_next_run_goes_on(
-    number, code, listening, tmp_path
+    number, code, listening, forty_steps, tmp_path
 ):
     """The loop would run all 40 steps in one call; Python's own handlers run only after it."""
-    options = {"steps_per_loop": 40, "summary_interval_steps": 40, "save_interval_steps": 40}
-    whole = create_step(one_device())
-    run(one_device(), whole, tmp_path / "whole", 40, **options)
     with pytest.raises(signals.Stopped, match=f"^{code}$") as caught:
         run(
             one_device(), create_step(one_device()), tmp_path / "run", 40,
-            create_batches=signalled_at(9, number), **options,
+            create_batches=signalled_at(9, number), **ALL_40_AT_ONCE,
         )  # fmt: skip
     (saved,) = folder_of(tmp_path / "run", tf.Variable(0.0)).steps()
     assert 0 < saved < 20  # The signal comes as batch 9 is made, some steps ahead of its use.
@@ -102,23 +110,24 @@ def test_a_signal_in_a_long_loop_saves_at_that_step_and_the_next_run_goes_on(
     assert not (tmp_path / "run/metrics.jsonl").exists()  # Its lines stand at the intervals.
     signals._State.received = None
     continued = create_step(one_device())
-    run(one_device(), continued, tmp_path / "run", 40, **options)
-    for name, expected in state(whole).items():
-        np.testing.assert_array_equal(state(continued)[name], expected, err_msg=name)
+    run(one_device(), continued, tmp_path / "run", 40, **ALL_40_AT_ONCE)
+    found = state(continued)
+    for name, expected in forty_steps.items():
+        np.testing.assert_array_equal(found[name], expected, err_msg=name)
 
 
-def test_all_replicas_stop_at_the_same_step_when_one_is_told_to(mirrored, tmp_path):
-    """What they read is summed; here only the worker's one flag exists, and four read it."""
-    step = create_step(mirrored)
+def test_all_replicas_stop_at_the_same_step_when_one_is_told_to(two_replicas):
+    """What they read is summed; here only the worker's one flag exists, and two read it."""
+    step = create_step(two_replicas)
     stop = training_loop.create_stop_flag()
-    loop = training_loop.create_loop(mirrored, step, stop)
-    batches = mirrored.distribute_datasets_from_function(lambda _: pipeline_batches(0, 4))
+    loop = training_loop.create_loop(two_replicas, step, stop)
+    batches = two_replicas.distribute_datasets_from_function(lambda _: pipeline_batches(0, 2))
     iterator = iter(batches)
     done, metrics = loop(iterator, tf.constant(3))
     assert int(done) == 3 and float(metrics["stop"]) == 0.0
     stop.assign(1.0)
     done, metrics = loop(iterator, tf.constant(3))
-    assert int(done) == 1 and float(metrics["stop"]) == 4.0
+    assert int(done) == 1 and float(metrics["stop"]) == 2.0
 
 
 def test_a_signal_during_an_evaluation_stops_after_it(listening, tmp_path):

@@ -214,7 +214,7 @@ def test_a_folder_runs_through_all_stages_with_its_class_names(tmp_path, capsys)
     run_inside(
         *SHORT, "--dataset=folder", f"--data_dir={data_dir}", f"--model_dir={model_dir}",
         "--batch_size=8", "--eval_batch_size=16", "--image_size=8",
-        "--augmentation_type=identity", "--pretrain_epochs=0.5", "--knn_interval_epochs=0",
+        "--augmentation_type=identity", "--pretrain_epochs=0", "--knn_interval_epochs=0",
     )  # fmt: skip
     output = capsys.readouterr().out
     assert "24 training and 24 test examples of 3 classes (cat, dog, owl)" in output
@@ -232,7 +232,8 @@ def test_a_damaged_image_stops_the_step_and_is_named(tmp_path, name):
     with pytest.raises(ValueError, match=f"{re.escape(str(broken))}") as caught:
         run_inside(
             *SHORT, "--dataset=folder", f"--data_dir={data_dir}",
-            f"--model_dir={tmp_path / 'run'}", "--batch_size=8",
+            f"--model_dir={tmp_path / 'run'}", "--batch_size=8", "--image_size=8",
+            "--augmentation_type=identity",
         )  # fmt: skip
     assert "remove or replace" in str(caught.value).lower()
     assert not (tmp_path / "run/pretrain/encoder.keras").exists()

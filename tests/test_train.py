@@ -92,10 +92,13 @@ def test_the_probe_loss_has_no_gradient_but_for_the_probe(monkeypatch):
         assert [gradient is not None for gradient in gradients] == expected
 
 
-def test_replicas_do_not_change_the_weights(mirrored, tmp_path):
-    """Gathered embeddings, summed gradients, synchronized batch norm: as on one device."""
+def test_replicas_do_not_change_the_weights(two_replicas, tmp_path):
+    """Gathered embeddings, summed gradients, synchronized batch norm: as on one device.
+
+    The slow tests train on four replicas: `test_strategies.py`.
+    """
     results = []
-    for name, strategy in (("one", one_device()), ("four", mirrored)):
+    for name, strategy in (("one", one_device()), ("two", two_replicas)):
         step = create_step(strategy, learning_rate=0.2, probe=True)
         metrics = run(strategy, step, tmp_path / name, 3)
         results.append((state(step), metrics))
