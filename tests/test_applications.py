@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -41,25 +42,39 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["MobileNet"],  # test_pretrained.py prepares images as each network wants them.
-        pytest.param(["VGG16", "DenseNet121", "MobileNetV3Small"], marks=pytest.mark.slow),
-    ],
-)
-def test_images_are_prepared_as_the_network_wants_them_and_the_saved_file_needs_keras_alone(
-    names, tmp_path
-):
-    images, expected = random_images(), {}
+def outputs_of_the_network(name, encoder):
+    """The features of the network inside an encoder, of images as Keras prepares them for it."""
+    images = random_images()
+    network = next(layer for layer in encoder.layers if isinstance(layer, keras.Model))
+    module = getattr(keras.applications, NETWORKS[name][0])
+    prepared = module.preprocess_input(images.copy())
+    assert name == "MobileNetV3Small" or np.abs(prepared - images).max() > 1
+    return network.predict(prepared, verbose=0)
+
+
+def assert_close(result, expected):
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-5 + 1e-3 * expected.max())
+
+
+def test_images_are_prepared_as_the_network_wants_them_by_layers_of_keras(encoder, tmp_path):
+    """`test_pretrained.py` prepares images for every network."""
+    expected = outputs_of_the_network("MobileNet", encoder)
+    encoder.save(tmp_path / "encoder.keras")
+    with zipfile.ZipFile(tmp_path / "encoder.keras") as archive:
+        assert b"supcon_tf" not in archive.read("config.json")
+    loaded = keras.models.load_model(tmp_path / "encoder.keras")
+    assert_close(loaded.predict(random_images(), verbose=0), expected)
+
+
+@pytest.mark.slow  # test_main.py loads the encoder of a run in a process without this package.
+def test_the_saved_file_of_every_kind_of_network_needs_keras_alone(tmp_path):
+    names, expected = list(NETWORKS), {}
     for name in names:
-        module, options = NETWORKS[name]
+        options = NETWORKS[name][1]
         encoder = contrastive.create_encoder(applications.PREFIX + name, image_size=SIDE, **options)
         encoder.save(tmp_path / f"{name}.keras")
-        network = next(layer for layer in encoder.layers if isinstance(layer, keras.Model))
-        prepared = getattr(keras.applications, module).preprocess_input(images.copy())
-        assert name == "MobileNetV3Small" or np.abs(prepared - images).max() > 1
-        expected[name] = network.predict(prepared, verbose=0)
+        expected[name] = outputs_of_the_network(name, encoder)
+    images = random_images()
     np.save(tmp_path / "images.npy", images)
     code = (
         "import sys, keras, numpy as np\n"
@@ -74,9 +89,7 @@ def test_images_are_prepared_as_the_network_wants_them_and_the_saved_file_needs_
     )  # fmt: skip
     assert "ALONE True" in done.stdout, done.stderr
     for name in names:
-        tolerance = 1e-5 + 1e-3 * expected[name].max()
-        result = np.load(tmp_path / f"{name}.npy")
-        np.testing.assert_allclose(result, expected[name], rtol=1e-3, atol=tolerance)
+        assert_close(np.load(tmp_path / f"{name}.npy"), expected[name])
 
 
 def test_global_batch_norm_is_set_and_saved(encoder, tmp_path):

@@ -9,7 +9,10 @@ from supcon_tf.augment import policies
 from supcon_tf.data import pipeline, sources
 
 
-@pytest.mark.parametrize("augmentation", ["autoaugment", "simclr"])
+# The policies of AutoAugment take long to compile; the captions below are of such a policy.
+@pytest.mark.parametrize(
+    "augmentation", ["simclr", pytest.param("autoaugment", marks=pytest.mark.slow)]
+)
 def test_preview_draws_a_grid_with_what_was_drawn(tmp_path, capsys, augmentation):
     run_inside(
         "--mode=preview", f"--model_dir={tmp_path}", "--preview_examples=3", "--num_views=3",

@@ -15,6 +15,7 @@ from keras.src.backend.common import global_state
 
 from supcon_tf.cli import command_line, flag_rules
 from supcon_tf.data import defaults
+from supcon_tf.models import contrastive
 from supcon_tf.stages import inputs, pretrain, trainer
 
 ROOT = Path(__file__).parent.parent
@@ -120,10 +121,27 @@ def test_every_recipe_has_its_parameters():
     assert sorted(PARAMETERS) == RECIPES
 
 
+@pytest.fixture(scope="module")
+def create_resnet_once():
+    """`create_encoder` that gives recipes with the same ResNet the same model."""
+    create, created = contrastive.create_encoder, {}
+
+    def create_encoder(architecture, **options):
+        if architecture == "tiny":  # A recipe freezes its batch norm.
+            return create(architecture, **options)
+        key = repr((architecture, sorted(options.items())))
+        if key not in created:
+            created[key] = create(architecture, **options)
+        return created[key]
+
+    return create_encoder
+
+
 @pytest.mark.parametrize("name", list(networks()))
-def test_a_recipe_builds_its_network_at_full_size(name, monkeypatch):
+def test_a_recipe_builds_its_network_at_full_size(name, monkeypatch, create_resnet_once):
     """Shapes without values, so that it takes no memory; a momentum network would copy values."""
     monkeypatch.setattr(trainer, "optimizer_from_flags", lambda *_, **__: NoOptimizer())
+    monkeypatch.setattr(contrastive, "create_encoder", create_resnet_once)
     waiting = list(global_state.get_global_attribute("uninitialized_variables", []))
     with (
         recipe(name, "--noonline_probe", "--queue_size=0", "--encoder_momentum=0.999"),

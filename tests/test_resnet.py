@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -383,7 +384,9 @@ print(json.dumps([name for name in sys.modules if name.startswith("supcon_tf")])
 """
 
 
-def test_a_saved_encoder_loads_without_this_package(tmp_path):
+@pytest.fixture
+def saved_encoder(tmp_path):
+    """A saved encoder that whitens and pools, in a folder with images; and its features of them."""
     constants = {"mean": whitening.CIFAR10_MEAN, "std": whitening.CIFAR10_STD}
     pool = {"use_initial_max_pool": True, "initial_max_pool_padding": "symmetric"}
     model = resnet.create_resnet(
@@ -393,16 +396,30 @@ def test_a_saved_encoder_loads_without_this_package(tmp_path):
     model(images, training=True)  # moving statistics that are not those of a fresh model
     model.save(tmp_path / "encoder.keras")
     np.save(tmp_path / "images.npy", images)
+    return tmp_path, images, model(images)
+
+
+def test_a_saved_encoder_has_layers_of_keras_alone(saved_encoder):
+    folder, images, features = saved_encoder
+    with zipfile.ZipFile(folder / "encoder.keras") as archive:
+        assert b"supcon_tf" not in archive.read("config.json")
+    loaded = keras.models.load_model(folder / "encoder.keras")
+    np.testing.assert_allclose(loaded(images), features, rtol=1e-5)
+
+
+@pytest.mark.slow  # test_main.py loads the encoder of a run in a process without this package.
+def test_a_saved_encoder_loads_without_this_package(saved_encoder):
+    folder, _, features = saved_encoder
     result = subprocess.run(
         [sys.executable, "-c", LOAD_AND_EMBED],
-        cwd=tmp_path,
+        cwd=folder,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1]) == []
-    np.testing.assert_allclose(np.load(tmp_path / "features.npy"), model(images), rtol=1e-5)
+    np.testing.assert_allclose(np.load(folder / "features.npy"), features, rtol=1e-5)
 
 
 @pytest.mark.parametrize("architecture,depth", [("resnet_v1", 18), ("resnext", 50)])
