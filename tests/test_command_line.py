@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from helpers.command import run_inside
-from PIL import Image
 
 from supcon_tf import strategies
 from supcon_tf.augment import policies
@@ -480,52 +478,6 @@ def test_every_flag_belongs_to_a_stage_or_to_the_run():
         command_line.FREE_FLAGS | run_flags | {"data_dir", "data_csv", "exclude"}
         == command_line.CHANGEABLE_FLAGS
     )
-
-
-@pytest.mark.slow
-def test_every_flag_is_read_by_a_stage(tmp_path, monkeypatch):
-    """The stages run, and whatever flag their code asks for is noted."""
-    folder, read = str(ROOT / "supcon_tf/stages"), set()
-
-    def note(method):
-        def noting(values, name):
-            path = sys._getframe(1).f_code.co_filename
-            # identity.py asks for every flag that it records, whether anything uses it or not.
-            is_stage = path.startswith(folder) and not path.endswith("identity.py")
-            if is_stage or path == training_flags.__file__:
-                read.add(name)
-            return method(values, name)
-
-        return noting
-
-    for method in ("__getattr__", "__getitem__"):
-        monkeypatch.setattr(flags.FlagValues, method, note(getattr(flags.FlagValues, method)))
-    short = (
-        "--image_size=8", "--pretrain_epochs=0.1", "--linear_epochs=0.1", "--finetune_epochs=0.1",
-        "--pretrain_warmup_epochs=0", "--finetune_warmup_epochs=0", "--knn_interval_epochs=0",
-        "--eval_train_examples=50", "--steps_per_loop=2", "--linear_optimizer=momentum",
-        "--robustness_examples=2",
-    )  # fmt: skip
-    first, second, third = (f"--model_dir={tmp_path / name}" for name in ("a", "b", "c"))
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", (20, 20)).save(tmp_path / "images/black.png")
-    modes = f"--mode={','.join(command_line.STAGES)}"
-    run_inside(*short, modes, first, f"--predict_dir={tmp_path / 'images'}")
-    run_inside(
-        *short, "--mode=pretrain,linear,finetune", second, f"--reference_ckpt={tmp_path / 'a'}",
-        "--warm_start_projection_head", "--warm_start_classifier", "--queue_size=32",
-    )  # fmt: skip
-    run_inside(
-        *short, "--mode=pretrain", third, "--cross_entropy_weight=1", "--whitening=given",
-        "--whitening_mean=0,0,0", "--whitening_std=1,1,1",
-    )  # fmt: skip
-    Image.new("RGB", (20, 20), "white").save(tmp_path / "images/white.png")
-    (tmp_path / "labels.csv").write_text("filename,label\nimages/black.png,0\nimages/white.png,1\n")
-    run_inside(
-        "--mode=eval", first, "--eval_dataset=csv", f"--eval_data_csv={tmp_path / 'labels.csv'}"
-    )
-    # main.py and cli/ read the first two; the last is read when a stage resumes with other flags.
-    assert set(command_line.own_flags()) - read == {"mode", "model_dir", "override_flags"}
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "linear", "finetune"])

@@ -38,8 +38,8 @@ RUN_COMMANDS = ("README.md", "docs/quick_start.md", "docs/runs.md")
 # Pages whose Python blocks run here, one after the other, and what they take as given: the name of
 # an array, or "run" for a finished run in runs/mine.
 RUN_PYTHON = {
-    "README.md": (),
     "docs/quick_start.md": (),
+    "README.md": (),
     "docs/losses.md": (),
     "docs/many_devices.md": (),
     "docs/own_data.md": (),
@@ -170,25 +170,47 @@ def test_python_blocks_import_what_exists_and_are_run_or_marked(page):
         assert page in RUN_PYTHON, f"{page} has Python blocks that no test runs and no marker"
 
 
+@pytest.fixture(scope="module")
+def after_commands(tmp_path_factory):
+    """The runs that commands left, by the commands: pages that start with the same share them."""
+    kept = {}
+
+    def keep(commands, runs):
+        kept[commands] = shutil.copytree(runs, tmp_path_factory.mktemp("kept") / "runs")
+
+    return kept, keep
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN_COMMANDS)
-def test_the_commands_of_the_page_run_in_order(page, folder):
+def test_the_commands_of_the_page_run_in_order(page, folder, after_commands):
     shutil.rmtree(folder / "runs")
-    for arguments in stage_commands(page):
-        if "--help" in arguments:
-            continue
+    kept, keep = after_commands
+    commands = [tuple(each) for each in stage_commands(page) if "--help" not in each]
+    numbers = range(len(commands), 0, -1)
+    done = next((number for number in numbers if tuple(commands[:number]) in kept), 0)
+    if done:
+        shutil.copytree(kept[tuple(commands[:done])], folder / "runs")
+    for number, arguments in list(enumerate(commands, 1))[done:]:
         trains = not any(
             part.startswith("--mode=") and "pretrain" not in part for part in arguments
         )
         short = ["--pretrain_epochs=1", "--pretrain_warmup_epochs=0"] if trains else []
         has_data = any(part.startswith(("--data_dir", "--model_dir")) for part in arguments)
         run_inside(*arguments, *short, *([] if has_data else ["--num_images=256"]))
+        keep(tuple(commands[:number]), folder / "runs")
     assert (folder / "runs/mine/predict/predictions.csv").exists()
+
+
+@pytest.fixture(scope="module")
+def ran_alone():
+    """The blocks that ran without names of others: a copy on another page need not run again."""
+    return set()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN_PYTHON)
-def test_the_python_blocks_of_the_page_run_as_they_stand(page, folder, capsys):
+def test_the_python_blocks_of_the_page_run_as_they_stand(page, folder, ran_alone, capsys):
     given = {"images": np.zeros([2, 16, 16, 3], np.uint8)}
     names = {name: given[name] for name in RUN_PYTHON[page] if name in given}
     if "run" in RUN_PYTHON[page]:
@@ -196,10 +218,14 @@ def test_the_python_blocks_of_the_page_run_as_they_stand(page, folder, capsys):
             "--mode=pretrain", "--data_dir=my_images", "--model_dir=runs/mine",
             "--pretrain_epochs=1", "--pretrain_warmup_epochs=0",
         )  # fmt: skip
-    python = [block for block in blocks(page) if block.language == "python"]
+    python = [block.code for block in blocks(page) if block.language == "python"]
     assert python
-    for block in python:
-        exec(compile(block.code, page, "exec"), names)
+    for code in python:
+        if code in ran_alone:
+            continue
+        if not names:
+            ran_alone.add(code)
+        exec(compile(code, page, "exec"), names)
     if "classifier" in names:
         accuracy = float(capsys.readouterr().out.strip().splitlines()[-1])
         assert accuracy > 0.9

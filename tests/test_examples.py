@@ -1,5 +1,7 @@
 """The example scripts run as they stand in examples/, with fewer steps."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from helpers.command import run_inside
 from helpers.notebook import as_shown, run_notebook
 
 ROOT = Path(__file__).parent.parent
@@ -19,12 +22,8 @@ def numbers(output):
     return [float(number) for number in re.findall(r"\d\.\d{4}", output)]
 
 
-def run_example(name, *arguments):
-    """The script in a new process; the numbers that it prints."""
-    return numbers(output_of(name, *arguments))
-
-
 def output_of(name, *arguments):
+    """What the script prints in a new process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / name, *arguments],
@@ -34,11 +33,22 @@ def output_of(name, *arguments):
     return done.stdout
 
 
-def run_inside(name, *arguments, monkeypatch, capsys):
-    """The script in this process, which has TensorFlow loaded already."""
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
-    return numbers(capsys.readouterr().out)
+@pytest.fixture
+def run_example(monkeypatch, capsys):
+    """Runs a script in this process, which has TensorFlow loaded already, and so its commands."""
+
+    def run(command, **_):
+        assert command[:3] == [sys.executable, "-m", "supcon_tf.main"]
+        with contextlib.redirect_stdout(io.StringIO()):  # The examples leave it out.
+            run_inside(*command[3:])
+
+    def numbers_of(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.setattr(subprocess, "run", run)
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+        return numbers(capsys.readouterr().out)
+
+    return numbers_of
 
 
 def test_every_example_is_tested():
@@ -49,49 +59,45 @@ def test_every_example_is_tested():
 
 
 @pytest.mark.slow
-def test_the_estimator_learns_the_digits():
+def test_the_estimator_learns_the_digits(run_example):
     output = run_example("estimator.py", "--epochs=10", "--search_epochs=1", "--images=500")
     training, validation, top_1, *search, loaded = output
     assert training > validation == top_1 == loaded > 0.5
     assert len(search) == 2 and min(search) > 0.15  # Ten classes at random: 0.1.
 
 
-def test_own_encoder_learns_the_digits(monkeypatch, capsys):
-    own, network = run_inside(
-        "own_encoder.py", "--steps=40", "--network=tiny", monkeypatch=monkeypatch, capsys=capsys
-    )
+def test_own_encoder_learns_the_digits(run_example):
+    own, network = run_example("own_encoder.py", "--steps=40", "--network=tiny")
     assert own > 0.8 and network > 0.8
 
 
 @pytest.mark.slow
-def test_a_network_of_keras_trains_in_the_example():
+def test_a_network_of_keras_trains_in_the_example(run_example):
     _, network = run_example("own_encoder.py", "--steps=10")
     assert network > 0.1
 
 
 @pytest.mark.slow
-def test_a_pretrained_start_learns_faster():
+def test_a_pretrained_start_learns_faster(run_example):
     pretrained, scratch = run_example("pretrained.py", "--pretrain_epochs=5", "--epochs=20")
     assert pretrained > scratch > 0.2  # Five classes at random: 0.2.
 
 
 @pytest.mark.slow
-def test_own_data_with_several_labels_is_learned(monkeypatch, capsys):
-    classifier, probe = run_inside(
-        "own_data.py", "--steps=40", "--pictures=500", monkeypatch=monkeypatch, capsys=capsys
-    )
+def test_own_data_with_several_labels_is_learned(run_example):
+    classifier, probe = run_example("own_data.py", "--steps=40", "--pictures=500")
     assert classifier > 0.3 and probe > 0.3  # Two of ten classes at random: about 0.2.
 
 
 @pytest.mark.slow
-def test_balanced_classes_raise_the_mean_per_class_of_imbalanced_data():
+def test_balanced_classes_raise_the_mean_per_class_of_imbalanced_data(run_example):
     top_1, per_class, balanced_top_1, balanced_per_class = run_example("imbalanced.py")
     assert top_1 > per_class + 0.05  # The accuracy hides the rare classes.
     assert balanced_per_class > per_class + 0.05 and balanced_top_1 > 0.7
 
 
 @pytest.mark.slow
-def test_drawn_shapes_are_recognized_better_than_by_each_baseline():
+def test_drawn_shapes_are_recognized_better_than_by_each_baseline(run_example):
     command, python, pixels, chance = run_example("multi_label.py", "--images=600", "--epochs=20")
     assert min(command, python) > pixels > chance > 0.3
 
@@ -132,7 +138,8 @@ def test_the_notebook_keeps_small_outputs_without_paths_of_a_machine():
 
 @pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom():
-    notebook = run_notebook(NOTEBOOK)
+    fewer = {"(epochs=15)": "(epochs=6)", "--pretrain_epochs=10": "--pretrain_epochs=3"}
+    notebook = run_notebook(NOTEBOOK, replaced=fewer)
     text = texts_of(notebook)
     assert float(re.search(r"accuracy (\d\.\d+)", text)[1]) > 0.9
     assert "same predictions: True" in text and "new_images/" in text

@@ -338,10 +338,15 @@ def test_unknown_optimizer_is_refused_with_the_known_ones():
         optimizers.create_optimizer("sgd", 0.1)
 
 
+# Four replicas for one whose update is of each weight and one whose update is of each layer.
 @pytest.mark.parametrize(
-    "replicas", ["two_replicas", pytest.param("mirrored", marks=pytest.mark.slow)]
+    "name,replicas",
+    [
+        *((name, "two_replicas") for name in optimizers.OPTIMIZERS),
+        pytest.param("momentum", "mirrored", marks=pytest.mark.slow),
+        pytest.param("lars", "mirrored", marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_replicas_do_not_change_the_weights(name, replicas, request):
     """The optimizer sums over replicas, each of which has its part of the loss and the decay."""
     x = draw_steps(8, 5, num_steps=3).astype(np.float32)

@@ -164,9 +164,12 @@ def test_a_feature_that_is_not_a_number_shows_in_the_loss(name):
 
 
 @pytest.mark.parametrize(
-    "replicas", ["two_replicas", pytest.param("mirrored", marks=pytest.mark.slow)]
+    "name,replicas",
+    [
+        *((name, "two_replicas") for name in ("npairs", "triplet", "max_margin")),
+        pytest.param("triplet", "mirrored", marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("name", ["npairs", "triplet", "max_margin"])
 def test_replicas_equal_one_device(request, replicas, name):
     mirrored = request.getfixturevalue(replicas)
     function, features = LOSSES[name][0], draw_features()
