@@ -138,7 +138,7 @@ def test_the_notebook_keeps_small_outputs_without_paths_of_a_machine():
 
 @pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom():
-    fewer = {"(epochs=15)": "(epochs=6)", "--pretrain_epochs=10": "--pretrain_epochs=3"}
+    fewer = {"(epochs=15)": "(epochs=10)", "--pretrain_epochs=10": "--pretrain_epochs=3"}
     notebook = run_notebook(NOTEBOOK, replaced=fewer)
     text = texts_of(notebook)
     assert float(re.search(r"accuracy (\d\.\d+)", text)[1]) > 0.9

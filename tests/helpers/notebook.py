@@ -24,7 +24,8 @@ def run_notebook(path, *, replaced=None, timeout_seconds=1_800):
     """
     notebook = nbformat.read(path, as_version=4)
     for old, new in (replaced or {}).items():
-        (cell,) = (cell for cell in notebook.cells if old in cell.source)
+        code = (cell for cell in notebook.cells if cell.cell_type == "code")
+        (cell,) = (cell for cell in code if old in cell.source)
         cell.source = cell.source.replace(old, new)
     os.environ["PYTHONPATH"] = str(ROOT)
     client = NotebookClient(
