@@ -68,7 +68,10 @@ def write_tensorboard(
     if not folder.is_chief:
         return
     scalars = _scalars(result)
-    with files.writing(folder.artifacts.path_to_write(TENSORBOARD)) as path:
+    path = folder.file(TENSORBOARD)
+    try:
+        files.remove(path)
+        tf.io.gfile.makedirs(path)
         writer = tf.summary.create_file_writer(path)
         with writer.as_default(step=0):
             for name, value in (scalars | reference_eval_scalars(result)).items():
@@ -77,6 +80,8 @@ def write_tensorboard(
                 tf.summary.image(name, picture[None])
         writer.close()
         _write_projector(path, outputs, labels, source, class_names)
+    except (OSError, tf.errors.OpError) as error:
+        raise files.cannot_write(path, error) from error
 
 
 def _scalars(result):
