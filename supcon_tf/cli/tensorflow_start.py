@@ -61,7 +61,7 @@ def import_quietly() -> ModuleType:
     with tempfile.TemporaryFile() as hidden:
         os.dup2(hidden.fileno(), 2)
         try:
-            with _without(*_UNUSED_BY_THE_COMMAND):
+            with _importing_without(*_UNUSED_BY_THE_COMMAND):
                 import tensorflow as tf
 
             tf.config.list_physical_devices()
@@ -76,7 +76,7 @@ def import_quietly() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _without(*packages: str) -> Iterator[None]:
+def _importing_without(*packages: str) -> Iterator[None]:
     """Lets imports of packages fail that are not imported yet, as if they were not installed."""
     hidden = [name for name in packages if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
