@@ -32,6 +32,7 @@ MAIN = "-m supcon_tf.main"
 # Flags in the text that are those of other programs: pytest, the scripts of tpu/, absl.
 OTHER_FLAGS = {
     "slow", "help", "helpfull", "flagfile", "dry_run", "env_dir", "num_cores", "nofind_largest",
+    "verbosity",
 }  # fmt: skip
 # Pages of which every command of a stage runs here, in the folder that `folder` makes.
 RUN_COMMANDS = ("README.md", "docs/quick_start.md", "docs/runs.md")

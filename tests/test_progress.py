@@ -25,7 +25,7 @@ from tensorboard.plugins import projector
 from supcon_tf.cli import tensorflow_start
 from supcon_tf.data import pipeline, sources
 from supcon_tf.report import eval_pictures
-from supcon_tf.stages import eval_tensorboard, projector_files, trainer
+from supcon_tf.stages import eval_tensorboard, inputs, projector_files, trainer
 from supcon_tf.training import checkpoint, loop, profiling, progress, reference_tags, view_images
 
 
@@ -163,6 +163,7 @@ def short_run(tmp_path_factory):
     """A short run of the main job without patience, so that every wait speaks."""
     folder = tmp_path_factory.mktemp("short_run")
     out, err = io.StringIO(), io.StringIO()
+    inputs._read_splits.cache_clear()  # So that it says what it reads, after any other test.
     with (
         mock.patch.object(view_images, "draw_views", drawn),
         mock.patch.object(progress, "WAIT_SECONDS", 0.0),
