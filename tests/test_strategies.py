@@ -529,7 +529,7 @@ def test_two_workers_fit_the_linear_classifier_of_one_device(three_ways, tmp_pat
 def test_only_the_chief_talks_and_writes(three_ways):
     folder, (chief, other) = three_ways
     assert "2 replica(s) on 2 host(s)" in chief and "2 replica(s) on 2 host(s)" in other
-    accuracy = re.compile(r"^eval: +top-1", re.M)
+    accuracy = re.compile(r"^eval +top-1", re.M)
     assert accuracy.search(chief) and not accuracy.search(other)
     assert "Worker 0, the chief, logs the progress." in other
     assert "pretrain: step 1 of" in chief and "pretrain: step" not in other
