@@ -264,7 +264,7 @@ def print_table(experiment, found):
 
     names = {
         "regression": ("r2", "own_head_mean_absolute_error"),
-        "long_tail": ("mean_per_class_accuracy", "accuracy"),
+        "long_tail": ("mean_per_class_accuracy",),
     }.get(experiment, ("within_class_cosine", "between_class_cosine", "effective_rank"))
     measure = "mean absolute error" if experiment == "regression" else "accuracy"
     header = ["method", "seeds", measure, *(name.replace("_", " ") for name in names)]
