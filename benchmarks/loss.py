@@ -40,7 +40,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 NUM_VIEWS, NUM_FEATURES, NUM_CLASSES = 2, 128, 1000
 LARGEST_DENSE = 6144
 TEMPERATURE = 0.1
-DEFAULT_CACHE_MB = 192.0
 
 
 def dense_supcon_loss(labels, features):
@@ -183,10 +182,12 @@ def measure_family(batch, rounds, jit_compile):
 
 def cache_of(name):
     """The cache in MB of a case: 0 of "blocked, no cache", 400 of "blocked, 400 MB"."""
+    from supcon_tf.losses.options import SupConOptions
+
     _, _, variant = name.partition(", ")
     if variant == "no cache":
         return 0.0
-    return float(variant.removesuffix(" MB")) if variant.endswith(" MB") else DEFAULT_CACHE_MB
+    return float(variant.removesuffix(" MB")) if variant.endswith(" MB") else SupConOptions.cache_mb
 
 
 def peak_megabytes():
@@ -301,7 +302,7 @@ def summarize(results, names, batch, rates):
     seconds, pairs = median("blocked", "seconds"), (NUM_VIEWS * batch) ** 2
     for name in ("blocked, no cache", "dense", "PML"):
         cells.append(f"{median(name, 'seconds') / seconds:.2f}" if name in results else "")
-    kept = min(1.0, DEFAULT_CACHE_MB * 1e6 / (4 * pairs / 2))
+    kept = min(1.0, cache_of("blocked") * 1e6 / (4 * pairs / 2))
     limit = (4 - kept) * pairs * NUM_FEATURES / rates["operations"]
     limit += (1 - kept / 2) * pairs / rates["exponentials"]
     return [*cells, f"{seconds / pairs * 1e12:,.0f}", f"{limit / seconds:.0%}"]
@@ -321,8 +322,8 @@ def main():
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
     if arguments.family:
-        sys.path.insert(0, str(ROOT))
         for batch in arguments.batches.split(","):
             measure_family(int(batch), arguments.rounds, arguments.jit_compile)
     elif arguments.case == "rates":

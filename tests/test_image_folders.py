@@ -122,7 +122,7 @@ def preview(root, monkeypatch):
 
 
 def write_together(tmp_path, changes):
-    """All changes in one folder, each odd file under a name of its own; returns the odd files."""
+    """Writes all odd files, each with its own name, into one folder; returns them."""
     root = write(tmp_path, lambda root: None)
     odd = root / "train/cat/odd.jpg"
     paths = []

@@ -105,7 +105,7 @@ define(
     changes_result=False,
     help="Steps a,b between which to profile the first stage of --mode that trains in steps, such "
     "as 100,110. The profile is written to the folder tensorboard/ of the stage, where "
-    "TensorBoard's profile plugin finds it. Each of these steps is a call of its own. Choose a "
+    "TensorBoard's profile plugin finds it. These steps run one at a time. Choose a "
     "above 0 to leave out the compilation of the first step.",
 )
 define(

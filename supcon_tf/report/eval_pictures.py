@@ -11,7 +11,7 @@ import numpy as np
 # More classes than this have neither names nor numbers in the matrix.
 MAX_NAMED_CLASSES = 40
 MAX_NUMBERED_CLASSES = 20
-# The curves of so many classes are drawn, those of the lowest average precision.
+# Maximum number of curves: those of the classes with the lowest average precision are drawn.
 MAX_CURVES = 10
 DPI = 110
 

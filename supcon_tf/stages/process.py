@@ -39,7 +39,7 @@ def start(flags: FlagValues, started_at: float | None = None) -> tf.distribute.S
     if flags.deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.config.set_dtype_policy(flags.precision)
-    if flags["verbosity"].present:  # TensorFlow has a logger of its own beside absl's.
+    if flags["verbosity"].present:  # TensorFlow's logger is separate from absl's.
         level = converter.absl_to_standard(tensorflow_start.verbosity(flags))
         tf.get_logger().setLevel(level)
     strategy = strategies.create_strategy(

@@ -11,7 +11,7 @@ from supcon_tf.training import progress
 
 
 class Profiler:
-    """Profiles the steps from one step of a training to another, each in a call of its own.
+    """Profiles the training steps between two given steps, and runs them one at a time.
 
     Use it as a context manager. The files are written to `<folder>/plugins/profile/`, where
     TensorBoard's profile plugin looks for them.

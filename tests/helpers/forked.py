@@ -1,8 +1,8 @@
 """The command in processes of their own that share one import of TensorFlow.
 
 A server imports TensorFlow and forks for every command, before TensorFlow has started threads. A
-command then takes about six CPU seconds less than with an interpreter of its own, which
-test_main.py starts. The processes are as separate as others: exit codes, signals and environment.
+command then takes about six CPU seconds less than in a new interpreter, as test_main.py starts
+one. The processes are as separate as others: exit codes, signals and environment.
 """
 
 import atexit

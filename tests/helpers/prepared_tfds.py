@@ -96,10 +96,10 @@ class _Several(tfds.core.GeneratorBasedBuilder):
     SKIP_REGISTERING = True
 
     def _feature(self, class_label):
-        raise NotImplementedError
+        raise NotImplementedError("A subclass returns the features that hold the labels.")
 
     def _label(self, numbers):
-        raise NotImplementedError
+        raise NotImplementedError("A subclass returns the labels as its features store them.")
 
     def _info(self):
         class_label = tfds.features.ClassLabel(names=["cat", "dog", "owl"])
