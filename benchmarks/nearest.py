@@ -1,0 +1,28 @@
+"""The k-NN accuracy of `supcon_tf`, in NumPy, for the scripts that are measured beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+NUM_NEIGHBORS, TEMPERATURE = 20, 0.07
+
+
+def knn_accuracy(train_embeddings, train_labels, test_embeddings, test_labels):
+    """Accuracy of a vote of the nearest training embeddings, weighted by exp(cosine / temperature).
+
+    The same as `supcon_tf.evaluation.metrics.knn_accuracy`.
+
+    Args:
+        train_embeddings, test_embeddings: float [M, F], of any norm.
+        train_labels, test_labels: int [M].
+    """
+    train, test = (
+        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        for rows in (train_embeddings, test_embeddings)
+    )
+    similarities = test @ train.T
+    nearest = np.argpartition(-similarities, NUM_NEIGHBORS - 1, axis=1)[:, :NUM_NEIGHBORS]
+    weights = np.exp(np.take_along_axis(similarities, nearest, axis=1) / TEMPERATURE)
+    votes = np.zeros([len(test), int(train_labels.max()) + 1])
+    np.add.at(votes, (np.arange(len(test))[:, None], train_labels[nearest]), weights)
+    return float(np.mean(votes.argmax(axis=1) == test_labels))

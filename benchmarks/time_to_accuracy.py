@@ -1,0 +1,224 @@
+"""Seconds from the start of the process to an accuracy: the command, PyTorch and Keras.
+
+.venv/bin/python benchmarks/time_to_accuracy.py --photographs=FOLDER --torch_env=FOLDER
+.venv/bin/python benchmarks/time_to_accuracy.py --table
+
+FOLDER holds train/<class>/ and test/<class>/ with photographs of 32 px. Three programs train the
+same tiny encoder with SupCon from two views of each image: the same loss, batch size, optimizer and
+schedule, and after every epoch the k-NN accuracy of the test images, whose time counts too:
+
+* the command of this package;
+* supcon_in_pytorch.py, as SupContrast does it, in an environment that this script creates;
+* supcon_in_keras.py, as the examples of keras.io do it.
+
+Only one program runs at a time, in turns over the rounds, each round with another seed. A program
+is stopped when it has reached the highest level. results/time_to_accuracy keeps the curve of each;
+the same command resumes with the missing ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from paused import REPOSITORY
+from train_step import TORCH
+
+sys.path.insert(0, str(REPOSITORY))
+
+HERE = pathlib.Path(__file__).parent
+RESULTS = REPOSITORY / "results/time_to_accuracy"
+OURS, PYTORCH, KERAS = "supcon_tf", "PyTorch", "Keras fit"
+SIDES = (OURS, PYTORCH, KERAS)
+LEVELS = (0.30, 0.40, 0.45)
+EPOCHS = 12
+FLAGS = (
+    "--mode=pretrain", "--encoder=tiny", "--image_size=32", "--batch_size=64", "--num_views=2",
+    "--crop_area_range=0.5,1.0", "--horizontal_flip=true", "--augmentation_type=simclr",
+    "--augmentation_magnitude=0.5", "--use_pytorch_color_jitter", "--blur_probability=0",
+    "--projection_head_layers=128", "--temperature=0.1", "--cross_entropy_weight=0",
+    "--pretrain_optimizer=adam", "--pretrain_base_learning_rate=0.012",
+    "--pretrain_warmup_epochs=1", "--noonline_probe", "--knn_interval_epochs=1",
+)  # fmt: skip
+POLL_SECONDS = 0.05
+
+
+def command_of(side, data, folder, epochs, seed, torch_python):
+    """The command line of a program, and the log that it writes."""
+    if side == OURS:
+        own = [f"--data_dir={data}", f"--model_dir={folder}", f"--pretrain_epochs={epochs}"]
+        command = [sys.executable, "-m", "supcon_tf.main", *FLAGS, *own, f"--seed={seed}"]
+        return command, folder / "pretrain/metrics.jsonl"
+    python, script = {
+        PYTORCH: (torch_python, "supcon_in_pytorch.py"),
+        KERAS: (sys.executable, "supcon_in_keras.py"),
+    }[side]
+    log = folder / "log.jsonl"
+    own = [f"--data={data}", f"--log={log}", f"--epochs={epochs}", f"--seed={seed}"]
+    return [python, str(HERE / script), *own], log
+
+
+def measure(command, log, highest):
+    """Runs a program until it reaches the highest level or ends.
+
+    Returns:
+        The curve: [seconds since the start, k-NN accuracy] for each evaluation.
+    """
+    with tempfile.TemporaryFile("w+") as output:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        curve: list[list[float]] = []
+        try:
+            while True:
+                has_ended = process.poll() is not None
+                accuracies = read_accuracies(log)
+                seconds = round(time.perf_counter() - started, 2)
+                curve += [[seconds, accuracy] for accuracy in accuracies[len(curve) :]]
+                if curve and curve[-1][1] >= highest:
+                    return curve
+                if has_ended:
+                    break
+                time.sleep(POLL_SECONDS)
+        finally:
+            stop(process)
+        if process.returncode:
+            output.seek(0)
+            raise SystemExit(f"{' '.join(command)}\nstopped:\n{output.read()[-3000:]}")
+    return curve
+
+
+def stop(process):
+    """Ends a program and its worker processes."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def read_accuracies(log):
+    """The k-NN accuracies in the complete lines of a log."""
+    text = log.read_text() if log.exists() else ""
+    lines = [json.loads(line) for line in text.split("\n")[:-1]]
+    return [line["knn_accuracy"] for line in lines if "knn_accuracy" in line]
+
+
+def seconds_to(curve, level):
+    """The seconds of the first evaluation at or above a level; None if there is none."""
+    return next((seconds for seconds, accuracy in curve if accuracy >= level), None)
+
+
+def median_seconds(curves, level):
+    """The median over the rounds; None if a round did not reach the level."""
+    found = [seconds_to(curve, level) for curve in curves]
+    return None if None in found or not found else statistics.median(found)
+
+
+def create_table(curves):
+    """Returns the markdown table of {side: the curves of its rounds}."""
+    ours = {level: median_seconds(curves[OURS], level) for level in LEVELS}
+    head = ["program", "rounds", *(f"{level:.0%}" for level in LEVELS)]
+    rows = []
+    for side, found in curves.items():
+        cells = [side, str(len(found))]
+        for level in LEVELS:
+            median = median_seconds(found, level)
+            if median is None:
+                cells.append("not reached")
+                continue
+            every = [seconds_to(curve, level) for curve in found]
+            ratio = f", {median / ours[level]:.2f}x" if side != OURS and ours[level] else ""
+            cells.append(f"{median:.0f} s ({min(every):.0f} to {max(every):.0f}){ratio}")
+        rows.append(cells)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def versions(python, packages):
+    """The versions of packages in an environment."""
+    code = f"import importlib.metadata as m; print(*map(m.version, {packages!r}))"
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return dict(zip(packages, found.stdout.split(), strict=True))
+
+
+def install_torch(folder):
+    """Creates an environment with PyTorch and torchvision; returns its Python."""
+    python = pathlib.Path(folder).absolute() / "bin/python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        needed = [*TORCH, "torchvision", "numpy"]
+        subprocess.run([python, "-m", "pip", "install", "-q", *needed], check=True)
+    return str(python)
+
+
+def result_path(results, side, seed):
+    return results / f"{side.replace(' ', '_').lower()}-{seed}.json"
+
+
+def read_curves(results, rounds):
+    """{side: the curves of the finished rounds}, from the folder of results."""
+    found = {}
+    for side in SIDES:
+        paths = [result_path(results, side, seed) for seed in range(rounds)]
+        found[side] = [json.loads(p.read_text())["curve"] for p in paths if p.exists()]
+    return {side: curves for side, curves in found.items() if curves}
+
+
+def run_rounds(arguments):
+    """Measures what is missing in the results, in turns."""
+    from supcon_tf.studies import ledger
+
+    torch_python = install_torch(arguments.torch_env)
+    environment = ledger.environment_facts()
+    in_torch = versions(torch_python, ["torch", "torchvision", "numpy"])
+    for seed in range(arguments.rounds):
+        for side in SIDES:
+            path = result_path(arguments.results, side, seed)
+            if path.exists():
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                command, log = command_of(
+                    side,
+                    arguments.photographs.absolute(),
+                    pathlib.Path(folder),
+                    arguments.epochs,
+                    seed,
+                    torch_python,
+                )
+                curve = measure(command, log, max(LEVELS))
+            facts = {"side": side, "seed": seed, "epochs": arguments.epochs, "curve": curve}
+            facts |= environment
+            if side == PYTORCH:
+                facts["versions"] = in_torch
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(facts) + "\n")
+            seconds, accuracy = curve[-1]
+            print(f"{side}, round {seed}: {accuracy:.3f} after {seconds:.0f} s", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photographs", type=pathlib.Path, help="train/<class>, test/<class>")
+    parser.add_argument("--torch_env", help="environment for PyTorch; created if missing")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the whole schedule")
+    parser.add_argument("--table", action="store_true", help="only print what is finished")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    arguments = parser.parse_args()
+    if not arguments.table:
+        if not (arguments.photographs and arguments.torch_env):
+            parser.error("set --photographs=FOLDER and --torch_env=FOLDER, or --table.")
+        run_rounds(arguments)
+    print(create_table(read_curves(arguments.results, arguments.rounds)))
+
+
+if __name__ == "__main__":
+    main()
