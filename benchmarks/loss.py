@@ -21,6 +21,11 @@ the rates measured in the same run for single operations of this shape.
 with the plain loss in one process, at one batch size:
 
     .venv/bin/python benchmarks/loss.py --family --batches=6144
+
+--replicas=1,2,4 measures the processor time of one replica, whose share of the batch becomes
+smaller while it is compared with all rows:
+
+    .venv/bin/python benchmarks/loss.py --replicas=1,2,4 --batches=6144
 """
 
 from __future__ import annotations
@@ -35,6 +40,8 @@ import statistics
 import subprocess
 import sys
 import time
+
+import records
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM_VIEWS, NUM_FEATURES, NUM_CLASSES = 2, 128, 1000
@@ -140,7 +147,7 @@ def family_cases(batch):
 
 
 def measure_family(batch, rounds, jit_compile):
-    """Prints the time of each case, forward and backward, over that of the plain loss.
+    """Returns the seconds of each case, forward and backward, in turns.
 
     On a machine that does other work too, the seconds of the processor, summed over the threads,
     vary less than the time that passes.
@@ -169,15 +176,95 @@ def measure_family(batch, rounds, jit_compile):
             step(features)[1].numpy()
             seconds[name].append(time.perf_counter() - before)
             of_processor[name].append(time.process_time() - processor_before)
-    print(f"batch {batch:,}, {os.cpu_count()} cores, jit_compile={jit_compile}, {rounds} rounds\n")
-    print_row(["loss", "median s", "over plain", "median processor s", "over plain"])
-    print_row(["---", "---:", "---:", "---:", "---:"])
-    for name in steps:
-        cells = []
-        for times in (seconds, of_processor):
-            median = statistics.median(times[name])
-            cells += [f"{median:.3g}", f"{median / statistics.median(times['plain']):.2f}"]
-        print_row([name, *cells])
+    return {"batch": batch, "jit_compile": jit_compile, "seconds": seconds,
+            "processor_seconds": of_processor}  # fmt: skip
+
+
+def create_family_table(facts):
+    """The medians of each loss, and what they are of the plain loss."""
+    rows = []
+    for row in facts["rows"]:
+        for name in row["seconds"]:
+            cells = [f"{row['batch']:,}", name]
+            for times in (row["seconds"], row["processor_seconds"]):
+                ratio = statistics.median(times[name]) / statistics.median(times["plain"])
+                cells += [records.spread(times[name]), f"{ratio:.2f}"]
+            rows.append(cells)
+    head = ["batch", "loss", "seconds", "over plain", "processor seconds", "over plain"]
+    return records.table(head, rows, text_columns=2)
+
+
+def measure_replicas(arguments):
+    """Prints the processor seconds of one replica, of several sizes of the strategy."""
+    batch = int(arguments.batches.split(",")[0])
+    seconds = {int(text): [] for text in arguments.replicas.split(",")}
+    for _ in range(arguments.repeats):
+        for count, found in seconds.items():
+            found += in_own_process(sys.executable, f"replicas, {count}", batch)
+    rows = [{"batch": batch, "replicas": count, "seconds": each} for count, each in seconds.items()]
+    records.write(arguments.results, rows)
+    print(create_replica_table({"rows": rows}))
+
+
+def replica_seconds(num_replicas, batch):
+    """Processor seconds of one step over the replicas: [repeats], each with one thread.
+
+    Each replica holds its share of the batch and compares it with the rows of all. The seconds of
+    all threads are added up, so that it does not matter how many replicas share a core.
+    """
+    import tensorflow as tf
+
+    from supcon_tf import strategies
+    from supcon_tf.losses.supcon import supcon_loss
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(num_replicas)
+    strategies.split_cpu(num_replicas)
+    devices = [f"CPU:{index}" for index in range(num_replicas)]
+    strategy = tf.distribute.MirroredStrategy(devices)
+    features = tf.random.stateless_normal([batch, NUM_VIEWS, NUM_FEATURES], [1, 2])
+    labels = tf.random.stateless_uniform([batch], [1, 2], 0, NUM_CLASSES, tf.int32)
+    share = batch // num_replicas
+
+    def place(tensor):
+        def of_replica(context):
+            return tensor[context.replica_id_in_sync_group * share :][:share]
+
+        return strategy.experimental_distribute_values_from_function(of_replica)
+
+    @tf.function
+    def step(labels, features):
+        def on_replica(labels, features):
+            with tf.GradientTape() as tape:
+                tape.watch(features)
+                value = tf.reduce_sum(supcon_loss(labels, features)) / batch
+            return tape.gradient(value, features)
+
+        return strategy.run(on_replica, args=(labels, features))
+
+    placed = place(labels), place(features)
+    seconds = []
+    for repeat in range(4):  # The first one traces.
+        before = time.process_time()
+        for gradient in strategy.experimental_local_results(step(*placed)):
+            gradient.numpy()
+        if repeat:
+            seconds.append(time.process_time() - before)
+    return seconds
+
+
+def create_replica_table(facts):
+    """Processor seconds of one replica: of all of them, divided by their number."""
+    first = facts["rows"][0]
+    alone = statistics.median(first["seconds"]) / first["replicas"]
+    rows = []
+    for row in facts["rows"]:
+        each = [seconds / row["replicas"] for seconds in row["seconds"]]
+        ratio = alone / statistics.median(each) * first["replicas"]
+        cells = [f"{row['batch']:,}", str(row["replicas"]), records.spread(each), f"{ratio:.2f}"]
+        rows.append(cells)
+    head = ["batch", "replicas", "processor seconds of one replica", "less by"]
+    return records.table(head, rows, text_columns=0)
 
 
 def cache_of(name):
@@ -257,32 +344,42 @@ def in_own_process(python, name, batch=0):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def print_row(cells):
-    print("| " + " | ".join(cells) + " |", flush=True)
-
-
-def compare(batches, torch_python, repeats, cache_mb):
-    """Prints one row per batch size, with medians over interleaved repeats."""
+def compare(batches, torch_python, repeats, cache_mb, results):
+    """Measures every case at every batch size, in turns, and prints the table."""
     rates = in_own_process(sys.executable, "rates")
-    print(
-        f"{os.cpu_count()} cores; matrix product {rates['operations'] / 1e9:.0f} GFLOP/s at inner "
-        f"size {NUM_FEATURES}, exp {rates['exponentials'] / 1e9:.2f} G/s\n"
-    )
     names = ["blocked", "blocked, no cache", "blocked, jit"]
     if cache_mb:
         names.insert(1, f"blocked, {cache_mb} MB")
     names += ["dense", *(["PML"] if torch_python else [])]
-    header = ["batch", *(f"{name}: s, MB" for name in names), "no cache / blocked"]
-    header += ["dense / blocked", "PML / blocked", "ps per N^2", "limit / blocked"]
-    print_row(header)
-    print_row(["---:"] * len(header))
+    rows = []
     for batch in batches:
-        results = {name: [] for name in names if not is_too_large(name, batch)}
+        cases = {name: [] for name in names if not is_too_large(name, batch)}
         for _ in range(repeats if batch <= LARGEST_DENSE else 1):
-            for name, runs in results.items():
+            for name, runs in cases.items():
                 python = torch_python if name == "PML" else sys.executable
                 runs.append(in_own_process(python, name, batch))
-        print_row([f"{batch:,}", *summarize(results, names, batch, rates)])
+        rows.append({"batch": batch, "cases": cases})
+        records.write(results, rows, rates=rates)
+        print(f"batch {batch:,} is measured.", file=sys.stderr, flush=True)
+    print(create_table({"rows": rows, "rates": rates}))
+
+
+def create_table(facts):
+    """One row per batch size, with medians over the repeats."""
+    rates = facts["rates"]
+    names = list(dict.fromkeys(name for row in facts["rows"] for name in row["cases"]))
+    head = ["batch", *(f"{name}: s, MB" for name in names), "no cache / blocked"]
+    head += ["dense / blocked", "PML / blocked", "ps per N^2", "limit / blocked"]
+    rows = [
+        [f"{row['batch']:,}", *summarize(row["cases"], names, row["batch"], rates)]
+        for row in facts["rows"]
+    ]
+    return (
+        records.table(head, rows, text_columns=0)
+        + f"\n\nOne matrix product of inner size {NUM_FEATURES} reaches "
+        + f"{rates['operations'] / 1e9:.0f} GFLOP/s and the exponential "
+        + f"{rates['exponentials'] / 1e9:.2f} G/s. Medians of the processes, in turns."
+    )
 
 
 def is_too_large(name, batch):
@@ -319,20 +416,37 @@ def main():
     parser.add_argument("--family", action="store_true", help="measure the family of losses")
     parser.add_argument("--rounds", type=int, default=7, help="of --family")
     parser.add_argument("--jit_compile", action="store_true", help="for --family")
+    parser.add_argument("--replicas", help="measure the cost of one replica of 1,2,4 instead")
+    parser.add_argument("--results", help="JSON file for every repeat")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     if arguments.family:
-        for batch in arguments.batches.split(","):
+        rows = [
             measure_family(int(batch), arguments.rounds, arguments.jit_compile)
+            for batch in arguments.batches.split(",")
+        ]
+        records.write(arguments.results, rows)
+        print(create_family_table({"rows": rows}))
+    elif arguments.replicas:
+        measure_replicas(arguments)
     elif arguments.case == "rates":
         print(json.dumps(measure_rates()))
+    elif (arguments.case or "").startswith("replicas, "):
+        count = int(arguments.case.removeprefix("replicas, "))
+        print(json.dumps(replica_seconds(count, arguments.batch)))
     elif arguments.case:
         print(json.dumps(measure(arguments.case, arguments.batch)))
     else:
         batches = [int(batch) for batch in arguments.batches.split(",")]
-        compare(batches, arguments.torch_python, arguments.repeats, arguments.cache_mb)
+        compare(
+            batches,
+            arguments.torch_python,
+            arguments.repeats,
+            arguments.cache_mb,
+            arguments.results,
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,93 @@
+"""What a benchmark measured, as JSON, and the tables of docs/benchmarks.md that follow from it.
+
+A file of results/benchmarks/ holds the command, commit, versions and machine, and in "rows" every
+single repeat, so that another median or spread can be computed later. The script that measured it
+has a function that makes its table; a page contains it between two markers:
+
+    <!-- benchmark: loss -->
+    <!-- end of benchmark -->
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import statistics
+import sys
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+FOLDER = REPOSITORY / "results/benchmarks"
+MARKER = re.compile(r"^(<!-- benchmark: (\w+) -->\n).*?^(<!-- end of benchmark -->)", re.S | re.M)
+PATH = re.compile(r"(--\w+)=\S*/\S*")  # A flag whose value is a path of this machine.
+
+
+def write(path, rows, **facts):
+    """Writes the rows of a benchmark with what it ran on; does nothing without a path.
+
+    Args:
+        path: The file, or None.
+        rows: A list of JSON objects, with all repeats.
+        **facts: Further entries of the file.
+    """
+    if path is None:
+        return
+    if str(REPOSITORY) not in sys.path:
+        sys.path.insert(0, str(REPOSITORY))
+    from supcon_tf.studies import ledger
+
+    path = pathlib.Path(path)
+    command = " ".join(["benchmarks/" + pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = re.sub(r" --results=\S+", "", command)
+    facts = {"command": PATH.sub(r"\1=FOLDER", command), **ledger.environment_facts(), **facts}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def table(head, rows, text_columns=1):
+    """A markdown table whose first columns are text and whose others are numbers."""
+    rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *rows))
+
+
+def spread(values, form="{:.3g}"):
+    """The median with the range of the repeats, such as "2 (1 to 4)"."""
+    middle, low, high = (
+        form.format(value) for value in (statistics.median(values), min(values), max(values))
+    )
+    return middle if low == middle == high else f"{middle} ({low} to {high})"
+
+
+def caption(facts):
+    """The command, machine and versions, as one sentence under a table."""
+    versions = facts["versions"]
+    names = [name for name in ("tensorflow", "keras", "torch") if name in versions]
+    machine = facts["machine"]
+    return (
+        f"`.venv/bin/python {facts['command']}`, {machine['cpu_count']} CPU cores "
+        f"({machine['processor']}), "
+        + ", ".join(f"{name} {versions[name]}" for name in names)
+        + f", commit {facts['commit']}."
+    )
+
+
+def fill_page(text, tables, folder=FOLDER):
+    """Returns the text of a page with the tables between its markers made again.
+
+    Args:
+        text: The page.
+        tables: Name of a benchmark -> function of its facts that makes the table.
+        folder: Where the results are. A benchmark without results says "Not measured here."
+    """
+
+    def fill(match):
+        path = folder / f"{match[2]}.json"
+        content = "Not measured here."
+        if path.exists():
+            facts = json.loads(path.read_text())
+            content = f"{tables[match[2]](facts)}\n\n{caption(facts)}"
+        return f"{match[1]}\n{content}\n\n{match[3]}"
+
+    return MARKER.sub(fill, text)
