@@ -15,6 +15,7 @@ import tempfile
 import time
 
 import numpy as np
+import records
 
 ROOT = pathlib.Path(__file__).parents[1]
 STAGES = "pretrain,linear,eval"
@@ -56,21 +57,34 @@ def raw_pixel_accuracies():
     ]
 
 
+def create_table(facts):
+    """A row per seed, and their means."""
+    columns = ("top_1", "knn", "seconds")
+    rows = [[str(row["seed"]), *(row[name] for name in columns)] for row in facts["rows"]]
+    rows.append(["mean", *(np.mean([row[name] for row in facts["rows"]]) for name in columns)])
+    forms = ("{}", "{:.4f}", "{:.4f}", "{:.0f}")
+    cells = [[form.format(cell) for form, cell in zip(forms, row, strict=True)] for row in rows]
+    neighbors, regression = facts["raw_pixels"]
+    return (
+        records.table(["seed", "linear top-1", "k-NN", "seconds, all stages"], cells)
+        + f"\n\nRaw pixels: 5 nearest neighbors {neighbors:.3f}, logistic regression "
+        + f"{regression:.3f}."
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0,1,2")
-    seeds = parser.parse_args().seeds.split(",")
-    print("| seed | linear top-1 | k-NN | seconds, all stages |\n|---:|---:|---:|---:|")
-    results = []
+    parser.add_argument("--results", help="JSON file for every seed")
+    arguments = parser.parse_args()
+    rows, raw_pixels = [], raw_pixel_accuracies()
     with tempfile.TemporaryDirectory() as folder:
-        for seed in seeds:
-            results.append(run_seed(seed, pathlib.Path(folder) / seed))
-            top_1, knn, seconds = results[-1]
-            print(f"| {seed} | {top_1:.4f} | {knn:.4f} | {seconds:.0f} |", flush=True)
-    top_1, knn, seconds = np.mean(results, axis=0)
-    print(f"| mean | {top_1:.4f} | {knn:.4f} | {seconds:.0f} |\n")
-    neighbors, regression = raw_pixel_accuracies()
-    print(f"Raw pixels: 5 nearest neighbors {neighbors:.3f}, logistic regression {regression:.3f}.")
+        for seed in arguments.seeds.split(","):
+            top_1, knn, seconds = run_seed(seed, pathlib.Path(folder) / seed)
+            rows.append({"seed": int(seed), "top_1": top_1, "knn": knn, "seconds": seconds})
+            print(f"seed {seed}: {top_1:.4f} in {seconds:.0f} s", file=sys.stderr, flush=True)
+    records.write(arguments.results, rows, raw_pixels=raw_pixels)
+    print(create_table({"rows": rows, "raw_pixels": raw_pixels}))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ measures all pipelines, so that a temporary slowdown of the machine affects all 
 the ratios, not the absolute numbers.
 """
 
+import argparse
 import json
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,7 +26,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # Only needed by tf-models-official.
 
-from absl import app, flags
+import records
 from paused import REPOSITORY, PausedWorker
 
 PEER_REQUIREMENTS = (
@@ -40,16 +42,6 @@ POLICIES = ("identity", "autoaugment", "randaugment", "simclr", "stacked_randaug
 MAGNITUDES = {"randaugment": 9.0}
 SIDES = ("reference", "pillow", "tf-models", "Pillow")  # ours in two modes, then the others
 NUM_THREADS = os.cpu_count()
-
-_PEER_ENV = flags.DEFINE_string(
-    "peer_env", None, "Environment for tf-models-official; created if missing."
-)
-_SOURCES = flags.DEFINE_multi_enum("source", list(SOURCES), list(SOURCES), "Images to measure.")
-_POLICIES = flags.DEFINE_multi_enum("policy", list(POLICIES), list(POLICIES), "Policies.")
-_SIDES = flags.DEFINE_multi_enum("side", list(SIDES), list(SIDES), "Pipelines to measure.")
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "Duration of one measurement in seconds.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements per pipeline; the table shows medians.")
-_WORKER = flags.DEFINE_string("worker", None, "Internal: JSON of the pipeline to serve.")
 
 
 # The pipelines. Each one returns a dataset of uint8 [B, 2, S, S, 3].
@@ -237,20 +229,16 @@ def serve(side, source, policy, folder):
 class Worker(PausedWorker):
     """The process of one pipeline and its measured rates."""
 
-    def __init__(self, side, source, policy):
+    def __init__(self, side, source, policy, peer_env):
         python = sys.executable
         if side == "tf-models":
-            python = pathlib.Path(_PEER_ENV.value) / "bin" / "python"
+            python = pathlib.Path(peer_env) / "bin" / "python"
         super().__init__([python, __file__, f"--worker={json.dumps([side, source, policy])}"])
         self.first_batch_seconds = self.greeting
         self.rates = []
 
-    def measure(self):
-        self.rates.append(self.ask(_SECONDS.value))
-
-    def median(self, kind=0):
-        """Median of the views per second of wall time (0) or CPU time (1)."""
-        return sorted(rate[kind] for rate in self.rates)[len(self.rates) // 2]
+    def measure(self, seconds):
+        self.rates.append(self.ask(seconds))
 
 
 def install_peer(path):
@@ -260,51 +248,96 @@ def install_peer(path):
             subprocess.run([path / "bin" / "pip", "install", "-q", *requirements], check=True)
 
 
-def main(_):
-    if _WORKER.value:
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer_env", help="environment for tf-models-official; created if missing")
+    parser.add_argument("--source", action="append", choices=list(SOURCES), help="all by default")
+    parser.add_argument("--policy", action="append", choices=POLICIES, help="all by default")
+    parser.add_argument("--side", action="append", choices=SIDES, help="all by default")
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of one measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each pipeline")
+    parser.add_argument("--results", help="JSON file for every round")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
         with tempfile.TemporaryDirectory() as folder:
-            serve(*json.loads(_WORKER.value), folder)
+            serve(*json.loads(arguments.worker), folder)
         return
-    sides = [side for side in _SIDES.value if side != "tf-models" or _PEER_ENV.value]
+    measure_all(arguments)
+
+
+def measure_all(arguments):
+    """Measures every pipeline in turns, and prints the table."""
+    peer_env = arguments.peer_env
+    sides = [side for side in arguments.side or SIDES if side != "tf-models" or peer_env]
     if "tf-models" in sides:
-        install_peer(pathlib.Path(_PEER_ENV.value))
-    print(f"Views per second, two views per image, {NUM_THREADS} CPUs; in parentheses: seconds")
-    print("to the first batch. x: speed relative to tf-models, by wall time and by CPU time (which")
-    print("is less affected by other load). Of identity: rate relative to policy identity here.\n")
-    print("| source | policy | " + " | ".join(sides) + " | x reference | x pillow | of identity |")
-    print("|---" * (len(sides) + 5) + "|")
-    for source in _SOURCES.value:
-        identity = None
-        for policy in _POLICIES.value:
-            workers = {side: Worker(side, source, policy) for side in sides if exists(side, policy)}
-            for _ in range(_ROUNDS.value):
+        install_peer(pathlib.Path(peer_env))
+    rows = []
+    for source in arguments.source or SOURCES:
+        for policy in arguments.policy or POLICIES:
+            workers = {
+                side: Worker(side, source, policy, peer_env)
+                for side in sides
+                if exists(side, policy)
+            }
+            for _ in range(arguments.rounds):
                 for worker in workers.values():
-                    worker.measure()
+                    worker.measure(arguments.seconds)
             for worker in workers.values():
                 worker.kill()
-            identity = identity or (workers["reference"].median() if policy == "identity" else None)
-            print(row(source, policy, sides, workers, identity), flush=True)
+            found = {
+                side: {"first_batch_seconds": worker.first_batch_seconds, "rates": worker.rates}
+                for side, worker in workers.items()
+            }
+            rows.append({"source": source, "policy": policy, "sides": found})
+            records.write(arguments.results, rows)
+            print(f"{source}, {policy} is measured.", file=sys.stderr, flush=True)
+    print(create_table({"rows": rows}))
 
 
-def row(source, policy, sides, workers, identity):
-    rates = {side: worker.median() for side, worker in workers.items()}
-    cells = [source, policy]
+def create_table(facts):
+    """Median views per second, and the ratios by wall time and by CPU time.
+
+    CPU time is less affected by other load.
+    """
+    sides = [side for side in SIDES if any(side in row["sides"] for row in facts["rows"])]
+    identities = {
+        row["source"]: _median(row, "reference")
+        for row in facts["rows"]
+        if row["policy"] == "identity" and "reference" in row["sides"]
+    }
+    head = ["source", "policy", *sides, "reference / tf-models", "pillow / tf-models"]
+    rows = [_table_row(row, sides, identities) for row in facts["rows"]]
+    return (
+        records.table([*head, "of identity"], rows, text_columns=2)
+        + "\n\nViews per second, two views per image; in parentheses the seconds to the first "
+        + "batch. Ratios by wall time, and in parentheses by CPU time."
+    )
+
+
+def _median(row, side, kind=0):
+    """Median of the views per second of wall time (0) or CPU time (1)."""
+    return statistics.median(rate[kind] for rate in row["sides"][side]["rates"])
+
+
+def _table_row(row, sides, identities):
+    cells = [row["source"], row["policy"]]
     for side in sides:
-        shown = side in rates
-        cells.append(
-            f"{rates[side]:,.0f} ({workers[side].first_batch_seconds:.1f} s)" if shown else "-"
-        )
+        found = row["sides"].get(side)
+        cell = found and f"{_median(row, side):,.0f} ({found['first_batch_seconds']:.1f} s)"
+        cells.append(cell or "")
     for side in ("reference", "pillow"):
-        known = side in rates and "tf-models" in rates
+        is_known = side in row["sides"] and "tf-models" in row["sides"]
         ratios = [
-            workers[side].median(kind) / workers["tf-models"].median(kind)
-            for kind in ((0, 1) if known else ())
+            _median(row, side, kind) / _median(row, "tf-models", kind)
+            for kind in ((0, 1) if is_known else ())
         ]
-        cells.append(f"{ratios[0]:.1f} ({ratios[1]:.1f} CPU)" if known else "-")
-    known = identity and "reference" in rates
-    cells.append(f"{rates['reference'] / identity:.0%}" if known else "-")
-    return "| " + " | ".join(cells) + " |"
+        cells.append(f"{ratios[0]:.1f} ({ratios[1]:.1f} CPU)" if is_known else "")
+    identity = identities.get(row["source"])
+    is_known = identity and "reference" in row["sides"]
+    cells.append(f"{_median(row, 'reference') / identity:.0%}" if is_known else "")
+    return cells
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

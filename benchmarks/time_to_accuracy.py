@@ -12,8 +12,8 @@ schedule, and after every epoch the k-NN accuracy of the test images, whose time
 * supcon_in_keras.py, as the examples of keras.io do it.
 
 Only one program runs at a time, in turns over the rounds, each round with another seed. A program
-is stopped when it has reached the highest level. results/time_to_accuracy keeps the curve of each;
-the same command resumes with the missing ones.
+is stopped when it has reached the highest level. results/benchmarks/time_to_accuracy.json keeps the
+curve of each; the same command resumes with the missing ones.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ import sys
 import tempfile
 import time
 
-from paused import REPOSITORY
+import records
+from records import REPOSITORY
 from train_step import TORCH
 
-sys.path.insert(0, str(REPOSITORY))
-
 HERE = pathlib.Path(__file__).parent
-RESULTS = REPOSITORY / "results/time_to_accuracy"
+RESULTS = records.FOLDER / "time_to_accuracy.json"
 OURS, PYTORCH, KERAS = "supcon_tf", "PyTorch", "Keras fit"
 SIDES = (OURS, PYTORCH, KERAS)
 LEVELS = (0.30, 0.40, 0.45)
@@ -122,10 +121,12 @@ def median_seconds(curves, level):
     return None if None in found or not found else statistics.median(found)
 
 
-def create_table(curves):
-    """Returns the markdown table of {side: the curves of its rounds}."""
-    ours = {level: median_seconds(curves[OURS], level) for level in LEVELS}
-    head = ["program", "rounds", *(f"{level:.0%}" for level in LEVELS)]
+def create_table(facts):
+    """The median seconds to each level, with their range, and the ratio to the command."""
+    curves = {}
+    for row in facts["rows"]:
+        curves.setdefault(row["side"], []).append(row["curve"])
+    ours = {level: median_seconds(curves.get(OURS, []), level) for level in LEVELS}
     rows = []
     for side, found in curves.items():
         cells = [side, str(len(found))]
@@ -134,12 +135,11 @@ def create_table(curves):
             if median is None:
                 cells.append("not reached")
                 continue
-            every = [seconds_to(curve, level) for curve in found]
+            seconds = records.spread([seconds_to(curve, level) for curve in found], "{:.0f}")
             ratio = f", {median / ours[level]:.2f}x" if side != OURS and ours[level] else ""
-            cells.append(f"{median:.0f} s ({min(every):.0f} to {max(every):.0f}){ratio}")
+            cells.append(f"{seconds}{ratio}")
         rows.append(cells)
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return records.table(["program", "rounds", *(f"{level:.0%}, s" for level in LEVELS)], rows)
 
 
 def versions(python, packages):
@@ -159,30 +159,20 @@ def install_torch(folder):
     return str(python)
 
 
-def result_path(results, side, seed):
-    return results / f"{side.replace(' ', '_').lower()}-{seed}.json"
-
-
-def read_curves(results, rounds):
-    """{side: the curves of the finished rounds}, from the folder of results."""
-    found = {}
-    for side in SIDES:
-        paths = [result_path(results, side, seed) for seed in range(rounds)]
-        found[side] = [json.loads(p.read_text())["curve"] for p in paths if p.exists()]
-    return {side: curves for side, curves in found.items() if curves}
+def read_rows(results):
+    """The finished runs: side, seed, epochs and curve of each."""
+    return json.loads(results.read_text())["rows"] if results.exists() else []
 
 
 def run_rounds(arguments):
-    """Measures what is missing in the results, in turns."""
-    from supcon_tf.studies import ledger
-
+    """Measures what is missing in the results, in turns; returns the rows of all."""
     torch_python = install_torch(arguments.torch_env)
-    environment = ledger.environment_facts()
-    in_torch = versions(torch_python, ["torch", "torchvision", "numpy"])
+    peer = {"peer_versions": versions(torch_python, ["torch", "torchvision", "numpy"])}
+    rows = read_rows(arguments.results)
+    known = {(row["side"], row["seed"], row["epochs"]) for row in rows}
     for seed in range(arguments.rounds):
         for side in SIDES:
-            path = result_path(arguments.results, side, seed)
-            if path.exists():
+            if (side, seed, arguments.epochs) in known:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 command, log = command_of(
@@ -194,14 +184,11 @@ def run_rounds(arguments):
                     torch_python,
                 )
                 curve = measure(command, log, max(LEVELS))
-            facts = {"side": side, "seed": seed, "epochs": arguments.epochs, "curve": curve}
-            facts |= environment
-            if side == PYTORCH:
-                facts["versions"] = in_torch
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(facts) + "\n")
+            rows.append({"side": side, "seed": seed, "epochs": arguments.epochs, "curve": curve})
+            records.write(arguments.results, rows, **peer)
             seconds, accuracy = curve[-1]
             print(f"{side}, round {seed}: {accuracy:.3f} after {seconds:.0f} s", flush=True)
+    return rows
 
 
 def main():
@@ -217,7 +204,7 @@ def main():
         if not (arguments.photographs and arguments.torch_env):
             parser.error("set --photographs=FOLDER and --torch_env=FOLDER, or --table.")
         run_rounds(arguments)
-    print(create_table(read_curves(arguments.results, arguments.rounds)))
+    print(create_table({"rows": read_rows(arguments.results)}))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 
+import records
 from paused import REPOSITORY, PausedWorker
 
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
@@ -150,24 +151,37 @@ def serve(side, depth, images, precision):
         print(json.dumps([rate, peak]), flush=True)
 
 
-def compare(torch_python, depths, sizes, rounds, seconds):
-    print(
-        "| encoder | images | precision | supcon_tf: images/s, GB | PyTorch: images/s, GB | ratio |"
-    )
-    print("|---|---:|---|---:|---:|---:|")
+def compare(torch_python, depths, sizes, rounds, seconds, results):
+    """Measures every case and prints the table."""
+    rows = []
     for depth in depths:
         for images in sizes:
             for precision in PRECISIONS:
-                rates = measure(torch_python, depth, images, precision, rounds, seconds)
-                ours, torch = rates["ours"], rates["PyTorch"]
-                cells = [f"{rate:.1f}, {peak:.1f}" for rate, peak in (ours, torch)]
-                ratio = f"{ours[0] / torch[0]:.2f}"
-                row = [f"ResNet-{depth}", str(images), precision, *cells, ratio]
-                print("| " + " | ".join(row) + " |", flush=True)
+                case = {"depth": depth, "images": images, "precision": precision}
+                rows.append({**case, "sides": measure(torch_python, rounds, seconds, **case)})
+                records.write(results, rows)
+                print(f"{case} is measured.", file=sys.stderr, flush=True)
+    print(create_table({"rows": rows}))
 
 
-def measure(torch_python, depth, images, precision, rounds, seconds):
-    """Returns (median images per second, peak GB) of each side."""
+def create_table(facts):
+    """Median images per second and peak memory of both sides, and the ratio of the medians."""
+    rows = []
+    for row in facts["rows"]:
+        rates = {side: [rate for rate, _ in found] for side, found in row["sides"].items()}
+        cells = [
+            f"{statistics.median(rates[side]):.1f}, {row['sides'][side][-1][1]:.1f}"
+            for side in ("ours", "PyTorch")
+        ]
+        ratio = statistics.median(rates["ours"]) / statistics.median(rates["PyTorch"])
+        case = [f"ResNet-{row['depth']}", str(row["images"]), row["precision"]]
+        rows.append([*case, *cells, f"{ratio:.2f}"])
+    head = ["encoder", "images", "precision", "supcon_tf: images/s, GB"]
+    return records.table([*head, "PyTorch: images/s, GB", "ratio"], rows, text_columns=3)
+
+
+def measure(torch_python, rounds, seconds, *, depth, images, precision):
+    """Returns the [images per second, peak GB] of each round and side."""
     pythons = {"ours": sys.executable, "PyTorch": torch_python}
     workers = {
         side: PausedWorker([python, __file__, f"--worker={side},{depth},{images},{precision}"])
@@ -179,32 +193,34 @@ def measure(torch_python, depth, images, precision, rounds, seconds):
             answers[side].append(worker.ask(seconds))
     for worker in workers.values():
         worker.kill()
-    return {
-        side: (statistics.median(rate for rate, _ in found), found[-1][1])
-        for side, found in answers.items()
-    }
+    return answers
 
 
-def overhead(rounds):
+def overhead(rounds, results):
     """Measures the command and the bare step alternately, and prints their rates."""
     command_rates, bare_rates = [], []
     bare = PausedWorker([sys.executable, __file__, "--worker=ours,18,128,float32"])
     with tempfile.TemporaryDirectory() as folder:
         command = RunningCommand(folder)
         for _ in range(rounds):
-            bare_rates.append(bare.ask(20))
+            bare_rates.append(bare.ask(20)[0])
             command_rates += command.rates(3)
         command.kill()
     bare.kill()
-    bare_rate = statistics.median(rate for rate, _ in bare_rates)
-    rate = statistics.median(command_rates)
-    print("| | images/s, median | range |\n|---|---:|---:|")
-    for name, median, found in (
-        ("bare step, ResNet-18, 128 images", bare_rate, [rate for rate, _ in bare_rates]),
-        ("command, same step", rate, command_rates),
-    ):
-        print(f"| {name} | {median:.1f} | {min(found):.1f} to {max(found):.1f} |")
-    print(f"| overhead | {1 - rate / bare_rate:.1%} | |")
+    rows = [
+        {"name": "bare step, ResNet-18, 128 images", "rates": bare_rates},
+        {"name": "command, same step", "rates": command_rates},
+    ]
+    records.write(results, rows)
+    print(create_overhead_table({"rows": rows}))
+
+
+def create_overhead_table(facts):
+    """Both rates, and what the command is slower."""
+    rows = [[row["name"], records.spread(row["rates"], "{:.1f}")] for row in facts["rows"]]
+    bare, command = (statistics.median(row["rates"]) for row in facts["rows"])
+    rows.append(["overhead", f"{1 - command / bare:.1%}"])
+    return records.table(["", "images/s"], rows)
 
 
 class RunningCommand:
@@ -269,20 +285,21 @@ def main():
     parser.add_argument("--images", default="128,256", help="images per step, counting every view")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="duration of one measurement")
+    parser.add_argument("--results", help="JSON file for every round")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         side, depth, images, precision = arguments.worker.split(",")
         serve(side, int(depth), int(images), precision)
     elif arguments.overhead:
-        overhead(arguments.rounds)
+        overhead(arguments.rounds, arguments.results)
     elif arguments.torch_env:
         depths, sizes = (
             [int(value) for value in text.split(",")]
             for text in (arguments.depths, arguments.images)
         )
         torch_python = install_torch(arguments.torch_env)
-        compare(torch_python, depths, sizes, arguments.rounds, arguments.seconds)
+        compare(torch_python, depths, sizes, arguments.rounds, arguments.seconds, arguments.results)
     else:
         parser.error("set --torch_env=FOLDER or --overhead")
 

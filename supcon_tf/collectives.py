@@ -1,4 +1,4 @@
-"""Tensors that replicas exchange: the gather with gradients, and the offset of local rows."""
+"""Tensors that replicas exchange: the gather with gradients, sums, and the place of a replica."""
 
 from __future__ import annotations
 
@@ -55,6 +55,19 @@ def _check_equal_shares(values, gathered):
     # Not tf.ensure_shape, which would fail before the check above.
     gathered.set_shape([static, *values.shape[1:]])
     return gathered
+
+
+def add_up(values: tf.Tensor) -> tf.Tensor:
+    """The sum over all replicas, which each of them gets. It has no gradient of its own."""
+    if num_replicas() == 1:
+        return values
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(values))
+
+
+def replica_index() -> int | tf.Tensor:
+    """Number of the current replica; 0 outside of a replica context."""
+    return replica_offset(1)
 
 
 def replica_offset(batch: int | tf.Tensor) -> int | tf.Tensor:

@@ -28,6 +28,7 @@ OPTIONS = {
     "one_positive": {"denominator_mode": "one_positive", "temperature": 0.5},
     "not normalized": {"normalize": False},
     "small blocks": {"block_size": 5},
+    "many small blocks": {"block_size": 3, "cache_mb": 0.0},
     "tiny temperature": {"temperature": 0.01},
     "multi-hot": {"labels": MULTI_HOT},
     "int64": {"labels": Y.astype(np.int64) + 2**40},
@@ -41,6 +42,9 @@ OPTIONS = {
     "asymmetric mask": {"labels": np.abs(X @ X[::-1].T) % 1, "pair_weights": "mask"},
     "spread": {"spread_weight": 0.4, "block_size": 5},
     "class averages": {"denominator_weighting": "class", "contrast_mode": "one_view"},
+    "class averages and spread": {
+        "denominator_weighting": "class", "spread_weight": 0.4, "block_size": 3,
+    },
 }  # fmt: skip
 
 
@@ -121,7 +125,7 @@ QUICK = ("capped inside", "multi-hot", "jaccard", "spread")
 # One for each kind of labels that replicas exchange, and what depends on their order.
 EXCHANGES = (
     "default", "capped inside", "multi-hot", "int64", "jaccard with masks", "gaussian",
-    "asymmetric mask", "class averages",
+    "asymmetric mask", "class averages", "many small blocks",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from supcon_tf.losses.block_pairs import PairsOfShare, Share
 from supcon_tf.losses.blockwise import (
     cross_logsumexp,
     is_safe_without_maximum,
@@ -111,6 +112,84 @@ def test_compiled_with_unknown_sizes(jit_compile, block_size, cache_mb):
         self_values, of_self, also_of_self = oracle(rows, rows, own, upstream)
         expected = [values + self_values, of_rows + of_self + also_of_self, of_columns]
         assert_all_close(both(rows, columns, upstream), expected)
+
+
+@pytest.mark.parametrize("num_own", range(1, 7))
+@pytest.mark.parametrize("count", range(1, 7))
+def test_replicas_have_every_pair_of_blocks_once(count, num_own):
+    found, loads = [], []
+    for index in range(count):
+        pairs = PairsOfShare(Share(index, count), num_own)
+        parts = pairs.parts(num_kept=num_own + 1)
+        steps = [step for part in parts for step in range(int(part.start), int(part.stop))]
+        assert steps == list(range(len(steps)))  # A block is kept under the number of its step.
+        for part in parts:
+            for step in range(int(part.start), int(part.stop)):
+                own, i, j = (int(block) for block in pairs.blocks(step))
+                assert i == index * num_own + own and 0 <= own < num_own
+                assert part.is_diagonal == (i == j) and part.is_kept == (step <= num_own)
+                found.append((min(i, j), max(i, j)))
+        loads.append(len(steps))
+        assert len(steps) <= pairs.most_steps
+    num_blocks = count * num_own
+    assert sorted(found) == [(i, j) for i in range(num_blocks) for j in range(i, num_blocks)]
+    assert max(loads) == pairs.most_steps and max(loads) - min(loads) <= 1
+
+
+def of_replicas(vectors, upstream, count, *, jit_compile=False, **options):
+    """Values and gradients of `self_logsumexp` over replicas, one after the other.
+
+    The first round finds what they add up in the forward pass. In the second each gets this sum.
+    """
+
+    def compute(index, total):
+        sums = []
+
+        def add_up(values):
+            sums.append(values)
+            return values if total is None or len(sums) == 2 else total
+
+        share = Share(index, count, add_up)
+        results = value_and_gradients(
+            lambda v: self_logsumexp(v, share=share, **options), [vectors], upstream
+        )
+        return results, sums[0]
+
+    if jit_compile:
+        compute = tf.function(compute, jit_compile=True, autograph=False)
+    indices = [tf.constant(index) if jit_compile else index for index in range(count)]
+    total = sum(compute(index, None)[1] for index in indices)
+    results = [compute(index, total)[0] for index in indices]
+    for values, _ in results:
+        np.testing.assert_array_equal(values, results[0][0])
+    return results[0][0], sum(gradient for _, gradient in results)
+
+
+@pytest.mark.parametrize("has_options", [False, True])
+@pytest.mark.parametrize(
+    ("count", "num_rows", "block_size", "cache_mb", "jit_compile"),
+    [
+        (2, 7, 3, 0.0001, False),
+        (2, 5, None, 0.0, False),
+        (3, 4, 2, 1.0, False),
+        (4, 7, 3, 0.0, False),
+        pytest.param(2, 7, 3, 0.0001, True, marks=pytest.mark.slow),
+    ],
+)
+def test_replicas_that_share_the_pairs_have_the_whole_result(
+    count, num_rows, block_size, cache_mb, jit_compile, has_options
+):
+    num_all = count * num_rows
+    vectors, upstream = draw(0, num_all, 5), draw(1, 2 * num_all).reshape(2, num_all)
+    options = {"block_size": block_size}
+    if has_options:
+        options["column_weights"] = tf.linspace(0.5, 2.0, num_all)
+        options["classes"] = tf.range(num_all) % 3
+    upstream = upstream if has_options else upstream[0]
+    whole = value_and_gradients(lambda v: self_logsumexp(v, **options), [vectors], upstream)
+    options["cache_mb"] = cache_mb
+    shared = of_replicas(vectors, upstream, count, jit_compile=jit_compile, **options)
+    assert_all_close(shared, whole)
 
 
 @pytest.mark.parametrize("has_options", [False, True])

@@ -1,6 +1,8 @@
 import io
 import itertools
 import os
+import pathlib
+import threading
 
 import numpy as np
 import pytest
@@ -529,6 +531,32 @@ def test_a_file_damaged_behind_its_first_bytes_stops_the_step_and_is_found(tmp_p
     paths = pipeline.paths_of_steps(source, batch_size=8, seed=0, first_step=0, last_step=0)
     assert sorted(paths) == sorted(source.paths)
     assert list(decode.find_undecodable(paths)) == [str(damaged)]
+
+
+def test_files_are_decoded_in_order_by_one_graph_and_not_by_python_threads(tmp_path, monkeypatch):
+    """Eager operations in several Python threads of a young process crash now and then."""
+    threads, decode_image = [], decode.decode_image
+
+    def counted(*arguments, **options):
+        threads.append(threading.current_thread())
+        return decode_image(*arguments, **options)
+
+    monkeypatch.setattr(decode, "decode_image", counted)
+    paths = [str(tmp_path / f"{index}.png") for index in range(20)]
+    for index, path in enumerate(paths):
+        write_image(path, plain_image(index))
+    pathlib.Path(paths[7]).write_bytes(b"not an image")
+    pathlib.Path(paths[15]).unlink()
+    found = decode.decoded_files(paths).ignore_errors().as_numpy_iterator()
+    values = {int(index): int(image.max()) for index, image in found}
+    assert list(values) == [index for index in range(20) if index not in (7, 15)]
+    assert all(value == 10 * index for index, value in values.items())
+    assert len(threads) < 6 and set(threads) == {threading.main_thread()}
+    reasons = decode.find_undecodable(paths)
+    assert reasons == {
+        paths[7]: "cannot be decoded",
+        paths[15]: "cannot be read: No such file or directory",
+    }
 
 
 def test_paths_of_steps_are_those_that_the_steps_read(folder):

@@ -66,17 +66,13 @@ def test_a_program_that_fails_shows_its_message(benchmark, tmp_path):
 
 
 def test_the_table_shows_medians_and_ratios(benchmark):
-    curves = {
-        "supcon_tf": [[[10, 0.31], [20, 0.46]], [[12, 0.31], [30, 0.46]], [[14, 0.41], [40, 0.45]]],
-        "PyTorch": [[[24, 0.3], [90, 0.4]]] * 3,
-    }
-    lines = benchmark.create_table(curves).split("\n")
-    assert lines[0] == "| program | rounds | 30% | 40% | 45% |"
-    assert lines[2] == "| supcon_tf | 3 | 12 s (10 to 14) | 20 s (14 to 30) | 30 s (20 to 40) |"
-    assert (
-        lines[3]
-        == "| PyTorch | 3 | 24 s (24 to 24), 2.00x | 90 s (90 to 90), 4.50x | not reached |"
-    )
+    ours = ([[10, 0.31], [20, 0.46]], [[12, 0.31], [30, 0.46]], [[14, 0.41], [40, 0.45]])
+    rows = [{"side": "supcon_tf", "curve": curve} for curve in ours]
+    rows += [{"side": "PyTorch", "curve": [[24, 0.3], [90, 0.4]]}] * 3
+    lines = benchmark.create_table({"rows": rows}).split("\n")
+    assert lines[0] == "| program | rounds | 30%, s | 40%, s | 45%, s |"
+    assert lines[2] == "| supcon_tf | 3 | 12 (10 to 14) | 20 (14 to 30) | 30 (20 to 40) |"
+    assert lines[3] == "| PyTorch | 3 | 24, 2.00x | 90, 4.50x | not reached |"
 
 
 def test_finished_rounds_are_not_measured_again(benchmark, tmp_path, monkeypatch):
@@ -88,17 +84,20 @@ def test_finished_rounds_are_not_measured_again(benchmark, tmp_path, monkeypatch
 
     monkeypatch.setattr(benchmark, "measure", measure)
     monkeypatch.setattr(benchmark, "install_torch", lambda folder: sys.executable)
-    monkeypatch.setattr(benchmark, "versions", lambda python, packages: {})
+    monkeypatch.setattr(benchmark, "versions", lambda python, packages: {"torch": "2"})
+    results = tmp_path / "results.json"
     monkeypatch.setattr(
         "sys.argv",
         ["time_to_accuracy.py", f"--photographs={tmp_path}", f"--torch_env={tmp_path}",
-         f"--results={tmp_path / 'results'}", "--rounds=2"],
+         f"--results={results}", "--rounds=2"],
     )  # fmt: skip
     benchmark.main()
-    assert len(measured) == 6 and len(list((tmp_path / "results").iterdir())) == 6
-    (tmp_path / "results/pytorch-1.json").unlink()
+    facts = json.loads(results.read_text())
+    assert len(measured) == 6 and len(facts["rows"]) == 6
+    assert facts["peer_versions"] == {"torch": "2"} and str(tmp_path) not in results.read_text()
+    results.write_text(json.dumps({"rows": facts["rows"][:4]}))
     benchmark.main()
-    assert len(measured) == 7 and measured[-1].endswith("supcon_in_pytorch.py")
+    assert len(measured) == 8 and measured[-2].endswith("supcon_in_pytorch.py")
 
 
 def test_the_nearest_neighbors_are_those_of_the_command():

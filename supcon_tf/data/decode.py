@@ -24,6 +24,8 @@ CROP_MARGIN_PX = 1
 # The header of a file of a few kilobytes can state any size, and decoding it would fill the memory.
 # Photographs stay below this limit.
 MAX_PIXELS = 50_000_000
+# Files that are read at a time: many, because remote storage answers slowly.
+NUM_FILES = 32
 
 
 def decode_image(
@@ -188,19 +190,50 @@ def inspect_files(
     return reasons, {path for path, (_, is_for_pillow) in found.items() if is_for_pillow}
 
 
+def decoded_files(paths: Sequence[str], *, max_pixels: int = MAX_PIXELS) -> tf.data.Dataset:
+    """Decodes files of any supported format, several at a time.
+
+    tf.data does it, not Python threads: a process in which several Python threads run operations of
+    TensorFlow eagerly for the first time crashes now and then.
+
+    Args:
+        paths: one or more files, whose names are valid UTF-8.
+        max_pixels: see `decode_image`.
+
+    Returns:
+        A dataset of (index of the path, uint8 [H, W, 3]) in the order of the paths. It raises the
+        errors of `decode_image`; `ignore_errors()` leaves such files out.
+    """
+
+    @tf.autograph.experimental.do_not_convert
+    def decode(index, path):
+        encoded = tf.io.read_file(path)
+        return index, decode_image(encoded, max_pixels=max_pixels, any_format=True)
+
+    files = tf.data.Dataset.from_tensor_slices((np.arange(len(paths)), list(paths)))
+    return files.map(decode, num_parallel_calls=min(NUM_FILES, len(paths)))
+
+
 def find_undecodable(paths: Sequence[str], *, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
     """Finds files that cannot be decoded, by decoding every file.
 
     Returns:
         Path to reason.
     """
-    reasons = _for_each(paths, functools.partial(_reason_by_decoding, max_pixels=max_pixels))
-    return {path: reason for path, reason in reasons.items() if reason}
+    found = _for_each(paths, _reason_by_kind)
+    reasons = {path: reason for path, reason in found.items() if reason}
+    images = [path for path in paths if path not in reasons]
+    if images:
+        decoded = decoded_files(images, max_pixels=max_pixels).ignore_errors()
+        good = {index for index, _ in decoded.as_numpy_iterator()}
+        for path in (path for index, path in enumerate(images) if index not in good):
+            if reason := _reason_by_decoding(path, max_pixels=max_pixels):
+                reasons[path] = reason
+    return {path: reasons[path] for path in paths if path in reasons}
 
 
 def _for_each(paths: Sequence[str], function: Callable[[str], Result]) -> dict[str, Result]:
-    # Many files at a time, because remote storage answers slowly.
-    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+    with concurrent.futures.ThreadPoolExecutor(NUM_FILES) as pool:
         return dict(zip(paths, pool.map(function, paths, chunksize=64), strict=True))
 
 
@@ -243,9 +276,7 @@ def _reason_by_kind(path: str) -> str | None:
 
 
 def _reason_by_decoding(path: str, *, max_pixels: int) -> str | None:
-    reason = _reason_by_kind(path)
-    if reason:
-        return reason
+    reason = None
     try:
         encoded = tf.io.read_file(path)
         if image_header.is_jpeg(encoded):

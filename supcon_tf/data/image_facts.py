@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import tensorflow as tf
 
-from supcon_tf.data.decode import decode_whole, find_undecodable
+from supcon_tf.data.decode import decoded_files, find_undecodable
 from supcon_tf.data.defaults import ImageFacts
 from supcon_tf.data.image_files import FileSource
 from supcon_tf.data.sources import ArraySource
@@ -47,13 +46,10 @@ def _sampled_images(source):
     count = min(SAMPLED_FILES, source.num_examples)
     chosen = np.linspace(0, source.num_examples - 1, count).astype(int)
     paths = [source.paths[index] for index in chosen]
-    broken = find_undecodable(paths, max_pixels=source.max_pixels)
-    images = [
-        decode_whole(tf.io.read_file(path), max_pixels=source.max_pixels)
-        for path in paths
-        if path not in broken
-    ]
+    decoded = decoded_files(paths, max_pixels=source.max_pixels).ignore_errors()
+    images = [image for _, image in decoded.as_numpy_iterator()]
     if not images:
+        broken = find_undecodable(paths, max_pixels=source.max_pixels)
         path, reason = next(iter(broken.items()))
         raise ValueError(f"{path} {reason}; remove or replace it.")
     return images

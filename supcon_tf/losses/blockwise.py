@@ -7,9 +7,9 @@ do the same for attention, without the cache.) Memory is proportional to N times
 plus the cache.
 
 * `self_logsumexp`: rows against themselves. The matrix is symmetric, so each pair of blocks is
-  computed once.
-* `cross_logsumexp`: rows against other columns, such as one replica's anchors against the global
-  batch.
+  computed once, by one of the replicas.
+* `cross_logsumexp`: rows against other columns, such as a queue, or anchors of one view against all
+  views.
 * `masked_logsumexp`: for a matrix that fits in memory, such as one block of rows.
 
 The first two do not subtract the maximum before the exponential, which saves a pass over the
@@ -19,13 +19,12 @@ maximum of each row.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import tensorflow as tf
 
 # TensorFlow has no public way to ask whether XLA compiles what is being traced.
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
+from supcon_tf.losses.block_pairs import WHOLE, PairsOfShare, Part, Share, smaller
 from supcon_tf.losses.row_blocks import BLOCK_ROWS, as_blocks, as_rows, divide, length, while_less
 
 # exp(+-40), sums of it, and products of these with gradients are far within the float32 range.
@@ -47,8 +46,14 @@ def self_logsumexp(
     classes: tf.Tensor | None = None,
     block_size: int | None = None,
     cache_mb: float = 0.0,
+    share: Share = WHOLE,
 ) -> tf.Tensor:
     """log sum_{j != i} w_j exp(v_i . v_j) for every row i; -inf for a single row.
+
+    Several replicas that hold the same rows share the pairs: each computes 1 / count of them, and
+    adding up makes the whole result, which each returns. In the gradient they add up what the loss
+    of each contributes, and each returns what follows from its pairs. The sum over the replicas,
+    which the gradient of a gather computes, is the gradient.
 
     Args:
         vectors: float32 [N, D] with every |v_i . v_j| at most 40.
@@ -58,21 +63,26 @@ def self_logsumexp(
         block_size: Rows per block. None selects the size automatically.
         cache_mb: Megabytes of exponentials to keep for the gradient, which does not change the
             result.
+        share: What this replica computes. By default everything.
 
     Returns:
         float32 [N]; with `classes` [2, N]: over all rows, and over those of the same class.
     """
-    num_rows = length(vectors)
-    is_plain = column_weights is None and classes is None
+    num_rows = length(vectors) // share.count  # Of each replica.
+    is_plain = column_weights is None and classes is None and share.count == 1
     if is_plain and block_size is None and isinstance(num_rows, int) and num_rows <= BLOCK_ROWS:
         return _self_logsumexp_of_one_block(vectors)
-    num_blocks, block = divide(num_rows, block_size)
-    ones = as_blocks(tf.ones([num_rows]), num_blocks, block)
-    weights = ones if column_weights is None else as_blocks(column_weights, num_blocks, block)
-    class_blocks = None if classes is None else as_blocks(classes, num_blocks, block)
-    num_pairs = num_blocks * (num_blocks + 1) // 2
-    num_kept = _num_kept(cache_mb, num_pairs, block, block, block_size)
-    parts = _parts_of_square(num_blocks, num_pairs, num_kept)
+    num_own, block = divide(num_rows, block_size)
+    pairs = PairsOfShare(share, num_own)
+
+    def blocks_of(rows):
+        return as_blocks(rows, num_own, block, shares=share.count)
+
+    ones = blocks_of(tf.ones([num_rows * share.count]))
+    weights = ones if column_weights is None else blocks_of(column_weights)
+    class_blocks = None if classes is None else blocks_of(classes)
+    num_kept = _num_kept(cache_mb, pairs.most_steps, block, block, block_size)
+    parts = pairs.parts(num_kept)
 
     def exponentials(blocks, i, j, diagonal):
         result = tf.exp(tf.matmul(blocks[i], blocks[j], transpose_b=True))
@@ -83,31 +93,33 @@ def self_logsumexp(
 
     @tf.custom_gradient
     def logsumexp(vectors):
-        blocks = as_blocks(vectors, num_blocks, block)
+        blocks = blocks_of(vectors)
 
         def add_sums(step, part):
-            i, j = _blocks_of_pair(step, num_blocks)
+            own, i, j = pairs.blocks(step)
             pair = exponentials(blocks, i, j, part.is_diagonal)
-            sums = [(0, i, tf.linalg.matvec(pair, weights[j]))]
+            sums = [(0, own, tf.linalg.matvec(pair, weights[j]))]
             if part.is_kept:
                 sums.append((_KEEP, step, pair))
             if not part.is_diagonal:
                 sums.append((1, j, tf.linalg.matvec(pair, weights[i], transpose_a=True)))
             if classes is not None:
                 pair = of_same_class(pair, i, j)
-                sums.append((2, i, tf.linalg.matvec(pair, ones[j])))
+                sums.append((2, own, tf.linalg.matvec(pair, ones[j])))
                 if not part.is_diagonal:
                     sums.append((3, j, tf.linalg.matvec(pair, ones[i], transpose_a=True)))
             return sums
 
-        zeros = [tf.zeros_like(ones)] * (2 if classes is None else 4)
+        zeros = [tf.zeros([num_own, block]), tf.zeros_like(ones)] * (1 if classes is None else 2)
         totals, kept = _accumulate(add_sums, zeros, parts, keep=(num_kept, block, block))
-        all_sums = [of_i + of_j for of_i, of_j in zip(totals[::2], totals[1::2], strict=True)]
+        all_sums = share.totals(
+            [pairs.merge(*both) for both in zip(totals[::2], totals[1::2], strict=True)]
+        )
 
         def gradient(*upstream):
+            upstream = share.totals([blocks_of(each) for each in upstream])
             scales = [
-                _divide_or_zero(as_blocks(each, num_blocks, block), sums)
-                for each, sums in zip(upstream, all_sums, strict=True)
+                _divide_or_zero(each, sums) for each, sums in zip(upstream, all_sums, strict=True)
             ]
 
             def scale_of(i, j):
@@ -121,21 +133,26 @@ def self_logsumexp(
                 return scale
 
             def add_gradients(step, part):
-                i, j = _blocks_of_pair(step, num_blocks)
+                own, i, j = pairs.blocks(step)
                 if part.is_kept:
                     pair = _kept_block(kept, step)
                 else:
                     pair = exponentials(blocks, i, j, part.is_diagonal)
                 pair *= scale_of(i, j)
-                rows = [(0, i, tf.matmul(pair, blocks[j]))]
+                rows = [(0, own, tf.matmul(pair, blocks[j]))]
                 if part.is_diagonal:
                     return rows
                 return [*rows, (1, j, tf.matmul(pair, blocks[i], transpose_a=True))]
 
-            (of_i, of_j), _ = _accumulate(add_gradients, [tf.zeros_like(blocks)] * 2, parts)
-            return as_rows(of_i + of_j, num_rows)
+            size = vectors.shape[1]
+            zeros = [tf.zeros([num_own, block, size]), tf.zeros_like(blocks)]
+            totals, _ = _accumulate(add_gradients, zeros, parts)
+            return as_rows(pairs.merge(*totals), num_rows, shares=share.count)
 
-        return [_log_or_minus_infinity(as_rows(sums, num_rows)) for sums in all_sums], gradient
+        logs = [
+            _log_or_minus_infinity(as_rows(sums, num_rows, shares=share.count)) for sums in all_sums
+        ]
+        return logs, gradient
 
     results = logsumexp(vectors)
     return results[0] if classes is None else tf.stack(results)
@@ -172,7 +189,7 @@ def cross_logsumexp(
     num_column_blocks, column_block = divide(num_columns, block_size)
     num_steps = num_row_blocks * num_column_blocks
     num_kept = _num_kept(cache_mb, num_steps, row_block, column_block, block_size)
-    parts = [_Part(0, num_kept, is_kept=True), _Part(num_kept, num_steps)]
+    parts = [Part(0, num_kept, is_kept=True), Part(num_kept, num_steps)]
     if own_column is not None:
         own_column = as_blocks(own_column, num_row_blocks, row_block)
     ones = as_blocks(tf.ones([num_columns]), num_column_blocks, column_block)
@@ -290,15 +307,6 @@ def _log_or_minus_infinity(sums):
     return tf.where(sums == 0.0, float("-inf"), tf.math.log(tf.where(sums == 0.0, 1.0, sums)))
 
 
-class _Part(NamedTuple):
-    """The steps of one loop, from `start` to before `stop`."""
-
-    start: int | tf.Tensor
-    stop: int | tf.Tensor
-    is_diagonal: bool = False
-    is_kept: bool = False
-
-
 def _num_kept(cache_mb, num_pairs, rows, columns, block_size):
     """How many pairs of blocks, of rows x columns float32 each, fit into the cache."""
     largest = block_size or BLOCK_ROWS
@@ -306,33 +314,7 @@ def _num_kept(cache_mb, num_pairs, rows, columns, block_size):
     count = int(cache_mb * 1e6) // (4 * rows * columns)
     if count == 0:
         return 0
-    return min(count, num_pairs) if isinstance(num_pairs, int) else tf.minimum(count, num_pairs)
-
-
-def _blocks_of_pair(step, num_blocks):
-    """The two blocks of a step, so that n (n + 1) / 2 steps have each unordered pair once.
-
-    The first n steps are the diagonal; this holds for even and odd n.
-    """
-    i = step % num_blocks
-    return i, (i + step // num_blocks) % num_blocks
-
-
-def _parts_of_square(num_blocks, num_pairs, num_kept):
-    """The steps of all unordered pairs: the diagonal first, and those to keep first in each."""
-    if isinstance(num_kept, int) and not num_kept:
-        kept_diagonal, kept_others = 0, num_blocks
-    elif isinstance(num_blocks, int):
-        kept_diagonal, kept_others = min(num_kept, num_blocks), max(num_kept, num_blocks)
-    else:
-        kept_diagonal = tf.minimum(num_kept, num_blocks)
-        kept_others = tf.maximum(num_kept, num_blocks)
-    return [
-        _Part(0, kept_diagonal, is_diagonal=True, is_kept=True),
-        _Part(kept_diagonal, num_blocks, is_diagonal=True),
-        _Part(num_blocks, kept_others, is_kept=True),
-        _Part(kept_others, num_pairs),
-    ]
+    return smaller(count, num_pairs)
 
 
 def _accumulate(additions, totals, parts, *, keep=None):

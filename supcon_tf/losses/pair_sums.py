@@ -9,6 +9,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from supcon_tf import collectives
+from supcon_tf.losses.block_pairs import Share
 from supcon_tf.losses.blockwise import cross_logsumexp, self_logsumexp
 from supcon_tf.losses.class_labels import are_numbers, relations
 from supcon_tf.losses.pair_weights import WeightsOfPairs
@@ -28,8 +29,12 @@ def log_denominator(
     cache_mb: float = 0.0,
     column_weights: tf.Tensor | None = None,
     classes: tf.Tensor | None = None,
+    is_shared: bool = True,
 ) -> tf.Tensor:
     """log sum_{a in A(i)} w_a exp(s_ia) of each anchor. [B, A, D], [N, V, D] -> [B, A].
+
+    If all views are anchors, the matrix of similarities is symmetric: the replicas share the pairs
+    of rows, so that each computes 1 / replicas of what one device computes.
 
     Args:
         anchors: Views of this replica's examples.
@@ -39,37 +44,39 @@ def log_denominator(
         column_weights: float32 [N], the weight w of each example's views; None for 1.
         classes: int32 [N] as `class_index` numbers them. If given, the result is [2, B, A]: with
             the same sum over P(i), the contrasts of the anchor's class, with w = 1.
+        is_shared: Whether the replicas may exchange sums, which they cannot in a tf.cond. If not,
+            each compares its anchors with all rows, which is twice the work.
     """
     batch, num_anchors, size = length(anchors), anchors.shape[1], anchors.shape[2]
     num_views = all_features.shape[1]
-    rows = tf.reshape(anchors, [batch * num_anchors, size])
+    columns = tf.reshape(all_features, [length(all_features) * num_views, size])
     if column_weights is not None:
         column_weights = tf.repeat(column_weights, num_views)
     column_classes = None if classes is None else tf.repeat(classes, num_views)
-    if collectives.num_replicas() == 1 and num_anchors == num_views:
-        result = self_logsumexp(
-            rows,
-            column_weights=column_weights,
-            classes=column_classes,
-            block_size=block_size,
-            cache_mb=cache_mb,
-        )
-    else:
-        columns = tf.reshape(all_features, [length(all_features) * num_views, size])
-        own = ((first + tf.range(batch)) * num_views)[:, None] + tf.range(num_anchors)
-        row_classes = None
-        if classes is not None:
-            row_classes = tf.repeat(local_part(classes, first, batch), num_anchors)
-        result = cross_logsumexp(
-            rows,
-            columns,
-            tf.reshape(own, [batch * num_anchors]),
-            column_weights=column_weights,
-            classes=None if classes is None else (row_classes, column_classes),
-            block_size=block_size,
-            cache_mb=cache_mb,
-        )
-    return tf.reshape(result, ([] if classes is None else [2]) + [batch, num_anchors])
+    num_replicas = collectives.num_replicas()
+    options = {"column_weights": column_weights, "block_size": block_size, "cache_mb": cache_mb}
+    leading = [] if classes is None else [2]
+    if num_anchors == num_views and (num_replicas == 1 or is_shared):
+        share = Share(collectives.replica_index(), num_replicas, collectives.add_up)
+        result = self_logsumexp(columns, classes=column_classes, share=share, **options)
+        result = tf.reshape(result, [*leading, length(all_features), num_views])
+        return _own_examples(result, first, batch)
+    rows = tf.reshape(anchors, [batch * num_anchors, size])
+    own = ((first + tf.range(batch)) * num_views)[:, None] + tf.range(num_anchors)
+    if classes is not None:
+        row_classes = tf.repeat(local_part(classes, first, batch), num_anchors)
+        classes = row_classes, column_classes
+    own = tf.reshape(own, [batch * num_anchors])
+    result = cross_logsumexp(rows, columns, own, classes=classes, **options)
+    return tf.reshape(result, [*leading, batch, num_anchors])
+
+
+def _own_examples(values, first, batch):
+    """This replica's examples of values of all. [..., N, V] -> [..., B, V]."""
+    if collectives.num_replicas() == 1:
+        return values
+    begin = [0] * (values.shape.rank - 2) + [first, 0]
+    return tf.slice(values, begin, [*values.shape[:-2], batch, values.shape[-1]])
 
 
 def class_sums(

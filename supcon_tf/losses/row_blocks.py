@@ -171,15 +171,29 @@ def divide(
     return num_blocks, -(-num_rows // num_blocks)
 
 
-def as_blocks(rows: tf.Tensor, num_blocks: int | tf.Tensor, block: int | tf.Tensor) -> tf.Tensor:
-    """[R, ...] -> [blocks, block, ...], padded with zeros."""
+def as_blocks(
+    rows: tf.Tensor, num_blocks: int | tf.Tensor, block: int | tf.Tensor, *, shares: int = 1
+) -> tf.Tensor:
+    """[R, ...] -> [blocks, block, ...], padded with zeros.
+
+    With several shares, each has this number of blocks, with padding of its own.
+    """
+    if shares > 1:
+        rest = rows.shape[1:]
+        rows = tf.reshape(rows, [shares, length(rows) // shares, *rest])
+        padding = [[0, 0], [0, num_blocks * block - tf.shape(rows)[1]]] + [[0, 0]] * rest.rank
+        return tf.reshape(tf.pad(rows, padding), [shares * num_blocks, block, *rest])
     padding = [[0, num_blocks * block - length(rows)]] + [[0, 0]] * (rows.shape.rank - 1)
     return tf.reshape(tf.pad(rows, padding), [num_blocks, block, *rows.shape[1:]])
 
 
-def as_rows(blocks: tf.Tensor, num_rows: int | tf.Tensor) -> tf.Tensor:
-    """[blocks, block, ...] -> [R, ...]."""
-    return tf.reshape(blocks, [-1, *blocks.shape[2:]])[:num_rows]
+def as_rows(blocks: tf.Tensor, num_rows: int | tf.Tensor, *, shares: int = 1) -> tf.Tensor:
+    """[blocks, block, ...] -> [R, ...], where `num_rows` are those of each share."""
+    rest = blocks.shape[2:]
+    if shares > 1:
+        rows = tf.reshape(blocks, [shares, -1, *rest])[:, :num_rows]
+        return tf.reshape(rows, [shares * num_rows, *rest])
+    return tf.reshape(blocks, [-1, *rest])[:num_rows]
 
 
 def while_less(stop: int | tf.Tensor, step: Callable, loop: tuple) -> tuple:
