@@ -176,6 +176,7 @@ def test_importing_the_package_is_light():
 
 
 BAD_FLAGS = [
+    (["--mode=linear,eval", "--time_budget_minutes=5"], "which --mode=linear,eval does not run"),
     (["--mode=pretrian"], "'pretrian' is not a stage.*Did you mean pretrain"),
     (["--mode="], "names no stage"),
     (["--mode=eval,eval"], "twice"),

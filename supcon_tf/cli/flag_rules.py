@@ -67,7 +67,7 @@ def define_rules(stages: tuple[str, ...]) -> None:
         ["finetune_warmup_epochs", "finetune_epochs"],
     ):
         register_rule(names, _check_warmup)
-    register_rule(["time_budget_minutes", "pretrain_epochs"], _check_time_budget)
+    register_rule(["time_budget_minutes", "pretrain_epochs", "mode"], _check_time_budget)
     for names in (
         ["pretrain_warmup_start", "pretrain_warmup_epochs"],
         ["linear_warmup_start", "linear_warmup_epochs"],
@@ -146,6 +146,12 @@ def _check_time_budget(values):
         raise flags.ValidationError(
             f"time_budget_minutes={minutes:g} chooses the number of epochs, so "
             f"--pretrain_epochs={epochs:g} cannot be given too. Leave one out."
+        )
+    if minutes is not None and "pretrain" not in values["mode"]:
+        raise flags.ValidationError(
+            f"time_budget_minutes={minutes:g} chooses the length of pretraining, which "
+            f"--mode={','.join(values['mode'])} does not run. Add pretrain to --mode, or leave "
+            "--time_budget_minutes out."
         )
     return True
 
