@@ -22,8 +22,8 @@ with the plain loss in one process, at one batch size:
 
     .venv/bin/python benchmarks/loss.py --family --batches=6144
 
---replicas=1,2,4 measures the processor time of one replica, whose share of the batch becomes
-smaller while it is compared with all rows:
+--replicas=1,2,4 measures the processor time of one replica, whose share of the pairs
+becomes smaller:
 
     .venv/bin/python benchmarks/loss.py --replicas=1,2,4 --batches=6144
 """
@@ -181,7 +181,7 @@ def measure_family(batch, rounds, jit_compile):
 
 
 def create_family_table(facts):
-    """The medians of each loss, and what they are of the plain loss."""
+    """The medians of each loss, and their ratio to the plain loss."""
     rows = []
     for row in facts["rows"]:
         for name in row["seconds"]:
@@ -195,7 +195,7 @@ def create_family_table(facts):
 
 
 def measure_replicas(arguments):
-    """Prints the processor seconds of one replica, of several sizes of the strategy."""
+    """Prints the processor seconds of one replica, for strategies of several sizes."""
     batch = int(arguments.batches.split(",")[0])
     seconds = {int(text): [] for text in arguments.replicas.split(",")}
     for _ in range(arguments.repeats):
@@ -209,7 +209,7 @@ def measure_replicas(arguments):
 def replica_seconds(num_replicas, batch):
     """Processor seconds of one step over the replicas: [repeats], each with one thread.
 
-    Each replica holds its share of the batch and compares it with the rows of all. The seconds of
+    Each replica holds its share of the batch and computes its share of the pairs. The seconds of
     all threads are added up, so that it does not matter how many replicas share a core.
     """
     import tensorflow as tf

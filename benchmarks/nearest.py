@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-NUM_NEIGHBORS, TEMPERATURE = 20, 0.07
+NUM_NEIGHBORS, TEMPERATURE, BLOCK_ROWS = 20, 0.07, 512
 
 
 def knn_accuracy(train_embeddings, train_labels, test_embeddings, test_labels):
@@ -20,9 +20,13 @@ def knn_accuracy(train_embeddings, train_labels, test_embeddings, test_labels):
         rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         for rows in (train_embeddings, test_embeddings)
     )
-    similarities = test @ train.T
-    nearest = np.argpartition(-similarities, NUM_NEIGHBORS - 1, axis=1)[:, :NUM_NEIGHBORS]
-    weights = np.exp(np.take_along_axis(similarities, nearest, axis=1) / TEMPERATURE)
-    votes = np.zeros([len(test), int(train_labels.max()) + 1])
-    np.add.at(votes, (np.arange(len(test))[:, None], train_labels[nearest]), weights)
-    return float(np.mean(votes.argmax(axis=1) == test_labels))
+    hits = 0
+    for start in range(0, len(test), BLOCK_ROWS):
+        block, labels = (rows[start : start + BLOCK_ROWS] for rows in (test, test_labels))
+        similarities = block @ train.T
+        nearest = np.argpartition(-similarities, NUM_NEIGHBORS - 1, axis=1)[:, :NUM_NEIGHBORS]
+        weights = np.exp(np.take_along_axis(similarities, nearest, axis=1) / TEMPERATURE)
+        votes = np.zeros([len(block), int(train_labels.max()) + 1])
+        np.add.at(votes, (np.arange(len(block))[:, None], train_labels[nearest]), weights)
+        hits += int(np.sum(votes.argmax(axis=1) == labels))
+    return hits / len(test)

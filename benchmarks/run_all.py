@@ -6,8 +6,8 @@
 
 Each benchmark writes every repeat to results/benchmarks/<name>.json. One whose file is there is not
 run again, unless --again. Let nothing else run on the machine meanwhile. The environments of other
-libraries are created in the folder --environments; without it, what needs them is left out, and
-without --photographs what needs photographs. --write only makes the tables.
+libraries are created in the folder --environments. Benchmarks whose folder is not given are left
+out. --write only makes the tables.
 """
 
 from __future__ import annotations

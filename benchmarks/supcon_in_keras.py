@@ -112,7 +112,9 @@ def main():
     steps = len(known.file_paths) // BATCH_SIZE
     known, asked = known.cache(), asked.cache()
     augmenter = create_augmenter()
-    batches = known.unbatch().shuffle(10_000).batch(BATCH_SIZE, drop_remainder=True)
+    batches = (
+        known.unbatch().shuffle(BATCH_SIZE * (steps + 1)).batch(BATCH_SIZE, drop_remainder=True)
+    )
     batches = batches.map(
         lambda x, y: (tf.stack([augmenter(x, training=True) for _ in range(2)], axis=1), y),
         num_parallel_calls=tf.data.AUTOTUNE,

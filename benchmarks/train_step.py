@@ -216,7 +216,7 @@ def overhead(rounds, results):
 
 
 def create_overhead_table(facts):
-    """Both rates, and what the command is slower."""
+    """Both rates, and by how much the command is slower."""
     rows = [[row["name"], records.spread(row["rates"], "{:.1f}")] for row in facts["rows"]]
     bare, command = (statistics.median(row["rates"]) for row in facts["rows"])
     rows.append(["overhead", f"{1 - command / bare:.1%}"])

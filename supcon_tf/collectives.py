@@ -1,4 +1,4 @@
-"""Tensors that replicas exchange: the gather with gradients, sums, and the place of a replica."""
+"""What replicas exchange (gathered values, with gradients, and sums), and which replica this is."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ def _check_equal_shares(values, gathered):
 
 
 def add_up(values: tf.Tensor) -> tf.Tensor:
-    """The sum over all replicas, which each of them gets. It has no gradient of its own."""
+    """The sum of the values of all replicas, which each of them gets.
+
+    Call it inside a custom gradient, which decides what the backward pass exchanges.
+    """
     if num_replicas() == 1:
         return values
     context = tf.distribute.get_replica_context()

@@ -3,6 +3,7 @@ import itertools
 import os
 import pathlib
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tensorflow.python.eager import context
 
-from supcon_tf.data import crops, decode, pipeline, sources, views
+from supcon_tf.data import crops, decode, image_facts, pipeline, sources, views, whole_images
 
 SIDE = 8
 SIMCLR = shared_policy("simclr", magnitude=0.5)
@@ -552,7 +553,13 @@ def test_files_are_decoded_in_order_by_one_graph_and_not_by_python_threads(tmp_p
     assert list(values) == [index for index in range(20) if index not in (7, 15)]
     assert all(value == 10 * index for index, value in values.items())
     assert len(threads) < 6 and set(threads) == {threading.main_thread()}
+    threads.clear()
     reasons = decode.find_undecodable(paths)
+    source = types.SimpleNamespace(paths=paths, num_examples=20, max_pixels=10**6, class_names="a")
+    assert image_facts.facts_of(source).side_px == 12
+    good = types.SimpleNamespace(paths=paths[:7], max_pixels=10**6)
+    assert [image.max() for image in whole_images.whole_images(good)] == list(range(0, 70, 10))
+    assert threads and set(threads) == {threading.main_thread()}
     assert reasons == {
         paths[7]: "cannot be decoded",
         paths[15]: "cannot be read: No such file or directory",

@@ -193,8 +193,8 @@ def inspect_files(
 def decoded_files(paths: Sequence[str], *, max_pixels: int = MAX_PIXELS) -> tf.data.Dataset:
     """Decodes files of any supported format, several at a time.
 
-    tf.data does it, not Python threads: a process in which several Python threads run operations of
-    TensorFlow eagerly for the first time crashes now and then.
+    It uses tf.data instead of Python threads. TensorFlow sometimes crashes if several Python
+    threads run their first eager operations at the same time.
 
     Args:
         paths: one or more files, whose names are valid UTF-8.
@@ -210,8 +210,12 @@ def decoded_files(paths: Sequence[str], *, max_pixels: int = MAX_PIXELS) -> tf.d
         encoded = tf.io.read_file(path)
         return index, decode_image(encoded, max_pixels=max_pixels, any_format=True)
 
+    num_files = min(NUM_FILES, len(paths))
+    options = tf.data.Options()
+    # By default there are as many threads as cores, which wait for remote storage together.
+    options.threading.private_threadpool_size = num_files
     files = tf.data.Dataset.from_tensor_slices((np.arange(len(paths)), list(paths)))
-    return files.map(decode, num_parallel_calls=min(NUM_FILES, len(paths)))
+    return files.map(decode, num_parallel_calls=num_files).with_options(options)
 
 
 def find_undecodable(paths: Sequence[str], *, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
@@ -222,13 +226,14 @@ def find_undecodable(paths: Sequence[str], *, max_pixels: int = MAX_PIXELS) -> d
     """
     found = _for_each(paths, _reason_by_kind)
     reasons = {path: reason for path, reason in found.items() if reason}
-    images = [path for path in paths if path not in reasons]
-    if images:
-        decoded = decoded_files(images, max_pixels=max_pixels).ignore_errors()
+    suspects = [path for path in paths if path not in reasons]
+    if len(suspects) > 1:  # For one file a graph is not worth its time.
+        decoded = decoded_files(suspects, max_pixels=max_pixels).ignore_errors()
         good = {index for index, _ in decoded.as_numpy_iterator()}
-        for path in (path for index, path in enumerate(images) if index not in good):
-            if reason := _reason_by_decoding(path, max_pixels=max_pixels):
-                reasons[path] = reason
+        suspects = [path for index, path in enumerate(suspects) if index not in good]
+    for path in suspects:
+        if reason := _reason_by_decoding(path, max_pixels=max_pixels):
+            reasons[path] = reason
     return {path: reasons[path] for path in paths if path in reasons}
 
 

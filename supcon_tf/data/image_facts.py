@@ -46,10 +46,12 @@ def _sampled_images(source):
     count = min(SAMPLED_FILES, source.num_examples)
     chosen = np.linspace(0, source.num_examples - 1, count).astype(int)
     paths = [source.paths[index] for index in chosen]
-    decoded = decoded_files(paths, max_pixels=source.max_pixels).ignore_errors()
-    images = [image for _, image in decoded.as_numpy_iterator()]
+    decoded = decoded_files(paths, max_pixels=source.max_pixels)
+    images = [image for _, image in decoded.ignore_errors().as_numpy_iterator()]
     if not images:
         broken = find_undecodable(paths, max_pixels=source.max_pixels)
+        if not broken:  # Reading failed the first time only.
+            return [image for _, image in decoded.as_numpy_iterator()]
         path, reason = next(iter(broken.items()))
         raise ValueError(f"{path} {reason}; remove or replace it.")
     return images

@@ -1,19 +1,22 @@
-"""Which pairs of blocks each of several replicas computes, so that together they have each once."""
+"""Divides the pairs of blocks among the replicas, so that each pair is computed once."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
 
-class Share(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Share:
     """The part of a computation over the global batch that this replica does.
 
     Attributes:
         index: Number of this replica, int or int32 [].
-        count: Number of replicas, which hold equal parts of the batch in this order.
+        count: Number of replicas. Each holds an equal part of the batch, in the order of their
+            numbers.
         add_up: Sums a tensor over the replicas.
     """
 
@@ -22,15 +25,22 @@ class Share(NamedTuple):
     add_up: Callable[[tf.Tensor], tf.Tensor] = tf.identity
 
     def totals(self, tensors: Sequence[tf.Tensor]) -> Sequence[tf.Tensor]:
-        """Adds up tensors of one shape over the replicas, in one exchange."""
-        return tensors if self.count == 1 else tf.unstack(self.add_up(tf.stack(tensors)))
+        """Sums each tensor over the replicas. All have one shape, so one exchange is enough."""
+        if self.count == 1:
+            return tensors
+        return tf.unstack(self.add_up(tf.stack(tensors)), num=len(tensors))
 
 
 WHOLE = Share()
 
 
 class Part(NamedTuple):
-    """The steps of one loop, from `start` to before `stop`."""
+    """The steps of one loop, from `start` up to but not including `stop`.
+
+    Attributes:
+        is_diagonal: Whether each step compares a block with itself.
+        is_kept: Whether the exponentials of the steps are kept for the gradient.
+    """
 
     start: int | tf.Tensor
     stop: int | tf.Tensor
@@ -41,18 +51,19 @@ class Part(NamedTuple):
 class PairsOfShare:
     """The pairs of blocks that a replica computes, one at each step.
 
-    Every replica has the same number of blocks, and n is that of all. A replica pairs each of its
-    blocks with itself, with the next block, and so on around the ring, until half of it:
+    Every replica has the same number of blocks; together they have n, arranged in a ring. A replica
+    pairs each of its blocks with itself, with the next block, and so on, half way around the ring:
 
         step                 0 .. own - 1    own .. 2 own - 1    ...
         first block          each own one    each own one
         second block         the same        1 further           2 further ...
 
-    If n is even, the blocks that are n / 2 apart would meet twice, so that only one of the two
-    replicas has each of these pairs. All replicas together have every unordered pair once.
+    If n is even, two blocks that are n / 2 apart are opposite. They would be paired twice, once
+    from each of them, so only one of the two computes the pair. Together the replicas compute every
+    unordered pair once.
 
     Attributes:
-        most_steps: Number of steps of the replica that has most of them.
+        most_steps: The largest number of steps of any replica.
     """
 
     def __init__(self, share: Share, num_own: int | tf.Tensor):
@@ -60,25 +71,26 @@ class PairsOfShare:
         self._num_blocks = num_own * share.count
         self._first = share.index * num_own
         whole = num_own * ((self._num_blocks + 1) // 2)  # Steps that are less than n / 2 apart.
+        self._skipped: int | tf.Tensor = 0
         if share.count % 2:
-            # Of two opposite blocks, one is in the first half of its replica, which has the pair.
-            self._skipped = 0
+            # Exactly one of two opposite blocks is in the first half of the blocks of its replica.
+            # That replica computes the pair.
             self._num_steps = self.most_steps = whole + (1 - num_own % 2) * (num_own // 2)
         else:
-            # Opposite blocks have the same place on two replicas: the lower replica has the pairs
-            # of the first half of its blocks, the other one those of the second half.
+            # Opposite blocks have the same position on two replicas. The replica with the lower
+            # number computes the pairs of the first half of the positions, the other one those of
+            # the second half.
             half = (num_own + 1) // 2
             is_lower = share.index < share.count // 2
+            self._skipped = tf.where(is_lower, 0, half)
+            self._num_steps = whole + tf.where(is_lower, half, num_own - half)
             self.most_steps = whole + half
-            if isinstance(is_lower, bool) and isinstance(num_own, int):
-                self._skipped = 0 if is_lower else half
-                self._num_steps = whole + (half if is_lower else num_own - half)
-            else:
-                self._skipped = tf.where(is_lower, 0, half)
-                self._num_steps = whole + tf.where(is_lower, half, num_own - half)
 
     def parts(self, num_kept: int | tf.Tensor) -> list[Part]:
-        """The steps: the diagonal first, and in each part those first whose blocks are kept."""
+        """The steps in order: the diagonal, then the other pairs.
+
+        In both, the steps whose exponentials are kept come first.
+        """
         diagonal = self._num_own
         if isinstance(num_kept, int) and not num_kept:
             kept_diagonal, kept_others = 0, diagonal
@@ -93,7 +105,12 @@ class PairsOfShare:
         ]
 
     def blocks(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The first block of a step among this replica's, and both blocks among all."""
+        """The pair of a step.
+
+        Returns:
+            The number of the first block among this replica's blocks, and the numbers of both
+            blocks among all.
+        """
         distance, own = step // self._num_own, step % self._num_own
         if self._share.count == 1:
             return own, own, (own + distance) % self._num_blocks
@@ -111,9 +128,11 @@ class PairsOfShare:
         return tf.tensor_scatter_nd_add(of_all, places[:, None], of_own)
 
 
-def smaller(a, b):
+def smaller(a: int | tf.Tensor, b: int | tf.Tensor) -> int | tf.Tensor:
+    """The smaller of two sizes, as an int if both are static."""
     return min(a, b) if isinstance(a, int) and isinstance(b, int) else tf.minimum(a, b)
 
 
-def larger(a, b):
+def larger(a: int | tf.Tensor, b: int | tf.Tensor) -> int | tf.Tensor:
+    """The larger of two sizes, as an int if both are static."""
     return max(a, b) if isinstance(a, int) and isinstance(b, int) else tf.maximum(a, b)

@@ -8,8 +8,8 @@ plus the cache.
 
 * `self_logsumexp`: rows against themselves. The matrix is symmetric, so each pair of blocks is
   computed once, by one of the replicas.
-* `cross_logsumexp`: rows against other columns, such as a queue, or anchors of one view against all
-  views.
+* `cross_logsumexp`: rows against other columns, such as a queue, anchors of one view against all
+  views, or a replica's few rows against those of all.
 * `masked_logsumexp`: for a matrix that fits in memory, such as one block of rows.
 
 The first two do not subtract the maximum before the exponential, which saves a pass over the
@@ -50,10 +50,11 @@ def self_logsumexp(
 ) -> tf.Tensor:
     """log sum_{j != i} w_j exp(v_i . v_j) for every row i; -inf for a single row.
 
-    Several replicas that hold the same rows share the pairs: each computes 1 / count of them, and
-    adding up makes the whole result, which each returns. In the gradient they add up what the loss
-    of each contributes, and each returns what follows from its pairs. The sum over the replicas,
-    which the gradient of a gather computes, is the gradient.
+    With several replicas, each holds all rows and computes 1 / count of the pairs. They add up
+    their sums, so that each returns the whole result. In the backward pass they first add up the
+    upstream gradients, because the loss of every replica depends on the result. Each then returns
+    the part of the gradient that comes from its own pairs. The gradient is the sum of these parts,
+    which the gradient of `collectives.gather` computes.
 
     Args:
         vectors: float32 [N, D] with every |v_i . v_j| at most 40.
@@ -63,7 +64,7 @@ def self_logsumexp(
         block_size: Rows per block. None selects the size automatically.
         cache_mb: Megabytes of exponentials to keep for the gradient, which does not change the
             result.
-        share: What this replica computes. By default everything.
+        share: Which pairs this replica computes; by default all.
 
     Returns:
         float32 [N]; with `classes` [2, N]: over all rows, and over those of the same class.

@@ -6,6 +6,8 @@ needs no pairs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 
 from supcon_tf import collectives
@@ -13,7 +15,7 @@ from supcon_tf.losses.block_pairs import Share
 from supcon_tf.losses.blockwise import cross_logsumexp, self_logsumexp
 from supcon_tf.losses.class_labels import are_numbers, relations
 from supcon_tf.losses.pair_weights import WeightsOfPairs
-from supcon_tf.losses.row_blocks import length, product_in_row_blocks
+from supcon_tf.losses.row_blocks import BLOCK_ROWS, length, product_in_row_blocks
 
 # Maximum number of pairs in memory at a time where each has a mask or a weight: a float32 tensor
 # of them takes 8 MB.
@@ -33,8 +35,9 @@ def log_denominator(
 ) -> tf.Tensor:
     """log sum_{a in A(i)} w_a exp(s_ia) of each anchor. [B, A, D], [N, V, D] -> [B, A].
 
-    If all views are anchors, the matrix of similarities is symmetric: the replicas share the pairs
-    of rows, so that each computes 1 / replicas of what one device computes.
+    If all views are anchors, the similarity matrix is symmetric, and R replicas share its pairs:
+    each computes 1/R of them. With few rows per replica each compares its own with all instead,
+    which is more work in fewer and larger steps.
 
     Args:
         anchors: Views of this replica's examples.
@@ -44,8 +47,8 @@ def log_denominator(
         column_weights: float32 [N], the weight w of each example's views; None for 1.
         classes: int32 [N] as `class_index` numbers them. If given, the result is [2, B, A]: with
             the same sum over P(i), the contrasts of the anchor's class, with w = 1.
-        is_shared: Whether the replicas may exchange sums, which they cannot in a tf.cond. If not,
-            each compares its anchors with all rows, which is twice the work.
+        is_shared: Whether the replicas may share the pairs. They exchange sums for it, which is
+            not possible inside a tf.cond.
     """
     batch, num_anchors, size = length(anchors), anchors.shape[1], anchors.shape[2]
     num_views = all_features.shape[1]
@@ -54,7 +57,12 @@ def log_denominator(
         column_weights = tf.repeat(column_weights, num_views)
     column_classes = None if classes is None else tf.repeat(classes, num_views)
     num_replicas = collectives.num_replicas()
-    options = {"column_weights": column_weights, "block_size": block_size, "cache_mb": cache_mb}
+    is_shared = is_shared and _are_many(batch, num_views, block_size)
+    options: dict[str, Any] = {
+        "column_weights": column_weights,
+        "block_size": block_size,
+        "cache_mb": cache_mb,
+    }
     leading = [] if classes is None else [2]
     if num_anchors == num_views and (num_replicas == 1 or is_shared):
         share = Share(collectives.replica_index(), num_replicas, collectives.add_up)
@@ -71,8 +79,14 @@ def log_denominator(
     return tf.reshape(result, [*leading, batch, num_anchors])
 
 
+def _are_many(batch, num_views, block_size):
+    """Whether this replica's rows fill half a block, which is where sharing needs no more steps."""
+    largest = BLOCK_ROWS if block_size is None else block_size
+    return isinstance(batch, int) and 2 * batch * num_views >= largest
+
+
 def _own_examples(values, first, batch):
-    """This replica's examples of values of all. [..., N, V] -> [..., B, V]."""
+    """Selects this replica's examples. [..., N, V] -> [..., B, V]."""
     if collectives.num_replicas() == 1:
         return values
     begin = [0] * (values.shape.rank - 2) + [first, 0]

@@ -176,7 +176,8 @@ def as_blocks(
 ) -> tf.Tensor:
     """[R, ...] -> [blocks, block, ...], padded with zeros.
 
-    With several shares, each has this number of blocks, with padding of its own.
+    With several shares, the rows are that many equal parts, and each part is padded and divided
+    into `num_blocks` blocks.
     """
     if shares > 1:
         rest = rows.shape[1:]
@@ -188,7 +189,7 @@ def as_blocks(
 
 
 def as_rows(blocks: tf.Tensor, num_rows: int | tf.Tensor, *, shares: int = 1) -> tf.Tensor:
-    """[blocks, block, ...] -> [R, ...], where `num_rows` are those of each share."""
+    """[blocks, block, ...] -> [R, ...]. `num_rows` is the number of rows of each share."""
     rest = blocks.shape[2:]
     if shares > 1:
         rows = tf.reshape(blocks, [shares, -1, *rest])[:, :num_rows]

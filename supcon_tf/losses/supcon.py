@@ -255,7 +255,8 @@ def _losses_of_anchors(labels, features, options):
     classes, weights, column_weights = _what_labels_say(labels, features, all_features, options)
     is_spread_over_numbers = options.spread_weight > 0 and are_numbers(classes)
     needs_masks = options.needs_masks or (options.spread_weight > 0 and not is_spread_over_numbers)
-    is_branch = not options.normalize and not needs_masks  # Similarities of any size.
+    # If the features are not normalized, only their values tell whether the similarities are small.
+    uses_cond = not options.normalize and not needs_masks
 
     def compare_without_masks(features, all_features):
         anchors = features[:, :num_anchors]  # [B, A, D]
@@ -273,7 +274,7 @@ def _losses_of_anchors(labels, features, options):
             cache_mb=options.cache_mb,
             column_weights=column_weights,
             classes=classes if is_spread_over_numbers else None,
-            is_shared=not is_branch,
+            is_shared=not uses_cond,
         )
         if not is_spread_over_numbers:
             return _losses_from_sums(anchors, sums, counts, denominator)
@@ -297,7 +298,7 @@ def _losses_of_anchors(labels, features, options):
             options=options,
         )
 
-    if is_branch:
+    if uses_cond:
         safe = is_safe_without_maximum(features, all_features)
         return recomputing_cond(
             safe, compare_without_masks, compare_with_masks, features, all_features

@@ -57,9 +57,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         parts = _read_parts(flags)
         folder.begin()
         with progress.waiting("inspect: reading the images"):
-            prints = image_prints.print_images(
-                image for source in parts.values() for image in whole_images.whole_images(source)
-            )
+            prints = image_prints.print_images(_images_of(parts.values()))
         features = _compared_by(flags, strategy, encoder, parts, prints)
         images = _inspected(parts, features)
         issues, figures = _find_issues(flags, images, prints, has_encoder=encoder is not None)
@@ -88,6 +86,13 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
             print(describe_inspection(result, issues, path))
         command = _next_training(flags, path)
         return {**result, "path": path, "issues": issues, "next_command": command}
+
+
+def _images_of(parts):
+    """Yields the images of all sources; an error names the broken files."""
+    for source in parts:
+        with inputs.naming_broken_images(source):
+            yield from whole_images.whole_images(source)
 
 
 def inspect_run(run_directory: str | os.PathLike, **flags: Any) -> list[Issue]:
