@@ -36,7 +36,7 @@ def value_and_gradients(function, inputs, upstream):
     with tf.GradientTape() as tape:
         tape.watch(inputs)
         values = function(*inputs)
-    return values, *tape.gradient(values, inputs, tf.constant(upstream))
+    return values, *tape.gradient(values, inputs, tf.convert_to_tensor(upstream))
 
 
 def assert_all_close(results, expected):
