@@ -257,7 +257,6 @@ def main():
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # Only needed by tf-models-official.
         with tempfile.TemporaryDirectory() as folder:
             serve(*json.loads(arguments.worker), folder)

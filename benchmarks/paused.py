@@ -2,11 +2,10 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+from records import REPOSITORY
 
 
 class PausedWorker:

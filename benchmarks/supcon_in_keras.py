@@ -8,7 +8,6 @@ those of the command that time_to_accuracy.py runs. Keras' color jitter has no p
 applied to every image. After every epoch a callback adds a line with the k-NN accuracy to a file.
 """
 
-import argparse
 import json
 import pathlib
 import sys
@@ -16,7 +15,7 @@ import sys
 import keras
 import numpy as np
 import tensorflow as tf
-from nearest import knn_accuracy
+from peer_program import argument_parser, knn_accuracy
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from supcon_tf.models import resnet
@@ -95,12 +94,7 @@ class KnnCallback(keras.callbacks.Callback):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=pathlib.Path, required=True)
-    parser.add_argument("--log", type=pathlib.Path, required=True)
-    parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    arguments = parser.parse_args()
+    arguments = argument_parser(__doc__.splitlines()[0]).parse_args()
     keras.utils.set_random_seed(arguments.seed)
 
     known, asked = (

@@ -6,14 +6,12 @@ optimizer and schedule are those of the command that time_to_accuracy.py runs. A
 adds a line with the k-NN accuracy to a file, as that command does.
 """
 
-import argparse
 import json
 import math
-import pathlib
 
 import numpy as np
 import torch
-from nearest import knn_accuracy
+from peer_program import argument_parser, knn_accuracy
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -83,11 +81,7 @@ def embed(encoder, loader):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=pathlib.Path, required=True)
-    parser.add_argument("--log", type=pathlib.Path, required=True)
-    parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--seed", type=int, required=True)
+    parser = argument_parser(__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)

@@ -31,7 +31,7 @@ import time
 
 import records
 from records import REPOSITORY
-from train_step import TORCH
+from train_step import install_torch
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = records.FOLDER / "time_to_accuracy.json"
@@ -147,16 +147,6 @@ def versions(python, packages):
     code = f"import importlib.metadata as m; print(*map(m.version, {packages!r}))"
     found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     return dict(zip(packages, found.stdout.split(), strict=True))
-
-
-def install_torch(folder):
-    """Creates an environment with PyTorch and torchvision; returns its Python."""
-    python = pathlib.Path(folder).absolute() / "bin/python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        needed = [*TORCH, "torchvision", "numpy"]
-        subprocess.run([python, "-m", "pip", "install", "-q", *needed], check=True)
-    return str(python)
 
 
 def read_rows(results):

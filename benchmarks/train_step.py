@@ -32,7 +32,7 @@ from paused import REPOSITORY, PausedWorker
 
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 IMAGE_SIZE, NUM_CLASSES, TEMPERATURE = 32, 10, 0.1
-TORCH = ["--extra-index-url", "https://download.pytorch.org/whl/cpu", "torch"]
+TORCH = ["--extra-index-url", "https://download.pytorch.org/whl/cpu", "torch", "torchvision"]
 OVERHEAD_FLAGS = (
     "--mode=pretrain", "--dataset=digits", "--image_size=32", "--encoder=resnet_v1",
     "--resnet_depth=18", "--first_conv_kernel_size=3", "--first_conv_stride=1",
@@ -268,10 +268,11 @@ class RunningCommand:
 
 
 def install_torch(folder):
-    python = pathlib.Path(folder) / "bin" / "python"
+    """Creates an environment with PyTorch, or adds what it lacks; returns its Python."""
+    python = pathlib.Path(folder).absolute() / "bin/python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *TORCH, "numpy"], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-q", *TORCH, "numpy"], check=True)
     return str(python)
 
 

@@ -101,11 +101,11 @@ def test_finished_rounds_are_not_measured_again(benchmark, tmp_path, monkeypatch
 
 
 def test_the_nearest_neighbors_are_those_of_the_command():
-    nearest = load_benchmark("nearest")
+    peer_program = load_benchmark("peer_program")
     rng = np.random.default_rng(0)
     train, test = rng.normal(size=[300, 8]), rng.normal(size=[80, 8])
     labels, expected = rng.integers(0, 4, 300), rng.integers(0, 4, 80)
-    assert nearest.knn_accuracy(train, labels, test, expected) == pytest.approx(
+    assert peer_program.knn_accuracy(train, labels, test, expected) == pytest.approx(
         metrics.knn_accuracy(train, labels, test, expected), abs=1e-12
     )
 

@@ -179,7 +179,7 @@ def test_run_on_several_hosts_goes_through_their_servers(cloud, runtime):
         (["--model_dir=gs://b"], "usage: run.sh RECIPE"),
         (["no_such", "--model_dir=gs://b"], "unknown recipe no_such"),
         (RECIPE[:1], "set --model_dir=gs://"),
-        ([RECIPE[0], "--model_dir=/tmp/run"], "set --model_dir=gs://"),
+        ([RECIPE[0], "--model_dir=runs/mine"], "set --model_dir=gs://"),
     ],
 )
 def test_run_refuses_before_it_calls_anything(cloud, arguments, message):

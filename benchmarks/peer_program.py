@@ -1,10 +1,23 @@
-"""The k-NN accuracy of `supcon_tf`, in NumPy, for the scripts that are measured beside it."""
+"""The arguments and the k-NN evaluation of the programs that the command is compared with."""
 
 from __future__ import annotations
+
+import argparse
+import pathlib
 
 import numpy as np
 
 NUM_NEIGHBORS, TEMPERATURE, BLOCK_ROWS = 20, 0.07, 512
+
+
+def argument_parser(description):
+    """The arguments that time_to_accuracy.py gives to each program."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=pathlib.Path, required=True)
+    parser.add_argument("--log", type=pathlib.Path, required=True)
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    return parser
 
 
 def knn_accuracy(train_embeddings, train_labels, test_embeddings, test_labels):
