@@ -116,7 +116,7 @@ def main():
     def rate(step):
         if step < warmup:
             return step / warmup
-        return (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+        return (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))) / 2
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     with arguments.log.open("w") as log:
