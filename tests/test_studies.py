@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import types
 from pathlib import Path
@@ -119,6 +120,15 @@ def test_the_rate_with_the_best_validation_accuracy_is_trained(
     assert len(rates) == 2 * len(claims.RATES) + 3
     assert "| triplet | 3 | 0.0360 |" in capsys.readouterr().out
 
+    # On another machine the ledger has the baseline but not its encoder: it is trained again.
+    shutil.rmtree(tmp_path / "work/digits/runs/cross_entropy")
+    claims.main()
+    assert len(rates) == 2 * len(claims.RATES) + 3
+    shutil.rmtree(tmp_path / "work/digits/runs/two_stage_cross_entropy")
+    shutil.rmtree(tmp_path / "results/digits/two_stage_cross_entropy")
+    claims.main()
+    assert rates[2 * len(claims.RATES) + 3 :] == [("3", "0.036"), ("3", None)]
+
     # A partial run has the baseline early, for the tables.
     assert list(claims.SETTINGS)[1] == claims.ON_PHOTOGRAPHS[1] == claims.BASELINE
     monkeypatch.setattr("sys.argv", [*command, "--epochs=3"])
@@ -127,6 +137,30 @@ def test_the_rate_with_the_best_validation_accuracy_is_trained(
     (tmp_path / "results/digits/grid.json").unlink()
     with pytest.raises(SystemExit, match="entry.json is of trainings of 20 epochs, not of 3"):
         claims.main()
+
+
+def test_a_single_rate_needs_no_grid(claims, tmp_path, monkeypatch):
+    executed = []
+
+    def execute(job):
+        executed.append(job)
+        (job.folder / "eval").mkdir(parents=True)
+        (job.folder / "eval/eval.json").write_text(json.dumps({"top_1": 0.5}))
+        (job.folder / "eval/stage.flags").write_text("--mode=eval\n")
+
+    monkeypatch.setattr(jobs.Job, "execute", execute)
+    monkeypatch.setattr(claims, "write_digits", lambda folder: folder.mkdir(parents=True))
+    monkeypatch.setattr("sys.argv", [
+        "claims.py", "--part=digits", "--settings=supcon", "--seeds=1", "--rates=0.1",
+        "--epochs=60", f"--work={tmp_path / 'work'}", f"--results={tmp_path / 'results'}",
+    ])  # fmt: skip
+    claims.main()
+    (job,) = executed
+    assert {"--pretrain_base_learning_rate=0.1", "--pretrain_epochs=60.0"} <= set(job.flags)
+    assert not (tmp_path / "results/digits/grid.json").exists()
+    entry = json.loads((tmp_path / "results/digits/supcon/1/entry.json").read_text())
+    assert entry["figures"]["base_learning_rate"] == 0.1
+    assert "grid_spread" not in entry["figures"]
 
 
 @pytest.mark.parametrize(
