@@ -205,7 +205,7 @@ def main():
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--settings", help="only these, separated by commas")
     parser.add_argument("--epochs", type=float, help="instead of the usual number")
-    parser.add_argument("--rates", help="instead of the usual three: a,b,c; with one there is no grid")
+    parser.add_argument("--rates", help="instead of the usual three; one needs no grid")
     parser.add_argument("--corrupted", type=int, help="corrupted images, instead of the usual")
     parser.add_argument("--work", type=pathlib.Path, help="folder of the runs: runs/claims")
     parser.add_argument("--results", type=pathlib.Path, help="folder of the ledger")
