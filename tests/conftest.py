@@ -1,5 +1,6 @@
 """Every test has four logical CPUs, which serve as replicas."""
 
+import gc
 import itertools
 import os
 import weakref
@@ -31,6 +32,17 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: worker processes, long runs; needs --slow")
+    if not config.getoption("--slow"):
+        # Optimizing a graph takes longer than running it for a few steps. The slow tests and the
+        # commands that tests start in processes of their own run optimized graphs, as users do.
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+def pytest_collection_finish():
+    """Python's garbage collector no longer looks at every object of TensorFlow again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -23,6 +23,7 @@ from supcon_tf.cli import (
     flags_page,
     help_pages,
     training_flags,
+    view_rules,
 )
 from supcon_tf.cli.flag_types import Text
 from supcon_tf.cli.parse import parse_command_line
@@ -210,6 +211,14 @@ BAD_FLAGS = [
     (["--encoder=resnext", "--resnet_depth=34"], "34 is not a valid resnext depth"),
     (["--crop_area_range=0.5"], "crop_area_range=0.5: expected 2 numbers"),
     (["--linear_crop_area_range=0.05,0.1"], "linear_crop_area_range=0.05,0.1.*Raise the upper"),
+    (
+        ["--augmentation_type=randaugment"],
+        "augmentation_type=randaugment.*--augmentation_magnitude=9",
+    ),
+    (
+        ["--augmentation_type=simclr", "--linear_augmentation_type=randaugment"],
+        "linear_augmentation_type=randaugment needs --augmentation_magnitude",
+    ),
     (["--linear_warmup_start=0.1"], "linear_warmup_start=0.1 .*--linear_warmup_epochs"),
     (["--crop_area_range=0.9,0.5"], "none smaller than the one before"),
     (["--crop_area_range=a,b"], "crop_area_range=a,b: expected 2 numbers"),
@@ -464,7 +473,7 @@ def test_the_rules_know_the_encoders_of_the_functions():
 
 
 def test_the_rules_know_the_smallest_crop_of_the_functions():
-    assert crops.REFERENCE_MIN_AREA == flag_rules.SMALLEST_REFERENCE_CROP
+    assert crops.REFERENCE_MIN_AREA == view_rules.SMALLEST_REFERENCE_CROP
 
 
 def test_every_flag_belongs_to_a_stage_or_to_the_run():

@@ -198,12 +198,12 @@ def recorded(finished):
     "name,how",
     [
         ("pretrain/encoder.keras", "bit flipped"),
-        ("pretrain/identity.json", "deleted"),
+        pytest.param("pretrain/identity.json", "deleted", marks=pytest.mark.slow),
         pytest.param("pretrain/stage.flags", "another run's", marks=pytest.mark.slow),
         pytest.param("pretrain/identity.json", "another run's", marks=pytest.mark.slow),
         pytest.param("linear/identity.json", "another run's", marks=pytest.mark.slow),
         ("linear/classifier.keras", "truncated"),
-        ("linear/class_names.json", "deleted"),
+        pytest.param("linear/class_names.json", "deleted", marks=pytest.mark.slow),
         pytest.param("linear/result.json", "{}", marks=pytest.mark.slow),
     ],
 )

@@ -11,7 +11,7 @@ from helpers.command import run_inside
 from helpers.tiny_images import write_images
 from PIL import Image
 
-from supcon_tf.cli import flag_rules, implied_flags
+from supcon_tf.cli import implied_flags, rules
 from supcon_tf.data import defaults, image_facts, sources
 from supcon_tf.stages import choices, inputs
 from supcon_tf.training import memory
@@ -37,7 +37,7 @@ def test_the_choices_are_set_and_printed_as_flags(images, tmp_path, capsys):
         facts = defaults.ImageFacts(num_examples=16, side_px=20, is_color=True, num_classes=2)
         assert chosen == defaults.choose(facts).texts()
         for name in chosen:
-            assert flag_rules.is_given(values, name)
+            assert rules.is_given(values, name)
         assert (values.image_size, values.batch_size) == (20, 16)
         assert values.cross_entropy_weight == 1 and values.horizontal_flip == "true"
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "Chosen" in line)

@@ -56,23 +56,56 @@ def refused_names(message):
     return "odd" in message
 
 
-@pytest.mark.parametrize("name", image_folders.REFUSED)
-def test_what_is_no_image_is_named_before_training(name, tmp_path, monkeypatch):
+NAMED_AT_ONCE = 10  # A message names the first ten files.
+
+
+def groups(cases):
+    """The cases in groups whose odd files can be in one folder."""
+    alone = "link to itself"
+    names = [name for name in cases if name != alone]
+    ends = range(0, len(names), NAMED_AT_ONCE)
+    return [names[start : start + NAMED_AT_ONCE] for start in ends] + [[alone]] * (alone in cases)
+
+
+def write_together(tmp_path, changes):
+    """Writes all odd files, each with its own name, into one folder; returns them."""
+    root = write(tmp_path, lambda root: None)
+    paths = []
+    for number, change in enumerate(changes):
+        change(root)
+        for odd in (root / "train/cat/odd.jpg", root / "test/dog/odd.jpg"):
+            if os.path.lexists(odd):
+                name = f"odd{number:02}.jpg" if len(changes) > 1 else odd.name
+                paths.append(odd.rename(odd.with_name(name)))
+    return root, paths
+
+
+@pytest.mark.parametrize("names", groups(image_folders.REFUSED), ids=lambda names: names[0])
+def test_what_is_no_image_is_named_before_training(names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    root = write(tmp_path, image_folders.REFUSED[name])
-    message = message_of(load, root)
-    assert refused_names(message) and "--skip_broken_images" in message
-    assert printable(message.replace("\n", "")) == message.replace("\n", "")
-    assert message_of(load, root, skip_broken_images=True) is None
+    for part in ("train", "test"):
+        cases = [name for name in names if name.startswith("test ") == (part == "test")]
+        if not cases:
+            continue
+        root, paths = write_together(
+            tmp_path / part, [image_folders.REFUSED[name] for name in cases]
+        )
+        message = message_of(load, root)
+        assert [path for path in paths if path.name not in message] == []
+        assert refused_names(message) and "--skip_broken_images" in message
+        assert printable(message.replace("\n", "")) == message.replace("\n", "")
+        assert message_of(load, root, skip_broken_images=True) is None
+        source = sources.load_source("folder", part, str(root), skip_broken_images=True)
+        assert (source.num_examples, len(source.skipped)) == (8, len(cases))
 
 
-@pytest.mark.parametrize("name", image_folders.UNDECODABLE)
-def test_what_cannot_be_decoded_is_left_out_and_named(name, tmp_path):
-    root = write(tmp_path, image_folders.UNDECODABLE[name])
+@pytest.mark.parametrize("names", groups(image_folders.UNDECODABLE), ids=lambda names: names[0])
+def test_what_cannot_be_decoded_is_left_out_and_named(names, tmp_path):
+    root, paths = write_together(tmp_path, [image_folders.UNDECODABLE[name] for name in names])
     message = message_of(load, root)  # Some are found by their first bytes.
     assert message is None or refused_names(message)
     source = sources.load_source("folder", "train", str(root), skip_broken_images=True)
-    assert [path[-7:] for path in source.skipped] == ["odd.jpg"]
+    assert sorted(source.skipped) == sorted(map(str, paths)) and len(paths) == len(names)
     assert source.num_examples == 8
 
 
@@ -121,18 +154,6 @@ def preview(root, monkeypatch):
     return message_of(run_inside, *SMALL, *arguments, f"--model_dir={root.parent / 'run'}")
 
 
-def write_together(tmp_path, changes):
-    """Writes all odd files, each with its own name, into one folder; returns them."""
-    root = write(tmp_path, lambda root: None)
-    odd = root / "train/cat/odd.jpg"
-    paths = []
-    for number, change in enumerate(changes):
-        change(root)
-        if os.path.lexists(odd):
-            paths.append(odd.rename(odd.with_name(f"odd{number:02}.jpg")))
-    return root, paths
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["REFUSED", "LAYOUT"])
 def test_the_command_refuses_every_odd_folder_in_one_message(kind, tmp_path_factory, monkeypatch):
@@ -151,7 +172,7 @@ def test_the_command_refuses_every_odd_folder_in_one_message(kind, tmp_path_fact
 def test_the_command_names_every_file_that_it_cannot_decode(tmp_path, monkeypatch):
     """A message names all that it found; without those files the next one names the others."""
     cases = image_folders.UNDECODABLE
-    root, paths = write_together(tmp_path, cases.values())
+    root, paths = write_together(tmp_path, list(cases.values()))
     assert len(paths) == len(cases) >= 30
     refused_at_first = {
         path for path in paths if decode.inspect_files([str(path)], max_pixels=10**8)[0]

@@ -141,7 +141,7 @@ def test_stages_of_a_folder_run_need_only_its_model_dir(tmp_path, capsys):
     data, model_dir = write_images(tmp_path / "mine"), f"--model_dir={tmp_path / 'run'}"
     run_inside(
         "--mode=pretrain", f"--data_dir={data}", model_dir, "--batch_size=8", *SHORT,
-        "--pretrain_epochs=2", "--pretrain_warmup_epochs=0",
+        "--pretrain_epochs=2", "--pretrain_warmup_epochs=0", "--augmentation_type=identity",
     )  # fmt: skip
     capsys.readouterr()
     inputs._read_splits.cache_clear()

@@ -89,9 +89,16 @@ def test_rows_against_other_columns_in_any_blocks(
     assert_all_close(results, oracle(rows, columns, own, upstream))
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("block_size", [None, 7])
-@pytest.mark.parametrize("cache_mb", [0.0, 0.0004, 1.0])
+COMPILED = [(False, size, cache_mb) for size in (None, 7) for cache_mb in (0.0, 0.0004, 1.0)]
+COMPILED_BY_XLA = [
+    (True, 7, 0.0004),  # Some blocks are kept and some computed again.
+    pytest.param(True, 7, 0.0, marks=pytest.mark.slow),
+    pytest.param(True, 7, 1.0, marks=pytest.mark.slow),
+    pytest.param(True, None, 0.0004, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("jit_compile, block_size, cache_mb", COMPILED + COMPILED_BY_XLA)
 def test_compiled_with_unknown_sizes(jit_compile, block_size, cache_mb):
     options = {"block_size": block_size, "cache_mb": cache_mb}
     signature = [tf.TensorSpec([None, 5]), tf.TensorSpec([None, 5]), tf.TensorSpec([None])]

@@ -42,8 +42,8 @@ def test_the_next_preview_may_have_other_flags(tmp_path):
     for policy in ("identity", "randaugment"):
         run_inside(
             "--mode=preview", f"--model_dir={tmp_path}", "--preview_examples=1", "--num_views=2",
-            f"--augmentation_type={policy}", "--crop_area_range=1,1", "--batch_size=2",
-            "--image_size=8",
+            f"--augmentation_type={policy}", "--augmentation_magnitude=9", "--crop_area_range=1,1",
+            "--batch_size=2", "--image_size=8",
         )  # fmt: skip
         shown.append(tiles(tmp_path / "preview/preview.png"))
     assert [len(each) for each in shown] == [3, 3]

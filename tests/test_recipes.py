@@ -13,7 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 from keras.src.backend.common import global_state
 
-from supcon_tf.cli import command_line, flag_rules
+from supcon_tf.cli import command_line, rules
 from supcon_tf.data import defaults
 from supcon_tf.models import contrastive
 from supcon_tf.stages import inputs, pretrain, trainer
@@ -279,8 +279,8 @@ def test_a_time_budget_takes_the_place_of_the_length_of_a_recipe():
     values = parse("--recipe=photos_small", "--time_budget_minutes=5")
     assert values["cross_entropy_weight"] == 1 and values["dataset"] == "folder"
     with recipe("photos_small", "--time_budget_minutes=5"):
-        assert not flag_rules.is_given(flags.FLAGS, "pretrain_epochs")
-        assert not flag_rules.is_given(flags.FLAGS, "pretrain_warmup_epochs")
+        assert not rules.is_given(flags.FLAGS, "pretrain_epochs")
+        assert not rules.is_given(flags.FLAGS, "pretrain_warmup_epochs")
     for given in (["--recipe=photos_small"], []):
         with pytest.raises(flags.Error, match="--pretrain_epochs=7 cannot be given too"):
             parse(*given, "--time_budget_minutes=5", "--pretrain_epochs=7")

@@ -22,7 +22,7 @@ if "mode" not in flags.FLAGS:
 
 RECIPES = sorted(path.stem for path in (ROOT / "flags").glob("*.flags"))
 # One that gathers labels, one with a head with batch norm and blur, one that classifies.
-FAMILIES = ("supcon_imagenet", "simclr_imagenet", "cross_entropy_imagenet", "supcon_cifar10")
+FAMILIES = ("supcon_imagenet", "simclr_imagenet")
 TINY = (
     "--encoder=tiny", "--image_size=8", "--batch_size=8", "--first_conv_kernel_size=3",
     "--first_conv_stride=1", "--nouse_initial_max_pool",

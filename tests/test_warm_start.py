@@ -21,7 +21,7 @@ if "mode" not in flags.FLAGS:
 SHORT = (
     "--num_images=128", "--pretrain_epochs=1", "--pretrain_warmup_epochs=0", "--linear_epochs=1",
     "--finetune_epochs=8", "--finetune_base_learning_rate=0.05", "--batch_size=16",
-    "--image_size=16", "--knn_interval_epochs=0",
+    "--image_size=16", "--knn_interval_epochs=0", "--augmentation_type=identity",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The rules between flags: each rejects a bad combination with one message before anything runs.
 
-The rules for data and devices are in `run_rules`.
+The rules for crops and augmentations are in `view_rules`, those of the loss in `loss_rules`, and
+those for data and devices in `run_rules`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import functools
 
 from absl import flags
 
-from supcon_tf.cli import loss_rules, run_rules
+from supcon_tf.cli import loss_rules, run_rules, view_rules
 from supcon_tf.cli.declare import TRAINING_STAGES
-from supcon_tf.cli.rules import register_rule
+from supcon_tf.cli.rules import is_given, register_rule
 from supcon_tf.storage import encoder_files
 
 # Flags that need --reference_ckpt, with their defaults.
@@ -40,8 +41,6 @@ PROJECTION_FLAGS = (
     "warm_start_projection_head", "pretrain_use_projection_head_weight_decay",
 )  # fmt: skip
 
-# Fraction of the image area below which --crop_compat=reference draws no crop.
-SMALLEST_REFERENCE_CROP = 0.1
 # Flags of a linear stage that trains in steps. A classifier fitted by L-BFGS has no use for them.
 LINEAR_TRAINING_FLAGS = (
     "linear_epochs", "linear_base_learning_rate", "linear_weight_decay", "linear_rmsprop_epsilon",
@@ -93,8 +92,6 @@ def define_rules(stages: tuple[str, ...]) -> None:
         _check_queue,
     )
     register_rule(["use_labels", "num_views"], _check_positives)
-    for name in ("crop_area_range", "linear_crop_area_range", "finetune_crop_area_range"):
-        register_rule([name, "crop_compat"], _check_crop_area)
     register_rule(["mode", "loss", "batch_size", "queue_size"], _check_contrasts)
     register_rule(["positives_cap", "num_views"], _check_positives_cap)
     register_rule(
@@ -109,6 +106,7 @@ def define_rules(stages: tuple[str, ...]) -> None:
     register_rule(["whitening", "whitening_mean", "whitening_std", "encoder"], _check_whitening)
     register_rule(["reference_ckpt", *WARM_STARTS], _check_warm_start)
     register_rule(["mode", "encoder", *STARTS], _check_start)
+    view_rules.define_view_rules()
     loss_rules.define_loss_rules()
     run_rules.define_run_rules()
 
@@ -156,17 +154,6 @@ def _check_time_budget(values):
     return True
 
 
-def _check_crop_area(values):
-    (name, (low, high)), compat = next(iter(values.items())), values["crop_compat"]
-    if compat == "reference" and high <= SMALLEST_REFERENCE_CROP:
-        raise flags.ValidationError(
-            f"{name}={low:g},{high:g}: --crop_compat=reference cannot draw crops smaller than "
-            f"{SMALLEST_REFERENCE_CROP} of the image area. Raise the upper end, or use "
-            "--crop_compat=torchvision."
-        )
-    return True
-
-
 def _check_warmup_start(values):
     (name, start), (epochs_name, epochs) = values.items()
     if start and not epochs:
@@ -179,11 +166,6 @@ def _check_warmup_start(values):
 def _as_typed(name):
     """The flag with its value as on the command line, without the dashes: "nouse_labels"."""
     return flags.FLAGS[name].serialize().removeprefix("--")
-
-
-def is_given(flag_values: flags.FlagValues, name: str) -> bool:
-    """Returns whether the command line, a flagfile or a recipe sets the flag to any value."""
-    return not flag_values[name].using_default_value
 
 
 def _check_positives_cap(values):

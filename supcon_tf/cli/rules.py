@@ -1,4 +1,4 @@
-"""How a rule between several flags is registered."""
+"""What all rules between flags use."""
 
 from __future__ import annotations
 
@@ -27,3 +27,8 @@ def register_rule(names: list[str], check: Callable[[dict[str, Any]], bool]) -> 
             raise flags.IllegalFlagValueError(f"--{error}") from error
 
     flags.register_multi_flags_validator(names, check_with_plain_message)
+
+
+def is_given(flag_values: flags.FlagValues, name: str) -> bool:
+    """Returns whether the command line, a flagfile or a recipe sets the flag to any value."""
+    return not flag_values[name].using_default_value

@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl.flags import FlagValues
 
 from supcon_tf import strategies
-from supcon_tf.cli import flag_rules
+from supcon_tf.cli import flag_rules, rules
 from supcon_tf.data import sources
 from supcon_tf.stages import choices, inputs, process, trainer
 from supcon_tf.stages.knn import MAX_EXAMPLES
@@ -122,7 +122,7 @@ def _texts_of_plan(flags, plan_of_chief, plan):
             f"--time_budget_minutes={plan.least_minutes}."
         )
     chosen = {"pretrain_epochs": epochs}
-    if not flag_rules.is_given(flags, "pretrain_warmup_epochs"):
+    if not rules.is_given(flags, "pretrain_warmup_epochs"):
         longest = float(flags["pretrain_warmup_epochs"].default or 0)
         warmup = min(longest, time_budget.WARM_UP_SHARE * float(epochs))
         chosen["pretrain_warmup_epochs"] = f"{warmup:.3g}"

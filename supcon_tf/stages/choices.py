@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl.flags import FlagValues
 
 from supcon_tf import strategies
-from supcon_tf.cli import command_line, flag_rules, training_flags
+from supcon_tf.cli import command_line, flag_rules, rules, training_flags
 from supcon_tf.data import data_identity, defaults, image_facts, sources, streams
 from supcon_tf.stages import starting_encoder
 from supcon_tf.stages.stage_folder import read_record
@@ -73,14 +73,14 @@ def _recorded_choices(flags, source):
         lines |= {name: "false" for name in TABLE_FLAGS if f"no{name}" in lines}
         names = (*TABLE_FLAGS, *BUDGET_FLAGS)
         texts = {name: lines[name] or "true" for name in names if name in lines}
-    return {name: text for name, text in texts.items() if not flag_rules.is_given(flags, name)}
+    return {name: text for name, text in texts.items() if not rules.is_given(flags, name)}
 
 
 def _choose_by_table(flags, strategy, facts):
     given = {
         name: flags[name].value
         for name in TABLE_FLAGS
-        if flag_rules.is_given(flags, name) and flags[name].value is not None
+        if rules.is_given(flags, name) and flags[name].value is not None
     }
     kept = given | _fixed_by_other_flags(flags)
     replicas = strategy.num_replicas_in_sync
@@ -158,7 +158,7 @@ def choose_batch_size(
     examples for every replica: `inputs.check_batches` raises an error then.
     """
     count, replicas = count_training_examples(flags, source), strategy.num_replicas_in_sync
-    if flag_rules.is_given(flags, "batch_size") or flags.batch_size <= count:
+    if rules.is_given(flags, "batch_size") or flags.batch_size <= count:
         return
     smaller = defaults.batch_size(count, replicas)
     if smaller == flags.batch_size:
@@ -175,7 +175,7 @@ def choose_epochs(flags: FlagValues, source: sources.Source) -> None:
 
     --time_budget_minutes leaves the choice to the measured time per step.
     """
-    if flag_rules.is_given(flags, "pretrain_epochs") or is_budget_open(flags):
+    if rules.is_given(flags, "pretrain_epochs") or is_budget_open(flags):
         return
     count = count_training_examples(flags, source)
     epochs = defaults.pretrain_epochs(flags.dataset, count, flags.batch_size)
@@ -192,7 +192,7 @@ def choose_epochs(flags: FlagValues, source: sources.Source) -> None:
 
 def is_budget_open(flags: FlagValues) -> bool:
     """Returns whether --time_budget_minutes still has to decide the length of pretraining."""
-    is_open = not flag_rules.is_given(flags, "pretrain_epochs")
+    is_open = not rules.is_given(flags, "pretrain_epochs")
     return flags.time_budget_minutes is not None and is_open
 
 
@@ -202,7 +202,7 @@ def choose_warmup(flags: FlagValues, stage: str) -> None:
     `describe_learning_rate` tells the user.
     """
     own, name = training_flags.of_stage(flags, stage), _warmup_flag(stage)
-    if not flag_rules.is_given(flags, name) and own.warmup_epochs > own.epochs:
+    if not rules.is_given(flags, name) and own.warmup_epochs > own.epochs:
         set_flag(flags, name, own.epochs)
 
 
