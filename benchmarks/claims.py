@@ -10,14 +10,14 @@ FOLDER holds train/<class>/ and test/<class>/, such as https://github.com/Yoongi
 
 The results are in results/claims, as docs/ledger.md says; the same command resumes. --full trains
 longer, on 10,000 photographs and with more corrupted images, into results/claims_full.
---epochs, --rates and --results make a comparison of their own, as docs/claims.md has them.
+--part=reasons trains SupCon and cross-entropy on the photographs in other ways, to find out why one
+is ahead of the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import pathlib
 import shutil
 import sys
@@ -27,6 +27,8 @@ from photographs import copy_photographs
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+# The parts: two datasets, and other trainings on the photographs.
+DIGITS, PHOTOGRAPHS, REASONS = "digits", "photographs", "reasons"
 RATES = (0.004, 0.012, 0.036)
 VALIDATION = ("--validation_split=0.2", "--eval_split=validation")
 COMMON = (
@@ -49,15 +51,28 @@ SETTINGS = {
     "triplet": ("--loss=triplet",),
 }
 ON_PHOTOGRAPHS = ("supcon", BASELINE, "simclr", "supcon_inside")
+# Other trainings on the photographs: name -> setting, epochs, flags. All else is as in the
+# comparison, with the learning rate that both settings chose there.
+CHOSEN_RATE = max(RATES)
+OTHER_TRAININGS = {
+    "supcon_60_epochs": ("supcon", 60, ()),
+    "cross_entropy_60_epochs": (BASELINE, 60, ()),
+    "supcon_rate_0.108": ("supcon", 20, ("--pretrain_base_learning_rate=0.108",)),
+    "cross_entropy_rate_0.108": (BASELINE, 20, ("--pretrain_base_learning_rate=0.108",)),
+    "supcon_temperature_0.3": ("supcon", 20, ("--temperature=0.3",)),
+    "supcon_batch_256": ("supcon", 20, ("--batch_size=256",)),
+    "supcon_one_view": ("supcon", 40, ("--num_views=1",)),
+}
+BASELINES = (BASELINE, "cross_entropy_60_epochs")  # Of the tables: the first one that is there.
 FIGURES = ("top_1", "expected_calibration_error", "mean_corruption_accuracy", "grid_spread")
 # By dataset: epochs, training images per class, those of the grid, corrupted images; and --full.
 SIZES = {
-    "digits": {False: (20, None, None, 100), True: (100, None, None, 0)},
-    "photographs": {False: (20, 400, 200, 100), True: (200, 1_000, 200, 2_000)},
+    DIGITS: {False: (20, None, None, 100), True: (100, None, None, 0)},
+    PHOTOGRAPHS: {False: (20, 400, 200, 100), True: (200, 1_000, 200, 2_000)},
 }
 DATA_FLAGS = {
-    "digits": ("--horizontal_flip=false", "--image_size=20"),
-    "photographs": ("--horizontal_flip=true", "--image_size=32"),
+    DIGITS: ("--horizontal_flip=false", "--image_size=20"),
+    PHOTOGRAPHS: ("--horizontal_flip=true", "--image_size=32"),
 }
 
 
@@ -81,21 +96,21 @@ def prepare_data(name, arguments, results):
     _, per_class, in_grid, _ = SIZES[name][arguments.full]
     parts = {"all": per_class, "grid": in_grid}
     for part, count in parts.items():
-        if (folder / f"{part}.done").exists() or (name == "digits" and part == "grid"):
+        if (folder / f"{part}.done").exists() or (name == DIGITS and part == "grid"):
             continue
-        if name == "digits":
+        if name == DIGITS:
             write_digits(folder / part)
         else:
-            manifest = results / "photographs/manifest.csv" if part == "all" else None
+            manifest = results / PHOTOGRAPHS / "manifest.csv" if part == "all" else None
             copy_photographs(arguments.photographs, folder / part, count, manifest)
         (folder / f"{part}.done").touch()
-    return folder / "all", folder / ("all" if name == "digits" else "grid")
+    return folder / "all", folder / ("all" if name == DIGITS else "grid")
 
 
 def epochs_of(name, arguments):
     """The epochs of a run, and of a run of the grid: half as many for photographs."""
     epochs = arguments.epochs or SIZES[name][arguments.full][0]
-    return epochs, epochs / 2 if name == "photographs" else epochs
+    return epochs, epochs / 2 if name == PHOTOGRAPHS else epochs
 
 
 def length_of(epochs):
@@ -104,20 +119,15 @@ def length_of(epochs):
 
 
 def choose_rates(name, settings, arguments, images, results):
-    """Trains every setting with every rate; returns the top-1 by setting and rate.
-
-    If there is one rate, nothing is trained and its top-1 is NaN.
-    """
+    """Trains every setting with every rate; returns the top-1 by setting and rate."""
     from supcon_tf.studies import jobs
 
-    if len(arguments.rates) == 1:
-        return {setting: {str(arguments.rates[0]): math.nan} for setting in settings}
     path = results / name / "grid.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     _, epochs = epochs_of(name, arguments)
     check_epochs(path, found.setdefault("epochs", epochs), epochs)
     for setting in settings:
-        for rate in arguments.rates:
+        for rate in RATES:
             if setting == TWO_STAGE or str(rate) in found.get(setting, {}):
                 continue
             folder = arguments.work / name / f"grid/{setting}/{rate}"
@@ -188,7 +198,7 @@ def train_and_record(name, settings, arguments, images, grid, results):
                 )
             jobs.execute_jobs([jobs.Job(folder, modes_of(setting, "eval", "robustness"), flags)])
             figures = {"base_learning_rate": float(rate), "epochs": epochs}
-            if setting != TWO_STAGE and len(tried) > 1:
+            if setting != TWO_STAGE:
                 figures["grid_spread"] = max(tried.values()) - min(tried.values())
             ledger.write_entry(
                 folder, results, experiment=name, setting=setting, seed=seed, figures=figures
@@ -196,25 +206,44 @@ def train_and_record(name, settings, arguments, images, grid, results):
             print(f"{name}: {setting}, seed {seed}, is in {results}", flush=True)
 
 
+def train_in_other_ways(arguments, images, results):
+    """Trains what `OTHER_TRAININGS` names for every seed, and writes the ledger."""
+    from supcon_tf.studies import jobs, ledger
+
+    for seed in arguments.seeds:
+        for name, (setting, epochs, own) in OTHER_TRAININGS.items():
+            is_chosen = not arguments.settings or name in arguments.settings.split(",")
+            if not is_chosen or (results / REASONS / name / str(seed) / ledger.ENTRY).exists():
+                continue
+            folder = arguments.work / REASONS / name / str(seed)
+            rate = f"--pretrain_base_learning_rate={CHOSEN_RATE}"
+            flags = (*COMMON, *DATA_FLAGS[PHOTOGRAPHS], *SETTINGS[setting], *length_of(epochs),
+                     f"--data_dir={images}", f"--seed={seed}", rate, *own)  # fmt: skip
+            jobs.execute_jobs([jobs.Job(folder, modes_of(setting, "eval"), flags)])
+            ledger.write_entry(folder, results, experiment=REASONS, setting=name, seed=seed)
+            print(f"{REASONS}: {name}, seed {seed}, is in {results}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photographs", type=pathlib.Path, help="train/<class>, test/<class>")
     parser.add_argument("--full", action="store_true", help="a night instead of two hours")
-    parser.add_argument("--part", choices=["digits", "photographs"], help="only this dataset")
+    parser.add_argument("--part", choices=[DIGITS, PHOTOGRAPHS, REASONS], help="only this part")
     parser.add_argument("--table", action="store_true", help="only print what is finished")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--settings", help="only these, separated by commas")
     parser.add_argument("--epochs", type=float, help="instead of the usual number")
-    parser.add_argument("--rates", help="instead of the usual three; one needs no grid")
     parser.add_argument("--corrupted", type=int, help="corrupted images, instead of the usual")
     parser.add_argument("--work", type=pathlib.Path, help="folder of the runs: runs/claims")
     parser.add_argument("--results", type=pathlib.Path, help="folder of the ledger")
     arguments = parser.parse_args()
-    unknown = set((arguments.settings or BASELINE).split(",")) - set(SETTINGS)
-    if unknown:
-        parser.error(f"--settings={','.join(sorted(unknown))}: choose from {', '.join(SETTINGS)}.")
-    if arguments.part == "photographs" and not (arguments.photographs or arguments.table):
-        parser.error("--part=photographs needs --photographs, the folder of them.")
+    known = OTHER_TRAININGS if arguments.part == REASONS else SETTINGS
+    if unknown := set((arguments.settings or next(iter(known))).split(",")) - set(known):
+        parser.error(f"--settings={','.join(sorted(unknown))}: choose from {', '.join(known)}.")
+    if arguments.part in (PHOTOGRAPHS, REASONS) and not (arguments.photographs or arguments.table):
+        parser.error(f"--part={arguments.part} needs --photographs, the folder of them.")
+    if arguments.part == REASONS and (arguments.full or arguments.epochs):
+        parser.error("--part=reasons has its own lengths: leave --full and --epochs out.")
     from supcon_tf.cli import tensorflow_start
 
     tensorflow_start.import_quietly()
@@ -222,10 +251,12 @@ def main():
     arguments.work = (arguments.work or ROOT / "runs" / name).absolute()
     results = arguments.results or ROOT / "results" / name
     arguments.seeds = [int(text) for text in arguments.seeds.split(",")]
-    arguments.rates = [float(text) for text in (arguments.rates or "").split(",") if text] or RATES
-    if not arguments.table:
-        for data, all_settings in (("digits", tuple(SETTINGS)), ("photographs", ON_PHOTOGRAPHS)):
-            is_wanted = data == "digits" or arguments.photographs
+    if arguments.part == REASONS and not arguments.table:
+        images, _ = prepare_data(PHOTOGRAPHS, arguments, results)
+        train_in_other_ways(arguments, images, results)
+    elif not arguments.table:
+        for data, all_settings in ((DIGITS, tuple(SETTINGS)), (PHOTOGRAPHS, ON_PHOTOGRAPHS)):
+            is_wanted = data == DIGITS or arguments.photographs
             if arguments.part not in (None, data) or not is_wanted:
                 continue
             chosen = (arguments.settings or ",".join(all_settings)).split(",")
@@ -240,10 +271,10 @@ def main():
 
 def print_tables(results):
     """Prints a table for each dataset and figure."""
-    from supcon_tf.studies import table
+    from supcon_tf.studies import ledger, table
 
-    for folder in sorted(path for path in results.iterdir() if path.is_dir()):
-        baseline = BASELINE if (folder / BASELINE).exists() else None
+    for folder in sorted({entry.parents[2] for entry in results.glob(f"*/*/*/{ledger.ENTRY}")}):
+        baseline = next((name for name in BASELINES if (folder / name).exists()), None)
         print(table.create_tables([folder], FIGURES, baseline))
 
 

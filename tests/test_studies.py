@@ -139,7 +139,7 @@ def test_the_rate_with_the_best_validation_accuracy_is_trained(
         claims.main()
 
 
-def test_a_single_rate_needs_no_grid(claims, tmp_path, monkeypatch):
+def test_other_trainings_look_for_the_reason(claims, tmp_path, monkeypatch):
     executed = []
 
     def execute(job):
@@ -149,18 +149,27 @@ def test_a_single_rate_needs_no_grid(claims, tmp_path, monkeypatch):
         (job.folder / "eval/stage.flags").write_text("--mode=eval\n")
 
     monkeypatch.setattr(jobs.Job, "execute", execute)
-    monkeypatch.setattr(claims, "write_digits", lambda folder: folder.mkdir(parents=True))
+    write_images(tmp_path / "photographs")
     monkeypatch.setattr("sys.argv", [
-        "claims.py", "--part=digits", "--settings=supcon", "--seeds=1", "--rates=0.1",
-        "--epochs=60", f"--work={tmp_path / 'work'}", f"--results={tmp_path / 'results'}",
+        "claims.py", "--part=reasons", f"--photographs={tmp_path / 'photographs'}", "--seeds=1",
+        f"--work={tmp_path / 'work'}", f"--results={tmp_path / 'results'}",
     ])  # fmt: skip
     claims.main()
-    (job,) = executed
-    assert {"--pretrain_base_learning_rate=0.1", "--pretrain_epochs=60.0"} <= set(job.flags)
-    assert not (tmp_path / "results/digits/grid.json").exists()
-    entry = json.loads((tmp_path / "results/digits/supcon/1/entry.json").read_text())
-    assert entry["figures"]["base_learning_rate"] == 0.1
-    assert "grid_spread" not in entry["figures"]
+    assert len(executed) == len(claims.OTHER_TRAININGS)
+    for job, (name, (setting, epochs, own)) in zip(
+        executed, claims.OTHER_TRAININGS.items(), strict=True
+    ):
+        line = [*job.flags, f"--mode={job.mode}", f"--model_dir={job.folder}"]
+        with flagsaver.flagsaver():
+            flags.FLAGS(implied_flags.complete(["supcon_tf", *line]))
+            assert flags.FLAGS.pretrain_epochs == epochs
+            for flag in own:
+                key, value = flag.lstrip("-").split("=")
+                assert str(flags.FLAGS[key].value) == value
+        assert ("linear" in job.mode) == (setting != claims.BASELINE)
+        assert (tmp_path / f"results/reasons/{name}/1/entry.json").exists()
+    claims.main()  # Everything is finished.
+    assert len(executed) == len(claims.OTHER_TRAININGS)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +178,8 @@ def test_a_single_rate_needs_no_grid(claims, tmp_path, monkeypatch):
         (["--settings=supcom"], "--settings=supcom: choose from supcon, "),
         (["--settings=two_stage_cross_entropy"], "starts from cross_entropy"),
         (["--part=photographs"], "needs --photographs"),
+        (["--part=reasons", "--settings=supcon"], "choose from supcon_60_epochs, "),
+        (["--part=reasons", "--photographs=some", "--epochs=3"], "has its own lengths"),
     ],
 )
 def test_a_wrong_command_of_the_claims_is_refused(
