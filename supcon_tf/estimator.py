@@ -75,6 +75,8 @@ class SupConClassifier(
         freeze_batch_norm: Keep the batch norm layers of a pretrained encoder as they are.
         augmentation: Augmentation of the two views of each image after the random crop: "simclr",
             "randaugment", "autoaugment", "stacked_randaugment" or "identity".
+        augmentation_magnitude: Strength of the color jitter of "simclr" and "stacked_randaugment",
+            or level of the operations of "randaugment", up to 10, which has no default.
         horizontal_flip: Whether to mirror views at random. Color images are mirrored by default;
             gray ones are not, because they are often digits, letters or scans.
         image_size: Side in pixels to which images are brought.
@@ -123,6 +125,7 @@ class SupConClassifier(
         encoder_weights: str | None = None,
         freeze_batch_norm: bool = False,
         augmentation: str | None = None,
+        augmentation_magnitude: float | None = None,
         horizontal_flip: bool | None = None,
         image_size: int | None = None,
         base_learning_rate: float | None = None,
@@ -140,6 +143,7 @@ class SupConClassifier(
         self.encoder_weights = encoder_weights
         self.freeze_batch_norm = freeze_batch_norm
         self.augmentation = augmentation
+        self.augmentation_magnitude = augmentation_magnitude
         self.horizontal_flip = horizontal_flip
         self.image_size = image_size
         self.base_learning_rate = base_learning_rate
@@ -365,6 +369,11 @@ class SupConClassifier(
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31)
         length = {"pretrain_epochs": self.epochs, "time_budget_minutes": self.time_budget_minutes}
+        if self.augmentation == "randaugment" and self.augmentation_magnitude is None:
+            raise ValueError(
+                'augmentation="randaugment" needs augmentation_magnitude, a level up to 10, such '
+                "as augmentation_magnitude=9."
+            )
         if self.time_budget_minutes is not None and before:
             length = {name: before[name] for name in ("pretrain_epochs", "warmup_epochs")}
         return Settings.choose(
@@ -380,6 +389,7 @@ class SupConClassifier(
             temperature=self.temperature,
             cross_entropy_weight=self.cross_entropy_weight,
             augmentation_type=self.augmentation,
+            augmentation_magnitude=self.augmentation_magnitude,
             pretrain_base_learning_rate=self.base_learning_rate,
             seed=int(seed),
             is_large_carried=before["encoder"] == LARGE.encoder if before else None,

@@ -38,8 +38,10 @@ def pytest_configure(config):
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
-def pytest_collection_finish():
-    """Python's garbage collector no longer looks at every object of TensorFlow again and again."""
+def pytest_collection_finish(session):
+    """Collects garbage less often, because TensorFlow's many objects make each collection slow."""
+    if session.config.getoption("--slow"):
+        return
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)

@@ -211,14 +211,9 @@ BAD_FLAGS = [
     (["--encoder=resnext", "--resnet_depth=34"], "34 is not a valid resnext depth"),
     (["--crop_area_range=0.5"], "crop_area_range=0.5: expected 2 numbers"),
     (["--linear_crop_area_range=0.05,0.1"], "linear_crop_area_range=0.05,0.1.*Raise the upper"),
-    (
-        ["--augmentation_type=randaugment"],
-        "augmentation_type=randaugment.*--augmentation_magnitude=9",
-    ),
-    (
-        ["--augmentation_type=simclr", "--linear_augmentation_type=randaugment"],
-        "linear_augmentation_type=randaugment needs --augmentation_magnitude",
-    ),
+    (["--augmentation_type=randaugment"], "augmentation_type=randaugment needs .*_magnitude=9"),
+    (["--finetune_augmentation_type=randaugment"], "finetune_augmentation_type=randaugment needs"),
+    (["--linear_augmentation_type=randaugment"], "linear_augmentation_type=randaugment needs"),
     (["--linear_warmup_start=0.1"], "linear_warmup_start=0.1 .*--linear_warmup_epochs"),
     (["--crop_area_range=0.9,0.5"], "none smaller than the one before"),
     (["--crop_area_range=a,b"], "crop_area_range=a,b: expected 2 numbers"),

@@ -158,6 +158,16 @@ def test_what_is_given_wins_over_the_table():
     assert Settings.choose(source, encoder="tiny", loss="cross_entropy").chosen.num_views == 1
 
 
+def test_randaugment_needs_its_level(examples):
+    with pytest.raises(ValueError, match='"randaugment" needs .*augmentation_magnitude=9'):
+        SupConClassifier(augmentation="randaugment", verbose=0).fit(*examples)
+    source = sources.ArraySource(np.zeros([30, 8, 8, 3], np.uint8), np.zeros(30, np.int32), ("a",))
+    chosen = Settings.choose(
+        source, augmentation_type="randaugment", augmentation_magnitude=9
+    ).chosen
+    assert (chosen.augmentation_type, chosen.augmentation_magnitude) == ("randaugment", 9)
+
+
 def test_few_examples_get_a_smaller_batch_and_a_shorter_warm_up():
     source = sources.ArraySource(np.zeros([30, 8, 8, 3], np.uint8), np.zeros(30, np.int32), ("a",))
     settings = Settings.choose(source, pretrain_epochs=1, num_replicas=4)

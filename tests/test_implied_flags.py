@@ -64,6 +64,15 @@ def test_later_stages_take_the_flags_of_the_run(tmp_path, capsys):
     assert parse("--mode=pretrain", f"--model_dir={tmp_path}")["dataset"] == "digits"
 
 
+def test_later_stages_of_a_run_with_randaugment_know_its_level(tmp_path):
+    """Also a level that equals the default of the flag, which would not count as given."""
+    write_stage(
+        tmp_path, "pretrain", "--augmentation_type=randaugment", "--augmentation_magnitude=0.5"
+    )
+    values = parse("--mode=preview", f"--model_dir={tmp_path}")
+    assert (values["augmentation_type"], values["augmentation_magnitude"]) == ("randaugment", 0.5)
+
+
 def test_a_finetune_stage_with_defaults_leaves_the_linear_stage_fitted(tmp_path):
     def is_fitted(*arguments):
         with flagsaver.flagsaver():

@@ -94,7 +94,7 @@ COMPILED_BY_XLA = [
     (True, 7, 0.0004),  # Some blocks are kept and some computed again.
     pytest.param(True, 7, 0.0, marks=pytest.mark.slow),
     pytest.param(True, 7, 1.0, marks=pytest.mark.slow),
-    pytest.param(True, None, 0.0004, marks=pytest.mark.slow),
+    *(pytest.param(True, None, size, marks=pytest.mark.slow) for size in (0.0, 0.0004, 1.0)),
 ]
 
 

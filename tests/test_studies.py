@@ -103,6 +103,7 @@ def test_the_rate_with_the_best_validation_accuracy_is_trained(
         (job.folder / "eval").mkdir(parents=True)
         (job.folder / "eval/eval.json").write_text(json.dumps({"top_1": float(rate or 0.5)}))
         (job.folder / "eval/stage.flags").write_text("--mode=eval\n")
+        (job.folder / jobs.DONE).write_text(json.dumps(job._record()))
 
     monkeypatch.setattr(jobs.Job, "execute", execute)
     command = [
@@ -120,12 +121,14 @@ def test_the_rate_with_the_best_validation_accuracy_is_trained(
     assert len(rates) == 2 * len(claims.RATES) + 3
     assert "| triplet | 3 | 0.0360 |" in capsys.readouterr().out
 
-    # On another machine the ledger has the baseline but not its encoder: it is trained again.
+    # On another machine the ledger has the baseline but not its encoder: it is trained again, also
+    # if that was interrupted.
     shutil.rmtree(tmp_path / "work/digits/runs/cross_entropy")
     claims.main()
     assert len(rates) == 2 * len(claims.RATES) + 3
     shutil.rmtree(tmp_path / "work/digits/runs/two_stage_cross_entropy")
     shutil.rmtree(tmp_path / "results/digits/two_stage_cross_entropy")
+    (tmp_path / "work/digits/runs/cross_entropy/3/pretrain").mkdir(parents=True)
     claims.main()
     assert rates[2 * len(claims.RATES) + 3 :] == [("3", "0.036"), ("3", None)]
 
@@ -163,6 +166,9 @@ def test_other_trainings_look_for_the_reason(claims, tmp_path, monkeypatch):
         with flagsaver.flagsaver():
             flags.FLAGS(implied_flags.complete(["supcon_tf", *line]))
             assert flags.FLAGS.pretrain_epochs == epochs
+            assert flags.FLAGS.loss == setting
+            if "rate" not in name:
+                assert flags.FLAGS.pretrain_base_learning_rate == max(claims.RATES)
             for flag in own:
                 key, value = flag.lstrip("-").split("=")
                 assert str(flags.FLAGS[key].value) == value
@@ -179,7 +185,8 @@ def test_other_trainings_look_for_the_reason(claims, tmp_path, monkeypatch):
         (["--settings=two_stage_cross_entropy"], "starts from cross_entropy"),
         (["--part=photographs"], "needs --photographs"),
         (["--part=reasons", "--settings=supcon"], "choose from supcon_60_epochs, "),
-        (["--part=reasons", "--photographs=some", "--epochs=3"], "has its own lengths"),
+        (["--part=reasons", "--photographs=some", "--epochs=3"], "has lengths of its own"),
+        (["--part=reasons", "--photographs=some", "--corrupted=0"], "corrupts no images"),
     ],
 )
 def test_a_wrong_command_of_the_claims_is_refused(
@@ -263,6 +270,12 @@ def test_a_value_that_is_no_number_is_refused(tmp_path):
     for wrong in ("--temperatures=low", "--optimizers=lars", "--augmentations=randaugment:high"):
         with pytest.raises(ValueError, match="--optimizers=lars:0.4"):
             stability.study_stability(["stability", f"--study_dir={tmp_path}", wrong])
+
+
+def test_randaugment_without_a_level_is_refused(tmp_path):
+    command = ["stability", f"--study_dir={tmp_path}", "--augmentations=identity,randaugment"]
+    with pytest.raises(ValueError, match="needs a level .*--augmentations=randaugment:9"):
+        stability.study_stability(command)
 
 
 def test_a_run_that_fails_does_not_hide_the_others(tmp_path, pretended, monkeypatch, capsys):

@@ -21,7 +21,7 @@ if "mode" not in flags.FLAGS:
     command_line.define_flags()
 
 RECIPES = sorted(path.stem for path in (ROOT / "flags").glob("*.flags"))
-# One that gathers labels, one with a head with batch norm and blur, one that classifies.
+# One that gathers labels, and one with a head with batch norm and blur.
 FAMILIES = ("supcon_imagenet", "simclr_imagenet")
 TINY = (
     "--encoder=tiny", "--image_size=8", "--batch_size=8", "--first_conv_kernel_size=3",

@@ -63,8 +63,8 @@ define(
     stages=BATCH_STAGES,
     group="Augmentation",
     help="Strength of the augmentation. For simclr: strength of the color jitter, 0.5 for CIFAR "
-    "and 1.0 for ImageNet in the paper's code. For randaugment: level of the operations, up to 10; "
-    "it has no default there. "
+    "and 1.0 for ImageNet in the paper's code. For randaugment: level of the operations, up to 10, "
+    "which you must give. "
     "The tables of AutoAugment have their own levels. 0 turns off every augmentation policy.",
 )
 define(

@@ -17,7 +17,7 @@ To add a flag, call `define` in the file of its subject (`run_flags.py`, `data_f
 From the declarations follow: the flags that `stage.flags` records and that a resumed stage is
 compared with, the flags that later stages take from a run, `--help`, `--helpfull` and
 `docs/flags.md` (run `python -m supcon_tf.cli.flags_page > docs/flags.md` after a change). A rule
-between several flags belongs in `flag_rules.py`.
+between several flags belongs in one of the `*_rules.py` files.
 
 Importing this module imports no TensorFlow, so that --help answers at once.
 """

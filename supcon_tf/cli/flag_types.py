@@ -4,8 +4,8 @@ A flag is declared with its type, which rejects every value that no run can use:
 
     define("temperature", Number(at_least=1e-4, at_most=1e4), default=0.1, ...)
 
-No type accepts NaN or infinity. Rules between several flags are in `flag_rules`. Importing this
-module imports no TensorFlow, so that --help answers at once.
+No type accepts NaN or infinity. Rules between several flags are in the `*_rules` modules. Importing
+this module imports no TensorFlow, so that --help answers at once.
 """
 
 from __future__ import annotations

@@ -88,6 +88,10 @@ def _inherited(given: flags.FlagValues) -> list[str]:
     recipe = [run["recipe"]] if "recipe" in run and not given.recipe else []
     base = command_line.peek(command_line.expand_recipe(["", *recipe]))
     changed = [run[name] for name in wanted if run[name] != _serialized(base[name])]
+    # RandAugment needs its level to be given, also if it is the default of the flag.
+    is_randaugment = any(line.endswith("augmentation_type=randaugment") for line in changed)
+    if is_randaugment and "augmentation_magnitude" in wanted:
+        changed = list(dict.fromkeys([*changed, run["augmentation_magnitude"]]))
     _say(model_dir, recipe + [run[name] for name in wanted if name == "dataset"], changed)
     # The default of --model_dir follows the dataset and the recipe, which may change here.
     inherited = [*recipe, *changed]

@@ -1,4 +1,4 @@
-"""What all rules between flags use."""
+"""Helpers for the rules between flags."""
 
 from __future__ import annotations
 

@@ -33,8 +33,7 @@ def _check_randaugment(values):
     (name, policy), (_, magnitude) = values.items()
     if policy == "randaugment" and not is_given(flags.FLAGS, "augmentation_magnitude"):
         raise flags.ValidationError(
-            f"{name}=randaugment needs --augmentation_magnitude, the level of its operations up to "
-            f"10, such as --augmentation_magnitude=9. The default of {magnitude:g} is the strength "
-            "of simclr and changes almost nothing here."
+            f"{name}=randaugment needs a level up to 10, such as --augmentation_magnitude=9. The "
+            f"default, {magnitude:g}, is meant for simclr and would hardly change an image."
         )
     return True

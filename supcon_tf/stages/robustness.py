@@ -255,8 +255,8 @@ def draw_severities(result: dict, kind: str) -> bytes:
         axes.plot([], [], color="0.75", linewidth=0.8, label="each corruption")
         axes.set(xlabel="severity (0: images as they are)", ylabel=label, ylim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylim(0, 1.02)  # A marker at 1 is whole.
-    # Beside the panels, where it hides no line.
+    figure.axes[0].set_ylim(0, 1.02)  # Room for the marker at 1.
+    # Above the panels, where it hides no line.
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     content = io.BytesIO()

@@ -88,6 +88,11 @@ def _around(method, values, base):
         name, _, strength = text.partition(":")
         if name != base.augmentation_type:
             given: tuple[str, ...] = (f"--augmentation_type={name}",)
+            if name == "randaugment" and not strength:
+                raise ValueError(
+                    "--augmentations=randaugment needs a level up to 10, such as "
+                    "--augmentations=randaugment:9."
+                )
             if strength:
                 given += (f"--augmentation_magnitude={_as_number(strength):g}",)
             yield Variation(method, "augmentation", name, given)
