@@ -5,6 +5,7 @@
 Its name is two_greys: dark and bright images, 16 for training and 6 for validation.
 """
 
+import abc
 import sys
 from pathlib import Path
 
@@ -95,11 +96,13 @@ class _Several(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     SKIP_REGISTERING = True
 
+    @abc.abstractmethod
     def _feature(self, class_label):
-        raise NotImplementedError("A subclass returns the features that hold the labels.")
+        """Returns the features that hold the labels."""
 
+    @abc.abstractmethod
     def _label(self, numbers):
-        raise NotImplementedError("A subclass returns the labels as its features store them.")
+        """Returns the labels as the features store them."""
 
     def _info(self):
         class_label = tfds.features.ClassLabel(names=["cat", "dog", "owl"])
