@@ -361,6 +361,11 @@ class SupConClassifier(
             raise ValueError(
                 f"time_budget_minutes={self.time_budget_minutes}: expected more than 0, or None."
             )
+        if self.augmentation == "randaugment" and self.augmentation_magnitude is None:
+            raise ValueError(
+                'augmentation="randaugment" needs augmentation_magnitude, a level up to 10, such '
+                "as augmentation_magnitude=9."
+            )
         # A training that is resumed keeps its seed, its time budget's choice and its network.
         record = folder and checkpoint.newest_record(os.path.join(folder, "checkpoints"))
         seed, before = self.random_state, record["settings"] if record else {}
@@ -369,11 +374,6 @@ class SupConClassifier(
         if not isinstance(seed, (int, np.integer)):
             seed = check_random_state(seed).randint(2**31)
         length = {"pretrain_epochs": self.epochs, "time_budget_minutes": self.time_budget_minutes}
-        if self.augmentation == "randaugment" and self.augmentation_magnitude is None:
-            raise ValueError(
-                'augmentation="randaugment" needs augmentation_magnitude, a level up to 10, such '
-                "as augmentation_magnitude=9."
-            )
         if self.time_budget_minutes is not None and before:
             length = {name: before[name] for name in ("pretrain_epochs", "warmup_epochs")}
         return Settings.choose(
