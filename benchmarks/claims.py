@@ -250,8 +250,8 @@ def main():
     is_other = arguments.full or arguments.epochs or arguments.corrupted is not None
     if arguments.part == REASONS and is_other:
         parser.error(
-            "--part=reasons has lengths of its own and corrupts no images: leave --full, "
-            "--epochs and --corrupted out."
+            "--part=reasons sets the number of epochs itself and uses no corrupted images. Remove "
+            "--full, --epochs and --corrupted."
         )
     from supcon_tf.cli import tensorflow_start
 

@@ -185,8 +185,8 @@ def test_other_trainings_look_for_the_reason(claims, tmp_path, monkeypatch):
         (["--settings=two_stage_cross_entropy"], "starts from cross_entropy"),
         (["--part=photographs"], "needs --photographs"),
         (["--part=reasons", "--settings=supcon"], "choose from supcon_60_epochs, "),
-        (["--part=reasons", "--photographs=some", "--epochs=3"], "has lengths of its own"),
-        (["--part=reasons", "--photographs=some", "--corrupted=0"], "corrupts no images"),
+        (["--part=reasons", "--photographs=some", "--epochs=3"], "Remove --full, --epochs"),
+        (["--part=reasons", "--photographs=some", "--corrupted=0"], "uses no corrupted images"),
     ],
 )
 def test_a_wrong_command_of_the_claims_is_refused(
