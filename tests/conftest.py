@@ -40,8 +40,6 @@ def pytest_configure(config):
 
 def pytest_collection_finish(session):
     """Collects garbage less often, because TensorFlow's many objects make each collection slow."""
-    if session.config.getoption("--slow"):
-        return
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)

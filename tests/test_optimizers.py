@@ -333,6 +333,24 @@ def test_adam_moves_every_weight_by_its_learning_rate_at_first():
     np.testing.assert_allclose(result, [0.99, 2.01], atol=1e-5)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_adam_gives_the_bits_of_keras(compiled):
+    """It computes once per step what Keras' Adam computes for each variable."""
+    results = []
+    for kind in (keras.optimizers.Adam, optimizers.Adam):
+        variables = [keras.Variable(np.float32([1.0, -2.0])), keras.Variable(np.float32([[0.5]]))]
+        optimizer = kind(keras.optimizers.schedules.CosineDecay(0.1, 5), epsilon=1e-8)
+        optimizer.build(variables)
+        step = optimizer.apply
+        if compiled:
+            step = tf.function(optimizer.apply, autograph=False)
+        for gradient in draw_steps(3, num_steps=4):
+            step([tf.constant(gradient[:2], tf.float32), tf.constant([gradient[2:]], tf.float32)])
+        results.append([np.array(v) for v in [*variables, *optimizer.variables]])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_unknown_optimizer_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="'sgd': choose one of momentum, nesterov, lars"):
         optimizers.create_optimizer("sgd", 0.1)

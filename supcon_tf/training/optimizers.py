@@ -187,12 +187,65 @@ class Momentum(_WithL2, keras.optimizers.Optimizer):
 
 @keras.saving.register_keras_serializable(package="supcon_tf")
 class Adam(_WithL2, keras.optimizers.Adam):
-    """Keras' Adam with the epsilon of TensorFlow 1, and weight decay as part of the loss."""
+    """Keras' Adam with the epsilon of TensorFlow 1, and weight decay as part of the loss.
+
+    The weights are bit for bit those of `keras.optimizers.Adam`, which computes the corrected
+    learning rate again for each variable. Here a step computes it once per device.
+    """
 
     def __init__(
         self, learning_rate: LearningRate = 0.001, *, epsilon: float = 1e-8, **kwargs: Any
     ) -> None:
         super().__init__(learning_rate, epsilon=epsilon, **kwargs)
+        self._corrected_rates = _OfOneStep()
+
+    def apply(
+        self,
+        grads: Sequence[tf.Tensor],
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ) -> None:
+        self._corrected_rates.forget()
+        super().apply(grads, trainable_variables)
+        self._corrected_rates.forget()
+
+    def update_step(
+        self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
+    ) -> None:
+        if self.amsgrad:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        index = self._get_variable_index(variable)
+        average, square = self._momentums[index], self._velocities[index]
+        gradient = tf.convert_to_tensor(tf.cast(gradient, variable.dtype))
+        gradient = self.add_decay(gradient, variable)
+        rate = self._corrected_rates.get(
+            (variable.dtype, gradient.device),
+            lambda: self._corrected_rate(learning_rate, variable.dtype),
+        )
+        self.assign_add(average, (gradient - average) * (1 - self.beta_1))
+        self.assign_add(square, (tf.square(gradient) - square) * (1 - self.beta_2))
+        self.assign_sub(variable, average * rate / (tf.sqrt(square) + self.epsilon))
+
+    def _corrected_rate(self, learning_rate, dtype):
+        """Returns rate sqrt(1 - beta_2^t) / (1 - beta_1^t) in step t, counted from 1."""
+        step = tf.cast(self.iterations + 1, dtype)
+        first, second = (tf.pow(tf.cast(beta, dtype), step) for beta in (self.beta_1, self.beta_2))
+        return tf.cast(learning_rate, dtype) * tf.sqrt(1 - second) / (1 - first)
+
+
+class _OfOneStep:
+    """Values that are computed once in a step. Not a dictionary, which checkpoints would save."""
+
+    def __init__(self):
+        self._values = {}
+
+    def forget(self):
+        self._values = {}
+
+    def get(self, key, compute):
+        if key not in self._values:
+            self._values[key] = compute()
+        return self._values[key]
 
 
 @keras.saving.register_keras_serializable(package="supcon_tf")
