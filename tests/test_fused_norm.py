@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import tiny_training
 
 from supcon_tf.losses import supcon
 from supcon_tf.models import batch_norm, contrastive
@@ -125,7 +126,7 @@ LABELS = np.arange(16) % 4
 
 def create_model(**options):
     keras.utils.set_random_seed(0)
-    encoder = contrastive.create_encoder("tiny", image_size=8)
+    encoder = tiny_training.create_encoder()
     return contrastive.ContrastiveModel(encoder, contrastive.ProjectionHead([8]), **options)
 
 

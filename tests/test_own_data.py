@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
-from helpers import command  # noqa: F401  (defines the flags)
+from helpers import command, tiny_training  # noqa: F401  (command defines the flags)
 from helpers.shared_policies import shared_policy
 
 from supcon_tf.augment import blur
@@ -101,7 +101,7 @@ def test_fit_lowers_the_loss_for_class_numbers_and_several_labels(several):
     images, labels = textured()
     labels = np.eye(4, dtype=np.float32)[labels] if several else labels
     dataset = tf.data.Dataset.from_tensor_slices((images, labels))
-    model = contrastive.ContrastiveModel(contrastive.create_encoder("tiny", image_size=SIZE))
+    model = contrastive.ContrastiveModel(tiny_training.create_encoder(side=SIZE))
     model.compile(optimizer=keras.optimizers.Adam(0.003), loss=SupConLoss())
     batches = create(dataset, batch_size=8, crop_area_range=(0.8, 1.0))
     history = model.fit(batches, steps_per_epoch=5, epochs=4, verbose=0).history["loss"]

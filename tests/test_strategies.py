@@ -17,6 +17,7 @@ import pytest
 import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
+from helpers import tiny_training
 from helpers.forked import ForkedCommand
 
 from supcon_tf import strategies
@@ -222,13 +223,22 @@ def policy():
     keras.config.set_dtype_policy("float32")
 
 
-def create_step(strategy, *, weight_decay=0.0, scale=None, microbatch_size=None, poison=None):
-    """A contrastive step of a tiny encoder; `poison` changes the value of each example."""
+def create_step(
+    strategy, *, name=None, weight_decay=0.0, scale=None, microbatch_size=None, poison=None
+):
+    """A contrastive step of a small encoder, or of the one with this name.
+
+    `poison` changes the value of each example.
+    """
     with strategy.scope():
         keras.utils.set_random_seed(0)
-        encoder = contrastive.create_encoder(
-            "tiny", image_size=SIDE, use_global_batch_norm=not microbatch_size
-        )
+        synchronized = not microbatch_size
+        if name is None:
+            encoder = tiny_training.create_encoder(synchronized=synchronized)
+        else:
+            encoder = contrastive.create_encoder(
+                name, image_size=SIDE, use_global_batch_norm=synchronized
+            )
         head = contrastive.ProjectionHead([16])
         model = contrastive.ContrastiveModel(encoder, head)
         optimizer = optimizers.create_optimizer("momentum", 0.5, weight_decay=weight_decay)
@@ -277,7 +287,7 @@ def weights(step):
 
 @pytest.fixture(scope="module")
 def in_float32():
-    step = create_step(one_device(), weight_decay=0.1)
+    step = create_step(one_device(), name="tiny", weight_decay=0.1)
     return run_steps(one_device(), step)[1]["loss"], weights(step)
 
 
@@ -291,6 +301,7 @@ def test_a_lower_precision_trains_alike_with_loss_and_outputs_in_float32(
     seen = []
     step = create_step(
         strategy,
+        name="tiny",
         weight_decay=0.1,
         scale=2.0**8 if name == "mixed_float16" else None,  # Keras starts at 2^15, too high here.
         poison=lambda x: seen.append(x.dtype) or x,

@@ -23,12 +23,12 @@ def one_device():
     return tf.distribute.OneDeviceStrategy("CPU:0")
 
 
-def create_encoder(filters=4):
+def create_encoder(filters=4, *, side=SIDE, synchronized=True):
     """A small encoder with the parts that matter here: a convolution and batch norm."""
-    images = keras.Input([SIDE, SIDE, 3], dtype="float32")
+    images = keras.Input([side, side, 3], dtype="float32")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(images)
     x = keras.layers.Conv2D(filters, 3, strides=2, use_bias=False)(x)
-    x = keras.layers.BatchNormalization(momentum=0.9, synchronized=True)(x)
+    x = keras.layers.BatchNormalization(momentum=0.9, synchronized=synchronized)(x)
     x = keras.layers.Flatten()(keras.layers.ReLU()(x))
     return keras.Model(images, keras.layers.Dense(6)(x))
 
