@@ -73,7 +73,7 @@ class SupConClassifier(
             `.keras` file with weights for the encoder. None: random weights, or those of the
             model that `encoder` names.
         freeze_batch_norm: Keep the batch norm layers of a pretrained encoder as they are.
-        augmentation: Augmentation of the two views of each image after the random crop: "simclr",
+        augmentation: Augmentation of each view of an image after the random crop: "simclr",
             "randaugment", "autoaugment", "stacked_randaugment" or "identity".
         augmentation_magnitude: Strength of the color jitter of "simclr" and "stacked_randaugment",
             or level of the operations of "randaugment", up to 10, which has no default.

@@ -74,7 +74,7 @@ def test_a_given_batch_that_is_too_large_is_refused(short_run, mode, tmp_path):
 @pytest.mark.parametrize("batch", [[], ["--batch_size=64"]])
 def test_a_preview_never_minds_the_batch(short_run, batch, tmp_path, capsys):
     run_inside(*short_run, *batch, "--mode=preview", f"--model_dir={tmp_path}")
-    assert "8 images and 2 views" in capsys.readouterr().out
+    assert "8 images and 1 view of each" in capsys.readouterr().out
 
 
 def parse(*arguments):

@@ -23,14 +23,14 @@ def test_small_photographs():
         resnet_width=1,
         image_size=32,
         batch_size=64,
-        num_views=2,
+        num_views=1,
         augmentation_type="simclr",
         augmentation_magnitude=0.5,
         crop_area_range=(0.5, 1.0),
         horizontal_flip=True,
         cross_entropy_weight=1.0,
         normalize_embedding=True,
-        pretrain_epochs=120.0,
+        pretrain_epochs=240.0,
         pretrain_base_learning_rate=0.012,
         eval_crop_method="auto",
     )
@@ -49,8 +49,16 @@ def test_small_photographs():
         ({"side_px": 500, "is_color": False}, True, {"horizontal_flip": False}),
         ({"side_px": 500}, False, {"image_size": 48, "encoder": "tiny"}),
         ({"side_px": 32}, False, {"image_size": 32}),
-        ({"num_examples": 8}, True, {"batch_size": 8, "pretrain_epochs": 240.0}),
-        ({"num_examples": 50_000}, True, {"pretrain_epochs": 30.0}),
+        ({"num_examples": 8, "num_classes": 4}, True, {"batch_size": 8, "pretrain_epochs": 240.0}),
+        ({"num_examples": 8, "num_classes": 2}, True, {"batch_size": 8, "pretrain_epochs": 480.0}),
+        ({"num_examples": 50_000}, True, {"num_views": 1, "pretrain_epochs": 60.0}),
+        ({"num_classes": 16}, True, {"num_views": 1, "pretrain_epochs": 240.0}),
+        # A batch of 64 holds fewer than four images of each of 17 classes.
+        ({"num_classes": 17}, True, {"num_views": 2, "pretrain_epochs": 120.0}),
+        ({"num_classes": 0}, True, {"num_views": 2}),
+        ({"is_color": False}, True, {"num_views": 2}),
+        ({"side_px": 500}, True, {"num_views": 2, "pretrain_epochs": 120.0}),
+        ({"side_px": 500}, False, {"num_views": 1, "pretrain_epochs": 240.0}),
         ({"num_classes": 33}, True, {"batch_size": 128, "pretrain_base_learning_rate": 0.006}),
         ({"num_classes": 101}, True, {"batch_size": 256, "pretrain_base_learning_rate": 0.003}),
         ({"num_classes": 101, "num_examples": 110}, True, {"batch_size": 110}),
@@ -68,7 +76,11 @@ def test_rows_of_the_table(images, is_large_carried, expected):
         ({"encoder": "tiny"}, 500, {"image_size": 48, "crop_area_range": (0.5, 1.0)}),
         ({"encoder": "resnext"}, 50, {"image_size": 50, "resnet_depth": 50}),
         ({"encoder": "resnet_v1"}, 500, {"image_size": 224, "resnet_depth": 50}),
-        ({"batch_size": 200}, 32, {"pretrain_epochs": 240.0}),
+        ({"batch_size": 200}, 32, {"num_views": 1, "pretrain_epochs": 480.0}),
+        ({"num_views": 2}, 32, {"pretrain_epochs": 120.0}),
+        ({"num_views": 3}, 32, {"pretrain_epochs": 120.0}),
+        ({"num_views": 1, "cross_entropy_weight": 0.0}, 32, {"pretrain_epochs": 240.0}),
+        ({"cross_entropy_weight": 0.0}, 32, {"num_views": 2, "pretrain_epochs": 120.0}),
         ({"batch_size": 128}, 32, {"pretrain_base_learning_rate": 0.006}),
         ({"batch_size": 16}, 32, {"pretrain_base_learning_rate": 0.012, "pretrain_epochs": 30.0}),
         ({"image_size": 20, "cross_entropy_weight": 0.0}, 32, {"encoder": "tiny"}),
@@ -82,7 +94,7 @@ def test_what_is_given_is_kept_and_the_rest_fits_it(given, side_px, expected):
 
 def test_texts_are_flags_and_leave_out_a_depth_that_does_nothing():
     texts = defaults.choose(PHOTOS).texts()
-    assert texts["crop_area_range"] == "0.5,1.0" and texts["pretrain_epochs"] == "120"
+    assert texts["crop_area_range"] == "0.5,1.0" and texts["pretrain_epochs"] == "240"
     assert texts["horizontal_flip"] == "true" and "resnet_depth" not in texts
     assert defaults.choose(facts(side_px=200)).texts()["resnet_depth"] == "18"
 
@@ -142,7 +154,8 @@ def test_the_page_shows_the_table():
         assert row.normalize_embedding and row.eval_crop_method == "auto"
     (some, small), (more, medium), (_, large) = defaults.BATCH_SIZE_BY_CLASSES
     assert f"is {small} for up to {some} classes, {medium} for up to {more}, else {large}" in PAGE
-    epochs = f"{defaults.choose(PHOTOS).pretrain_epochs:g} for 2,000 color images"
-    assert f"at most {defaults.MAX_EPOCHS}: {epochs}" in PAGE
+    epochs = f"twice as many: {defaults.choose(PHOTOS).pretrain_epochs:g} for 2,000 color images"
+    assert f"at most {defaults.MAX_EPOCHS}." in PAGE and epochs in PAGE
+    assert defaults.MIN_IMAGES_PER_CLASS == 4 and "four images of a class on average" in PAGE
     assert f"than {defaults.LONGEST_HOURS:g}\n  hours" in PAGE
     assert f"estimated at {defaults.CPU_GFLOP_PER_SECOND} GFLOP/s" in PAGE

@@ -13,7 +13,7 @@ def study(monkeypatch, tmp_path):
     study = load_benchmark("label_noise")
     monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(study, "EPOCHS", {"digits": 1, "photographs": 1})
-    monkeypatch.setattr(study, "JOINT_EPOCHS", 1.0)
+    monkeypatch.setitem(study.JOINT, "pretrain_epochs", 1.0)
     monkeypatch.setattr(study, "NUM_PHOTOGRAPHS", 50)
     monkeypatch.setattr(study, "NUM_FOLDS", 2)
     return study

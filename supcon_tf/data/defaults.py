@@ -32,6 +32,9 @@ DIGITS = "digits"
 MIN_STEPS = 2_000
 # Prevents that each image of a very small folder is repeated thousands of times.
 MAX_EPOCHS = 240
+# With one view, the positives of an image are the other images of its class: a batch must hold this
+# many images of a class on average.
+MIN_IMAGES_PER_CLASS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +44,15 @@ class TableRow:
     Attributes:
         encoder, resnet_depth, resnet_width: The network. `resnet_depth` applies to resnet_v1.
         largest_px: Largest side that the encoder sees; smaller images keep their size.
-        num_views: Views of each example.
+        num_views: Views of each example. Where one view does not suffice, two are chosen; see
+            `num_views`.
         augmentation_type, augmentation_magnitude, crop_area_range: Augmentation of a view.
         cross_entropy_weight: Weight of the cross-entropy in joint training; 0 for none.
         normalize_embedding: Whether embeddings are normalized before both heads.
         peak_learning_rate: Peak rate of Adam at the batch size that is chosen. It is not scaled
             with larger batches, because Adam tolerates little more.
-        min_steps: The smallest number of training steps, up to `MAX_EPOCHS`.
+        min_steps: The smallest number of training steps with two views, up to `MAX_EPOCHS`. With
+            one view, a step is half the work, and there are twice as many.
         eval_crop_method: How evaluation images are cropped.
     """
 
@@ -66,8 +71,8 @@ class TableRow:
     eval_crop_method: str = "auto"
 
 
-# Color images below `LARGE_IMAGE_PX`: 120 epochs of 2,000 images at batch size 64.
-SMALL_PHOTOS = TableRow(cross_entropy_weight=1.0, min_steps=3_750)
+# Color images below `LARGE_IMAGE_PX`: 240 epochs of 2,000 images at batch size 64.
+SMALL_PHOTOS = TableRow(num_views=1, cross_entropy_weight=1.0, min_steps=3_750)
 # Gray images below `LARGE_IMAGE_PX`: most are digits, letters or scans. As for the digits.
 SMALL_GRAY = TableRow()
 # Larger images where the machine can carry a network of ImageNet's shape.
@@ -76,6 +81,7 @@ LARGE = dataclasses.replace(
     encoder="resnet_v1",
     resnet_depth=18,
     largest_px=LARGEST_PX,
+    num_views=2,
     crop_area_range=(0.2, 1.0),
     peak_learning_rate=0.001,
 )
@@ -198,25 +204,37 @@ def choose(
     size = given.get("batch_size") or batch_size(
         facts.num_examples, num_replicas, batch_size_of_classes(facts.num_classes)
     )
+    weight = given.get("cross_entropy_weight", row.cross_entropy_weight)
+    views = given.get("num_views") or num_views(row, size, facts.num_classes, weight)
     chosen = DataDefaults(
         encoder=row.encoder,
         resnet_depth=row.resnet_depth,
         resnet_width=row.resnet_width,
         image_size=max(SMALLEST_PX, min(row.largest_px, facts.side_px)),
         batch_size=size,
-        num_views=row.num_views,
+        num_views=views,
         augmentation_type=row.augmentation_type,
         augmentation_magnitude=row.augmentation_magnitude,
         crop_area_range=row.crop_area_range,
         horizontal_flip=facts.is_color,
         cross_entropy_weight=row.cross_entropy_weight,
         normalize_embedding=row.normalize_embedding,
-        pretrain_epochs=epochs_of_steps(row.min_steps, facts.num_examples, size),
+        pretrain_epochs=epochs_of_steps(row.min_steps, facts.num_examples, size, views),
         # For smaller batches the rate falls with the batch.
         pretrain_base_learning_rate=row.peak_learning_rate * 256 / max(size, BATCH_SIZE),
         eval_crop_method=row.eval_crop_method,
     )
     return dataclasses.replace(chosen, **given)
+
+
+def num_views(row: TableRow, batch_size: int, num_classes: int, cross_entropy_weight: float) -> int:
+    """Returns the views of each example: those of the row, or two if one does not suffice.
+
+    One view is enough for joint training on batches with `MIN_IMAGES_PER_CLASS` images of each
+    class on average. It halves the work of an epoch.
+    """
+    is_enough = batch_size >= MIN_IMAGES_PER_CLASS * num_classes > 0
+    return row.num_views if cross_entropy_weight and is_enough else max(row.num_views, 2)
 
 
 def table_row(
@@ -292,22 +310,29 @@ def pretrain_epochs(dataset: str, num_examples: int, batch_size: int) -> int:
     return int(epochs_of_steps(MIN_STEPS, num_examples, batch_size))
 
 
-def epochs_of_steps(min_steps: int, num_examples: int, batch_size: int) -> float:
-    """Returns `EPOCHS`, or as many as make `min_steps` steps, but at most `MAX_EPOCHS`."""
+def epochs_of_steps(
+    min_steps: int, num_examples: int, batch_size: int, num_views: int = 2
+) -> float:
+    """Returns `EPOCHS`, or as many as make `min_steps` steps, but at most `MAX_EPOCHS`.
+
+    This is for two or more views. With one view there are twice as many.
+    """
     epochs = math.ceil(min_steps * batch_size / num_examples)
-    return float(min(max(epochs, EPOCHS), MAX_EPOCHS))
+    epochs = min(max(epochs, EPOCHS), MAX_EPOCHS)
+    return float(2 * epochs if num_views == 1 else epochs)
 
 
 def describe_pretrain_epochs() -> str:
     """Describes the rules, for the help of --pretrain_epochs."""
     table = ", ".join(
-        f"{count:,} images {epochs_of_steps(SMALL_PHOTOS.min_steps, count, BATCH_SIZE):g}"
+        f"{count:,} images {epochs_of_steps(SMALL_PHOTOS.min_steps, count, BATCH_SIZE, 1):g}"
         for count in (500, 1_000, 2_000, 4_000, 50_000)
     )
     return (
         f"{EPOCHS} for the digits; for other data {EPOCHS}, or as many as it takes to reach "
         f"{MIN_STEPS:,} steps, or {SMALL_PHOTOS.min_steps:,} for photographs in a folder or CSV "
-        f"file, up to {MAX_EPOCHS}. Photographs at batch size {BATCH_SIZE}: {table}."
+        f"file, up to {MAX_EPOCHS}; twice as many with one view. Photographs with one view at "
+        f"batch size {BATCH_SIZE}: {table}."
     )
 
 

@@ -197,16 +197,12 @@ class Adam(_WithL2, keras.optimizers.Adam):
         self, learning_rate: LearningRate = 0.001, *, epsilon: float = 1e-8, **kwargs: Any
     ) -> None:
         super().__init__(learning_rate, epsilon=epsilon, **kwargs)
-        self._corrected_rates = _OfOneStep()
+        self._rates = _RatesOfOneStep()
 
-    def apply(
-        self,
-        grads: Sequence[tf.Tensor],
-        trainable_variables: Sequence[keras.Variable] | None = None,
-    ) -> None:
-        self._corrected_rates.forget()
+    def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Any = None) -> None:
+        self._rates.values.clear()
         super().apply(grads, trainable_variables)
-        self._corrected_rates.forget()
+        self._rates.values.clear()
 
     def update_step(
         self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
@@ -218,13 +214,12 @@ class Adam(_WithL2, keras.optimizers.Adam):
         average, square = self._momentums[index], self._velocities[index]
         gradient = tf.convert_to_tensor(tf.cast(gradient, variable.dtype))
         gradient = self.add_decay(gradient, variable)
-        rate = self._corrected_rates.get(
-            (variable.dtype, gradient.device),
-            lambda: self._corrected_rate(learning_rate, variable.dtype),
-        )
+        rates, key = self._rates.values, (variable.dtype, gradient.device)
+        if key not in rates:
+            rates[key] = self._corrected_rate(learning_rate, variable.dtype)
         self.assign_add(average, (gradient - average) * (1 - self.beta_1))
         self.assign_add(square, (tf.square(gradient) - square) * (1 - self.beta_2))
-        self.assign_sub(variable, average * rate / (tf.sqrt(square) + self.epsilon))
+        self.assign_sub(variable, average * rates[key] / (tf.sqrt(square) + self.epsilon))
 
     def _corrected_rate(self, learning_rate, dtype):
         """Returns rate sqrt(1 - beta_2^t) / (1 - beta_1^t) in step t, counted from 1."""
@@ -233,19 +228,11 @@ class Adam(_WithL2, keras.optimizers.Adam):
         return tf.cast(learning_rate, dtype) * tf.sqrt(1 - second) / (1 - first)
 
 
-class _OfOneStep:
-    """Values that are computed once in a step. Not a dictionary, which checkpoints would save."""
+class _RatesOfOneStep:
+    """Not a dictionary, which checkpoints would save."""
 
     def __init__(self):
-        self._values = {}
-
-    def forget(self):
-        self._values = {}
-
-    def get(self, key, compute):
-        if key not in self._values:
-            self._values[key] = compute()
-        return self._values[key]
+        self.values = {}
 
 
 @keras.saving.register_keras_serializable(package="supcon_tf")
