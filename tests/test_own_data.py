@@ -206,4 +206,5 @@ def test_images_from_0_to_1_give_a_warning_and_others_none(way):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*multiply by 255")
         entry_points(VIEWS, LABELS)[way]()
-        entry_points(np.zeros_like(VIEWS), LABELS)[way]()
+        if way == "call":
+            entry_points(np.zeros_like(VIEWS), LABELS)[way]()

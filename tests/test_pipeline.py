@@ -213,8 +213,7 @@ def restore_global_seed():
     context.set_global_seed(seed)
 
 
-@pytest.mark.parametrize("global_seed", [0, 1234])
-def test_the_seed_alone_decides(any_source, global_seed, restore_global_seed):
+def test_the_seed_alone_decides(any_source, restore_global_seed):
     """Neither TensorFlow's global seed nor the number of threads matters.
 
     `test_input_options.py` augments files as SimCLR with any number of threads.
@@ -222,7 +221,7 @@ def test_the_seed_alone_decides(any_source, global_seed, restore_global_seed):
     context.set_global_seed(None)
     policy = SIMCLR if isinstance(any_source, sources.ArraySource) else BRIGHTNESS
     batches = create(any_source, seed=1, policy=policy)
-    tf.random.set_seed(global_seed)
+    tf.random.set_seed(1234)
     dataset = pipeline.create_train_batches(
         any_source, policy=policy, batch_size=8, image_size=SIDE, seed=1
     )
@@ -230,7 +229,7 @@ def test_the_seed_alone_decides(any_source, global_seed, restore_global_seed):
     options.threading.private_threadpool_size = 1
     options.autotune.enabled = False
     assert_equal([dict(batch) for batch in dataset.with_options(options).take(3)], batches)
-    assert context.global_seed() == global_seed
+    assert context.global_seed() == 1234
 
 
 def test_a_later_start_continues_the_same_batches(any_source):
