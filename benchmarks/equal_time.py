@@ -12,14 +12,20 @@ started again:
    train the same number of steps whatever else the machine does.
 2. trials: as many settings of each side, with the same two learning rates, trained on 90% of the
    training images (seed 0) and compared on the other 10%.
-3. runs: the best setting of each side, trained on all training images for each time and seed.
+3. runs: the best setting of each side, trained on all training images for each time and seed, and
+   SupCon alone with seed 0.
 4. the table: means over the seeds, and paired bootstrap intervals of the differences over the test
-   images (of the mean correctness of the seeds).
+   images (of the mean correctness of the seeds). --figure=FILE draws the accuracy over the time.
+
+The calibration uses all cores. Because it decides the lengths, the trials and runs may share the
+machine: --jobs=2 runs two at a time, each on a core of its own, which together is faster.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import itertools
 import json
 import os
 import pathlib
@@ -28,6 +34,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import numpy as np
@@ -35,31 +42,36 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "results/equal_time"
-CONTRASTIVE, CROSS_ENTROPY = "contrastive", "cross_entropy"
+CONTRASTIVE, CROSS_ENTROPY, ALONE = "contrastive", "cross_entropy", "supcon_alone"
 CROP_AND_FLIP = ("--augmentation_type=identity",)
-JOINT = ("--cross_entropy_weight=1", "--nonormalize_embedding")
-ONE_VIEW = ("--num_views=1",)
+COLOR_JITTER = ("--augmentation_type=simclr", "--augmentation_magnitude=0.5")
+JOINT = ("--cross_entropy_weight=1", "--num_views=1", "--normalize_embedding")
 BASELINE = ("--loss=cross_entropy", "--num_views=1", "--nonormalize_embedding")
-RATES = (0.003, 0.01)
+SUPCON = ("--cross_entropy_weight=0", "--num_views=2", "--normalize_embedding")
+RATES = (0.012, 0.024)
 # What is compared: side -> name -> flags. Each is tried with both learning rates.
 SETTINGS = {
     CONTRASTIVE: {
-        "joint_one_view": (*JOINT, *ONE_VIEW, *CROP_AND_FLIP),
-        "joint_two_views": (*JOINT, *CROP_AND_FLIP),
+        "joint": (*JOINT, *COLOR_JITTER),  # The default for small photographs.
+        "joint_crop_and_flip": (*JOINT, *CROP_AND_FLIP),
     },
     CROSS_ENTROPY: {
-        "crop_and_flip": (*BASELINE, *CROP_AND_FLIP),
-        "autoaugment": (*BASELINE, "--augmentation_type=autoaugment_cifar10"),
+        "cross_entropy": (*BASELINE, *COLOR_JITTER),
+        "cross_entropy_crop_and_flip": (*BASELINE, *CROP_AND_FLIP),
     },
 }
+# Trained once, to show it in the same figure.
+SHOWN = {ALONE: {"supcon": (*SUPCON, *COLOR_JITTER)}}
 COMMON = (
     "--encoder=tiny",
-    "--batch_size=128",
+    "--image_size=32",
+    "--batch_size=64",
     "--pretrain_optimizer=adam",
     "--knn_interval_epochs=0",
     "--save_interval_steps=1000000",
 )
-CALIBRATION_STEPS, CALIBRATION_ROUNDS = 400, 2
+BATCH_SIZE = 64
+CALIBRATION_STEPS, CALIBRATION_ROUNDS = 600, 2
 FIGURES = ("classifier", "knn", "logistic_regression")
 
 
@@ -74,7 +86,8 @@ def trial_names():
 def flags_of(trial):
     """The flags of a trial."""
     name, rate = trial.split("@")
-    flags = next(settings[name] for settings in SETTINGS.values() if name in settings)
+    sides = {**SETTINGS, **SHOWN}.values()
+    flags = next(settings[name] for settings in sides if name in settings)
     return [*COMMON, *flags, f"--pretrain_base_learning_rate={rate}"]
 
 
@@ -83,15 +96,34 @@ def data_flags(photographs):
     return [f"--data_dir={photographs}"] if photographs else ["--dataset=digits"]
 
 
+# The core of the job that a thread runs; nothing while one job has all cores.
+OWN = threading.local()
+
+
 def run_command(folder, mode, flags):
     """Runs the command; returns its seconds."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "supcon_tf.main", f"--mode={mode}", f"--model_dir={folder}"]
+    if hasattr(OWN, "core"):
+        command = ["taskset", "-c", str(OWN.core), *command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join([*command, *flags])}\n{done.stdout}\n{done.stderr}")
     return time.perf_counter() - started
+
+
+def run_jobs(tasks, num_jobs):
+    """Runs functions without arguments, several at a time, each on a core of its own."""
+    if num_jobs == 1:
+        return [task() for task in tasks]
+    cores = itertools.count()
+
+    def take_core():
+        OWN.core = next(cores)
+
+    with concurrent.futures.ThreadPoolExecutor(num_jobs, initializer=take_core) as pool:
+        return list(pool.map(lambda task: task(), tasks))
 
 
 def metrics_of(folder):
@@ -106,10 +138,10 @@ def calibrate(arguments, folder):
     if path.exists():
         return json.loads(path.read_text())["settings"]
     count = arguments.num_examples
-    epochs = max(CALIBRATION_STEPS * 128 / count, 0.01)
+    epochs = max(CALIBRATION_STEPS * BATCH_SIZE / count, 0.01)
     found = {}
     for round_number in range(CALIBRATION_ROUNDS):
-        for settings in SETTINGS.values():
+        for settings in (*SETTINGS.values(), *SHOWN.values()):
             for name in settings:
                 run = folder / f"calibration/{name}/{round_number}"
                 flags = [*flags_of(f"{name}@{RATES[0]}"), f"--pretrain_epochs={epochs}"]
@@ -145,6 +177,7 @@ def run_trial(trial, minutes, arguments, speeds, folder):
     count = round(arguments.num_examples * 0.9)
     epochs = epochs_within(speeds[trial.split("@")[0]], minutes, count)
     flags = [*flags_of(trial), f"--pretrain_epochs={epochs}", *data_flags(arguments.photographs)]
+    flags += ["--pretrain_warmup_epochs=1"]
     if arguments.photographs:
         flags += ["--validation_split=0.1", "--eval_split=validation"]
     run_command(run, "pretrain,eval", flags)
@@ -171,6 +204,7 @@ def run_cell(trial, minutes, seed, arguments, speeds, folder):
     epochs = epochs_within(speeds[trial.split("@")[0]], minutes, arguments.num_examples)
     data = data_flags(arguments.photographs)
     flags = [*flags_of(trial), f"--pretrain_epochs={epochs}", f"--seed={seed}", *data]
+    flags += ["--pretrain_warmup_epochs=1"]
     if minutes == max(arguments.minutes):  # The curve over time.
         flags += [f"--knn_interval_epochs={max(epochs / 15, 1):.1f}"]
     seconds = run_command(run, "pretrain,eval", flags)
@@ -181,6 +215,7 @@ def run_cell(trial, minutes, seed, arguments, speeds, folder):
         "expected_calibration_error": result["expected_calibration_error"],
         "epochs": epochs,
         "seconds_with_eval_and_curve": round(seconds, 1),
+        "had_all_cores": not hasattr(OWN, "core"),
     }
     target.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(target / "correct.npz", **correct)
@@ -248,6 +283,52 @@ def best_of(side):
     return max(cells, key=lambda name: json.loads(cells[name].read_text())["classifier"])
 
 
+def shown_trial():
+    """SupCon alone, with the learning rate of the best contrastive trial."""
+    return f"supcon@{best_of(CONTRASTIVE).split('@')[1]}"
+
+
+def draw_figure(arguments):
+    """Draws the k-NN accuracy over the seconds that the calibration gives the steps."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    speeds = json.loads((RESULTS / "calibration.json").read_text())["settings"]
+    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
+    trials = {
+        "SupCon and cross-entropy": best_of(CONTRASTIVE),
+        "cross-entropy": best_of(CROSS_ENTROPY),
+        "SupCon alone": shown_trial(),
+    }
+    for title, trial in trials.items():
+        speed = speeds[trial.split("@")[0]]
+        folders = RESULTS / f"runs/{trial}/{max(arguments.minutes)}min"
+        curves = []
+        for seed in arguments.seeds:
+            path = folders / f"{seed}/metrics.jsonl"
+            if path.exists():
+                lines = map(json.loads, path.read_text().splitlines())
+                curves.append({x["step"]: x["knn_accuracy"] for x in lines if "knn_accuracy" in x})
+        if not curves:
+            continue
+        steps = sorted(set.intersection(*map(set, curves)))
+        seconds = np.array(steps) * BATCH_SIZE / speed["images_per_second"]
+        values = np.array([[curve[step] for step in steps] for curve in curves])
+        (line,) = axes.plot(
+            (seconds + speed["start_seconds"]) / 60, values.mean(axis=0), marker="o", label=title
+        )
+        axes.fill_between(
+            (seconds + speed["start_seconds"]) / 60, values.min(axis=0), values.max(axis=0),
+            alpha=0.2, color=line.get_color(),
+        )  # fmt: skip
+    axes.set(xlabel="minutes from the start of the command", ylabel="k-NN accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(arguments.figure)
+
+
 def mean_correct(trial, minutes, seeds):
     """Correctness per test example as mean over the finished seeds, and those seeds."""
     folders = {seed: RESULTS / f"runs/{trial}/{minutes}min/{seed}" for seed in seeds}
@@ -291,6 +372,12 @@ def print_table(arguments):
                 f"{', '.join(map(str, shared))} |"
             )
     print(f"\nContrastive: {best[CONTRASTIVE]}; cross-entropy: {best[CROSS_ENTROPY]}.")
+    for minutes in arguments.minutes:
+        path = RESULTS / f"runs/{shown_trial()}/{minutes}min/0/cell.json"
+        if path.exists():
+            cell = json.loads(path.read_text())
+            shown = ", ".join(f"{name} {cell[name]:.4f}" for name in FIGURES)
+            print(f"SupCon alone, {minutes} minutes, seed 0: {shown}.")
 
 
 def num_training_examples(photographs):
@@ -307,15 +394,19 @@ def main():
     parser.add_argument("--trial_minutes", type=float, default=3)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--part", choices=["calibration", "trials", "runs"], help="stop after it")
+    parser.add_argument("--jobs", type=int, default=1, help="how many trials and runs at a time")
     parser.add_argument("--table", action="store_true", help="only print what is finished")
+    parser.add_argument("--figure", help="file for the curves of what is finished, such as x.svg")
     arguments = parser.parse_args()
     arguments.minutes = [int(text) for text in arguments.minutes.split(",")]
     arguments.seeds = [int(text) for text in arguments.seeds.split(",")]
-    if not arguments.table:
+    if not (arguments.table or arguments.figure):
         arguments.num_examples = num_training_examples(arguments.photographs)
         with tempfile.TemporaryDirectory() as folder:
             run_all(arguments, pathlib.Path(folder))
     print_table(arguments)
+    if arguments.figure:
+        draw_figure(arguments)
 
 
 def run_all(arguments, folder):
@@ -323,18 +414,34 @@ def run_all(arguments, folder):
     speeds = calibrate(arguments, folder)
     if arguments.part == "calibration":
         return
-    # The sides take turns, so that an unfinished study has both.
-    for pair in zip(*trial_names().values(), strict=True):
-        for trial in pair:
+
+    def trial_task(trial):
+        def run():
             cell = run_trial(trial, arguments.trial_minutes, arguments, speeds, folder)
             print(f"{trial}: {cell}", flush=True)
+
+        return run
+
+    def cell_task(trial, minutes, seed):
+        def run():
+            cell = run_cell(trial, minutes, seed, arguments, speeds, folder)
+            print(f"{trial}, {minutes} minutes, seed {seed}: {cell}", flush=True)
+
+        return run
+
+    # The sides take turns, so that an unfinished study has both.
+    pairs = zip(*trial_names().values(), strict=True)
+    run_jobs([trial_task(trial) for pair in pairs for trial in pair], arguments.jobs)
     if arguments.part == "trials":
         return
-    for minutes in arguments.minutes:
-        for seed in arguments.seeds:
-            for side in SETTINGS:
-                cell = run_cell(best_of(side), minutes, seed, arguments, speeds, folder)
-                print(f"{best_of(side)}, {minutes} minutes, seed {seed}: {cell}", flush=True)
+    tasks = [
+        cell_task(best_of(side), minutes, seed)
+        for minutes in sorted(arguments.minutes, reverse=True)  # The curves first.
+        for seed in arguments.seeds
+        for side in SETTINGS
+    ]
+    tasks += [cell_task(shown_trial(), minutes, 0) for minutes in arguments.minutes]
+    run_jobs(tasks, arguments.jobs)
 
 
 if __name__ == "__main__":
