@@ -238,6 +238,8 @@ def print_table(score="both"):
               "recall of the list | seeds |\n|---|---:|---:|---:|---:|---:|")  # fmt: skip
         for noise in NOISES:
             for method in METHODS:
+                if method == "joint" and data == "digits":
+                    continue
                 cells = [cell_path(data, noise, seed, method) for seed in SEEDS]
                 cells = [json.loads(path.read_text()) for path in cells if path.exists()]
                 if not cells:
@@ -245,7 +247,7 @@ def print_table(score="both"):
                     continue
                 found = [cell["scores"][score] for cell in cells]
                 ap, at, precision, recall = (
-                    [each[name] for each in found]
+                    [np.nan if each[name] is None else each[name] for each in found]
                     for name in ("average_precision", "precision_at_errors", "listed_precision",
                                  "listed_recall")
                 )  # fmt: skip

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from helpers.benchmark_scripts import load_benchmark
+from helpers.command import ROOT
 from helpers.tiny_images import write_images
 
 
@@ -50,3 +51,10 @@ def test_errors_among_two_plain_classes_are_found(study):
     for probabilities in found.values():
         figures = study.figures_of(probabilities, given, is_wrong)
         assert figures["average_precision"] == figures["precision_at_errors"] == 1.0
+
+
+def test_the_page_shows_the_table_of_the_results(capsys):
+    load_benchmark("label_noise").print_table()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    page = (ROOT / "docs/inspect.md").read_text()
+    assert len(rows) > 10 and not [row for row in rows if row not in page]

@@ -40,7 +40,7 @@ def check_memory(
         f"{_gb(needed.state)} of its weights and optimizer, but only {_gb(available)} are "
         f"available: activations {_gb(needed.activations)} ({encoder.name} at "
         f"{encoder.input_shape[1]} px, "
-        f"{flags.microbatch_size or flags.batch_size // replicas} examples x {num_views} views"
+        f"{flags.microbatch_size or flags.batch_size // replicas} examples x {num_views} view(s)"
         f"{of_replicas}, {flags.precision}), gradients {_gb(needed.gradients)}, one evaluation of "
         f"{flags.eval_batch_size} images at least {_gb(needed.evaluation)}. Use one of these, or "
         f"a machine with more memory:\n  {remedies}"
