@@ -35,12 +35,13 @@ def check_memory(
     encoder, replicas = step.encoder, strategy.num_replicas_in_sync
     of_replicas = f" in each of {replicas} replicas" if replicas > 1 else ""
     remedies = "\n  ".join(_remedies(flags, strategy, step, num_views, available))
+    views = f"{num_views} view{'s' if num_views > 1 else ''}"
     raise ValueError(
         f"The training needs about {_gb(needed.missing)} of memory, in addition to the "
         f"{_gb(needed.state)} of its weights and optimizer, but only {_gb(available)} are "
         f"available: activations {_gb(needed.activations)} ({encoder.name} at "
         f"{encoder.input_shape[1]} px, "
-        f"{flags.microbatch_size or flags.batch_size // replicas} examples x {num_views} view(s)"
+        f"{flags.microbatch_size or flags.batch_size // replicas} examples x {views}"
         f"{of_replicas}, {flags.precision}), gradients {_gb(needed.gradients)}, one evaluation of "
         f"{flags.eval_batch_size} images at least {_gb(needed.evaluation)}. Use one of these, or "
         f"a machine with more memory:\n  {remedies}"
