@@ -117,7 +117,7 @@ def run_jobs(tasks, num_jobs):
     """Runs functions without arguments, several at a time, each on a core of its own."""
     if num_jobs == 1:
         return [task() for task in tasks]
-    cores = itertools.count()
+    cores = itertools.cycle(sorted(os.sched_getaffinity(0)))
 
     def take_core():
         OWN.core = next(cores)
@@ -177,7 +177,7 @@ def run_trial(trial, minutes, arguments, speeds, folder):
     count = round(arguments.num_examples * 0.9)
     epochs = epochs_within(speeds[trial.split("@")[0]], minutes, count)
     flags = [*flags_of(trial), f"--pretrain_epochs={epochs}", *data_flags(arguments.photographs)]
-    flags += ["--pretrain_warmup_epochs=1"]
+    flags.append(f"--pretrain_warmup_epochs={min(1, epochs)}")
     if arguments.photographs:
         flags += ["--validation_split=0.1", "--eval_split=validation"]
     run_command(run, "pretrain,eval", flags)
@@ -204,10 +204,12 @@ def run_cell(trial, minutes, seed, arguments, speeds, folder):
     epochs = epochs_within(speeds[trial.split("@")[0]], minutes, arguments.num_examples)
     data = data_flags(arguments.photographs)
     flags = [*flags_of(trial), f"--pretrain_epochs={epochs}", f"--seed={seed}", *data]
-    flags += ["--pretrain_warmup_epochs=1"]
+    flags.append(f"--pretrain_warmup_epochs={min(1, epochs)}")
     if minutes == max(arguments.minutes):  # The curve over time.
         flags += [f"--knn_interval_epochs={max(epochs / 15, 1):.1f}"]
-    seconds = run_command(run, "pretrain,eval", flags)
+    # SupCon alone leaves no classifier.
+    is_alone = trial.split("@")[0] in SHOWN[ALONE]
+    seconds = run_command(run, "pretrain,linear,eval" if is_alone else "pretrain,eval", flags)
     correct = correctness_of(run)
     result = json.loads((run / "eval/eval.json").read_text())
     cell = {
@@ -297,6 +299,8 @@ def draw_figure(arguments):
 
     speeds = json.loads((RESULTS / "calibration.json").read_text())["settings"]
     figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
+    if None in [best_of(side) for side in SETTINGS]:
+        raise SystemExit("--figure needs all trials to be finished.")
     trials = {
         "SupCon and cross-entropy": best_of(CONTRASTIVE),
         "cross-entropy": best_of(CROSS_ENTROPY),
@@ -306,7 +310,7 @@ def draw_figure(arguments):
         speed = speeds[trial.split("@")[0]]
         folders = RESULTS / f"runs/{trial}/{max(arguments.minutes)}min"
         curves = []
-        for seed in arguments.seeds:
+        for seed in {0, *arguments.seeds}:
             path = folders / f"{seed}/metrics.jsonl"
             if path.exists():
                 lines = map(json.loads, path.read_text().splitlines())

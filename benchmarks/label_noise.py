@@ -32,7 +32,7 @@ TITLES = {
     "supcon": "SupCon",
     "supcon_early": "SupCon, after a third of the steps",
     "supcon_folds": "SupCon, 3 folds",
-    "joint": "SupCon and cross-entropy, one view",
+    "joint": "SupCon and cross-entropy, one view, 240 epochs",
 }
 SCORES = ("regression", "neighbors", "both")
 NUM_FOLDS = 3

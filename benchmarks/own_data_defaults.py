@@ -1,4 +1,4 @@
-"""The defaults for a folder of photographs against seven other settings, on 2,000 photographs.
+"""The defaults for a folder of photographs against eight other settings, on 2,000 photographs.
 
 .venv/bin/python benchmarks/own_data_defaults.py --photographs=FOLDER
 .venv/bin/python benchmarks/own_data_defaults.py --table
@@ -40,6 +40,7 @@ SETTINGS = {
     DEFAULT: (ALL_STAGES, ()),
     # As many views in all: half of the epochs. Two views were the default before.
     "two_views": (ALL_STAGES, ("--num_views=2", "--pretrain_epochs=120")),
+    "crops_and_flips": (ALL_STAGES, ("--augmentation_type=identity",)),
     # SupCon alone has two views by the table.
     "supcon_120_epochs": (ALL_STAGES, ("--cross_entropy_weight=0", "--pretrain_epochs=120")),
     "supcon_60_epochs": (ALL_STAGES, ("--cross_entropy_weight=0", "--pretrain_epochs=60")),

@@ -34,6 +34,11 @@ FORMAT_VERSION = 1
 # Parameters that say where and how loudly to train, not what.
 NOT_SAVED = ("checkpoint_dir", "verbose")
 _MODELS = ("classifier_", "encoder_")
+# Parameters that `Settings.choose` calls the same.
+SAME_IN_SETTINGS = (
+    "batch_size", "num_views", "image_size", "horizontal_flip", "encoder", "encoder_weights",
+    "freeze_batch_norm", "loss", "temperature", "cross_entropy_weight", "augmentation_magnitude",
+)  # fmt: skip
 
 
 class SupConClassifier(
@@ -59,6 +64,7 @@ class SupConClassifier(
             step is measured, and the epochs are chosen so that the learning rate schedule ends in
             time.
         batch_size: Examples per step, over all replicas.
+        num_views: Augmented views of each image in a step.
         temperature: Similarities in the supervised contrastive loss are divided by it.
         loss: "supcon", "npairs", "triplet" or "max_margin"; "cross_entropy" trains the encoder
             with a classifier instead; or a Keras loss on labels and features [N, V, D], such as
@@ -118,6 +124,7 @@ class SupConClassifier(
         epochs: float | None = None,
         time_budget_minutes: float | None = None,
         batch_size: int | None = None,
+        num_views: int | None = None,
         temperature: float = 0.1,
         loss: str | keras.losses.Loss = "supcon",
         cross_entropy_weight: float | None = None,
@@ -136,6 +143,7 @@ class SupConClassifier(
         self.epochs = epochs
         self.time_budget_minutes = time_budget_minutes
         self.batch_size = batch_size
+        self.num_views = num_views
         self.temperature = temperature
         self.loss = loss
         self.cross_entropy_weight = cross_entropy_weight
@@ -379,18 +387,9 @@ class SupConClassifier(
         return Settings.choose(
             source,
             num_replicas=strategy.num_replicas_in_sync,
-            batch_size=self.batch_size,
-            image_size=self.image_size,
-            horizontal_flip=self.horizontal_flip,
-            encoder=self.encoder,
-            encoder_weights=self.encoder_weights,
-            freeze_batch_norm=self.freeze_batch_norm,
-            loss=self.loss,
-            temperature=self.temperature,
-            cross_entropy_weight=self.cross_entropy_weight,
             augmentation_type=self.augmentation,
-            augmentation_magnitude=self.augmentation_magnitude,
             pretrain_base_learning_rate=self.base_learning_rate,
+            **{name: getattr(self, name) for name in SAME_IN_SETTINGS},
             seed=int(seed),
             is_large_carried=before["encoder"] == LARGE.encoder if before else None,
             **length,

@@ -189,10 +189,14 @@ def _fixed_by_encoder_and_loss(encoder, loss, given):
         fixed = {"encoder": encoder.name, "image_size": _side_of(encoder, given.get("image_size"))}
     elif encoder is not None:
         fixed = {"encoder": encoder}
-    if loss == "cross_entropy":
-        fixed["num_views"] = 1
-    if loss != "supcon":
+    if loss == "cross_entropy" and given.get("num_views", 1) != 1:
+        raise ValueError(
+            f"num_views={given['num_views']} does nothing with loss='cross_entropy', which sees "
+            "one view of each image: leave it out."
+        )
+    if loss != "supcon":  # The table chooses both for that loss.
         fixed["cross_entropy_weight"] = given.get("cross_entropy_weight", 0.0)
+        fixed["num_views"] = given.get("num_views", 1 if loss == "cross_entropy" else 2)
     if fixed.get("cross_entropy_weight") and loss == "cross_entropy":
         raise ValueError(
             f"cross_entropy_weight={fixed['cross_entropy_weight']} does nothing with "

@@ -73,7 +73,11 @@ def test_only_what_was_not_given_is_chosen(images, tmp_path):
     ("given", "left_out"),
     [
         (["--nouse_labels"], {"cross_entropy_weight", "num_views"}),
-        (["--loss=triplet"], {"cross_entropy_weight"}),
+        (["--loss=triplet"], {"cross_entropy_weight", "num_views"}),
+        (
+            ["--cross_entropy_weight=1", "--stop_gradient_before_classifier"],
+            {"cross_entropy_weight", "num_views"},
+        ),
         (["--loss=cross_entropy", "--num_views=1"], {"cross_entropy_weight", "num_views"}),
         (["--reference_ckpt=run"], {"encoder", "resnet_width"}),
         (["--pretrain_optimizer=lars"], {"pretrain_base_learning_rate"}),
@@ -150,6 +154,9 @@ def test_a_run_keeps_what_was_chosen_for_it(images, tmp_path, capsys, monkeypatc
     assert "--cross_entropy_weight=1 " in said and "already finished" in said
     with chosen_for(*arguments, stage="preview") as (chosen, values):
         assert values.image_size == 20 and "pretrain_epochs" not in chosen
+    for other in ("--cross_entropy_weight=0", "--nouse_labels"):  # One view would not do for them.
+        with chosen_for(*arguments, "--override_flags", other) as (chosen, values):
+            assert "num_views" not in chosen and values.num_views == 2
     with pytest.raises(ValueError, match="--cross_entropy_weight=1.0  ->  --cross_entropy_w.*=0.7"):
         run_inside("--mode=pretrain", *arguments, "--cross_entropy_weight=0.7")
     run_inside("--mode=linear", f"--model_dir={run}", "--strategy=one_device")

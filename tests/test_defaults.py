@@ -156,6 +156,6 @@ def test_the_page_shows_the_table():
     assert f"is {small} for up to {some} classes, {medium} for up to {more}, else {large}" in PAGE
     epochs = f"twice as many: {defaults.choose(PHOTOS).pretrain_epochs:g} for 2,000 color images"
     assert f"at most {defaults.MAX_EPOCHS}." in PAGE and epochs in PAGE
-    assert defaults.MIN_IMAGES_PER_CLASS == 4 and "four images of a class on average" in PAGE
+    assert defaults.MIN_IMAGES_PER_CLASS == 4 and "a batch holds four images of a class" in PAGE
     assert f"than {defaults.LONGEST_HOURS:g}\n  hours" in PAGE
     assert f"estimated at {defaults.CPU_GFLOP_PER_SECOND} GFLOP/s" in PAGE

@@ -158,6 +158,18 @@ def test_what_is_given_wins_over_the_table():
     assert Settings.choose(source, encoder="tiny", loss="cross_entropy").chosen.num_views == 1
 
 
+def test_one_view_is_chosen_for_the_loss_that_it_was_measured_with():
+    images = np.random.default_rng(0).integers(0, 255, [80, 20, 20, 3], np.uint8)
+    source = sources.ArraySource(images, np.zeros(80, np.int32), ("a", "b"))
+    assert Settings.choose(source).chosen.num_views == 1
+    assert Settings.choose(source, num_views=3).chosen.num_views == 3
+    for loss in ("triplet", SupConLoss(use_labels=False), SupConLoss(spread_weight=0.5)):
+        given = {"loss": loss, "cross_entropy_weight": 1.0}
+        assert Settings.choose(source, **given).chosen.num_views == 2
+    with pytest.raises(ValueError, match="num_views=2 does nothing.*leave it out"):
+        Settings.choose(source, loss="cross_entropy", num_views=2)
+
+
 def test_randaugment_needs_its_level(examples):
     with pytest.raises(ValueError, match='"randaugment" needs .*augmentation_magnitude=9'):
         SupConClassifier(augmentation="randaugment", verbose=0).fit(*examples)

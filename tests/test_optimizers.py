@@ -1,3 +1,4 @@
+import contextlib
 import math
 import pathlib
 
@@ -333,21 +334,54 @@ def test_adam_moves_every_weight_by_its_learning_rate_at_first():
     np.testing.assert_allclose(result, [0.99, 2.01], atol=1e-5)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_adam_gives_the_bits_of_keras(compiled):
-    """It computes once per step what Keras' Adam computes for each variable."""
-    results = []
-    for kind in (keras.optimizers.Adam, optimizers.Adam):
+def adam_steps(kind, *, compiled=False, rate=None, scaled=False, strategy=None, **options):
+    """All variables after two steps of Adam in each of three calls."""
+    with strategy.scope() if strategy else contextlib.nullcontext():
         variables = [keras.Variable(np.float32([1.0, -2.0])), keras.Variable(np.float32([[0.5]]))]
-        optimizer = kind(keras.optimizers.schedules.CosineDecay(0.1, 5), epsilon=1e-8)
+        schedule = keras.optimizers.schedules.CosineDecay(0.1, 5)
+        optimizer = kind(rate or schedule, epsilon=1e-8, **options)
+        if scaled:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0)
         optimizer.build(variables)
-        step = optimizer.apply
-        if compiled:
-            step = tf.function(optimizer.apply, autograph=False)
-        for gradient in draw_steps(3, num_steps=4):
-            step([tf.constant(gradient[:2], tf.float32), tf.constant([gradient[2:]], tf.float32)])
-        results.append([np.array(v) for v in [*variables, *optimizer.variables]])
-    for one, other in zip(*results, strict=True):
+
+    def two_steps(first, second):
+        for gradient in (first, second):
+            optimizer.apply([gradient[:2], gradient[None, 2:]], variables)
+
+    def call(*gradients):
+        strategy.run(two_steps, gradients) if strategy else two_steps(*gradients)
+
+    call = tf.function(call, autograph=False) if compiled else call
+    for number, pair in enumerate(draw_steps(2, 3, num_steps=3).astype(np.float32)):
+        call(*map(tf.constant, pair))
+        if rate and not compiled:
+            optimizer.learning_rate = rate / (number + 2)
+    return [np.array(v) for v in [*variables, *optimizer.variables]]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compiled": True},
+        {"rate": 0.1},
+        {"compiled": True, "rate": 0.1},
+        {"compiled": True, "scaled": True},
+        {"compiled": True, "gradient_accumulation_steps": 2},
+        {"amsgrad": True},
+    ],
+)
+def test_adam_gives_the_bits_of_keras(options):
+    """It computes once per step what Keras' Adam computes for each variable."""
+    expected = adam_steps(keras.optimizers.Adam, **options)
+    for one, other in zip(adam_steps(optimizers.Adam, **options), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_adam_on_two_replicas_gives_the_bits_of_keras(two_replicas):
+    options = {"strategy": two_replicas, "compiled": True}
+    expected = adam_steps(keras.optimizers.Adam, **options)
+    for one, other in zip(adam_steps(optimizers.Adam, **options), expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
 

@@ -47,7 +47,7 @@ def write_cell(results, setting, seed, is_correct):
 
 def test_the_settings_are_valid_flags(study, tmp_path):
     write_images(tmp_path)
-    assert len(study.SETTINGS) == 8 and study.SETTINGS[study.DEFAULT][1] == ()
+    assert len(study.SETTINGS) == 9 and study.SETTINGS[study.DEFAULT][1] == ()
     for mode, own in study.SETTINGS.values():
         line = ["supcon_tf", f"--mode={mode}", f"--data_dir={tmp_path}", "--seed=1", *own]
         with flagsaver.flagsaver():
@@ -80,7 +80,7 @@ def test_the_tables_of_made_up_cells(study, tmp_path, monkeypatch, capsys):
         f"{change.difference:+.4f} | {change.low:+.4f} to {change.high:+.4f} |"
     ) in text
     assert f"The default reaches {np.mean(means):.4f} (at least 0.48 is wanted: yes)" in text
-    assert "the others is joint_64_epochs" in text and "Not run: two_views, supcon_120_epochs" in text
+    assert "the others is joint_64_epochs" in text and "Not run: two_views, crops_and_flips" in text
 
 
 def test_only_missing_cells_are_run_and_the_times_of_interrupted_ones_are_not_kept(

@@ -21,7 +21,8 @@ define(
     stages=("pretrain", "preview"),
     group="Augmentation",
     unit="views",
-    help="Number of augmented views of each example in pretraining.",
+    help="Number of augmented views of each example in pretraining. For small color images of few "
+    "classes in a folder or CSV file the default is 1.",
     paper="2 (Section 3.1)",
 )
 define(

@@ -331,8 +331,8 @@ def describe_pretrain_epochs() -> str:
     return (
         f"{EPOCHS} for the digits; for other data {EPOCHS}, or as many as it takes to reach "
         f"{MIN_STEPS:,} steps, or {SMALL_PHOTOS.min_steps:,} for photographs in a folder or CSV "
-        f"file, up to {MAX_EPOCHS}; twice as many with one view. Photographs with one view at "
-        f"batch size {BATCH_SIZE}: {table}."
+        f"file, up to {MAX_EPOCHS}. In a folder or CSV file twice as many with one view. "
+        f"Photographs with one view at batch size {BATCH_SIZE}: {table}."
     )
 
 

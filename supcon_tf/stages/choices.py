@@ -73,7 +73,13 @@ def _recorded_choices(flags, source):
         lines |= {name: "false" for name in TABLE_FLAGS if f"no{name}" in lines}
         names = (*TABLE_FLAGS, *BUDGET_FLAGS)
         texts = {name: lines[name] or "true" for name in names if name in lines}
-    return {name: text for name, text in texts.items() if not rules.is_given(flags, name)}
+    kept = {name: text for name, text in texts.items() if not rules.is_given(flags, name)}
+    is_supcon_alone = (
+        rules.is_given(flags, "cross_entropy_weight") and not flags.cross_entropy_weight
+    )
+    if is_supcon_alone or "num_views" in _fixed_by_other_flags(flags):
+        kept.pop("num_views", None)  # One view would not do with what is given now.
+    return kept
 
 
 def _choose_by_table(flags, strategy, facts):
@@ -108,7 +114,7 @@ def _fixed_by_other_flags(flags):
     has_no_classes = not flags.use_labels or flags.label_type == "real"
     if flags.loss != "supcon" or has_no_classes:  # These losses are used alone.
         fixed["cross_entropy_weight"] = flags.cross_entropy_weight
-    if flags.loss == "cross_entropy" or not flags.use_labels:
+    if flags.loss != "supcon" or not flags.use_labels or flags.stop_gradient_before_classifier:
         fixed["num_views"] = flags.num_views
     depends_on_views = flags.contrast_mode != "all_views" or flags.positives_cap != -1
     if flags.queue_size or depends_on_views or flags.spread_weight:

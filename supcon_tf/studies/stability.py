@@ -22,7 +22,7 @@ from supcon_tf.studies import jobs, ledger
 
 # Without joint training, which some recipes and the defaults for photographs choose.
 METHODS = {
-    "supcon": (("--cross_entropy_weight=0",), "pretrain,linear,eval"),
+    "supcon": (("--cross_entropy_weight=0", "--num_views=2"), "pretrain,linear,eval"),
     "cross_entropy": (
         (
             "--cross_entropy_weight=0", "--loss=cross_entropy", "--num_views=1",

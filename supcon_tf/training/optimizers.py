@@ -201,8 +201,10 @@ class Adam(_WithL2, keras.optimizers.Adam):
 
     def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Any = None) -> None:
         self._rates.values.clear()
-        super().apply(grads, trainable_variables)
-        self._rates.values.clear()
+        try:
+            super().apply(grads, trainable_variables)
+        finally:
+            self._rates.values.clear()
 
     def update_step(
         self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
