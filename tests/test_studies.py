@@ -247,7 +247,10 @@ def test_stability_varies_one_hyperparameter_at_a_time(tmp_path, pretended, caps
         "cross_entropy-optimizer-momentum", "cross_entropy-learning_rate-0.002",
         "cross_entropy-batch_size-128",
     ]  # fmt: skip
-    base = {"--recipe=digits", "--pretrain_epochs=3", "--seed=0", "--cross_entropy_weight=0"}
+    base = {
+        "--recipe=digits", "--pretrain_epochs=3", "--seed=0", "--cross_entropy_weight=0",
+        "--num_views=2",
+    }  # fmt: skip
     assert set(by_setting["supcon-recipe"].flags) == base
     momentum = {"--pretrain_optimizer=momentum", "--pretrain_base_learning_rate=0.1"}
     assert set(by_setting["supcon-optimizer-momentum"].flags) == base | momentum
