@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 _FUSED_TYPES = (tf.float32, tf.bfloat16, tf.float16)
@@ -95,8 +96,12 @@ def _call(layer, inputs, training=None, mask=None):
         is_training=True,
     )
     # The kernel returns the unbiased variance; Keras averages the biased one.
-    count = tf.cast(tf.size(inputs) // channels, tf.float32)
-    variance *= (count - 1.0) / count
+    size = inputs.shape.num_elements()
+    if size is None:
+        count = tf.cast(tf.size(inputs) // channels, tf.float32)
+    else:
+        count = np.float32(size // channels)
+    variance *= (count - np.float32(1)) / count
     for average, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
         average.assign(average.value * layer.momentum + value * (1.0 - layer.momentum))
     return outputs
