@@ -37,6 +37,13 @@ PHOTOS_64 = log([(936, 0.416), (1248, 0.449), (1560, 0.479), (2000, 0.471)],
                 (0.2434, 0.3223, 0.4117, 0.4195))  # fmt: skip
 DIGITS = log([(224, 0.9694), (448, 0.9917), (672, 0.9917), (673, 0.9917)],
              (0.2344, 0.7257, 0.9328, 0.9766), last_step=673)  # fmt: skip
+# One view of 2,000 photographs: the probe on training batches rises, k-NN on test images does not.
+PHOTOS_240 = log(
+    [(3744, 0.615), (4056, 0.624), (4368, 0.628), (4680, 0.631), (4992, 0.6415), (5304, 0.635),
+     (5616, 0.634), (5928, 0.6315), (6240, 0.6315), (6552, 0.638), (6864, 0.633), (7176, 0.635),
+     (7488, 0.6385), (7500, 0.6375)],
+    (0.45, 0.7, 0.787, 0.821), last_step=7500,
+)  # fmt: skip
 FLAT = log([(1000, 0.41), (1500, 0.42), (2000, 0.425)], (0.3, 0.4, 0.41, 0.42))
 
 
@@ -45,6 +52,9 @@ def test_curves_of_real_runs_are_judged_as_a_person_would():
     assert "k-NN accuracy 0.449 -> 0.471" in advice.still_improving(PHOTOS_64)
     assert advice.still_improving(DIGITS) is None  # The probe rises, but all is learned.
     assert advice.still_improving(FLAT) is None
+    assert advice.still_improving(PHOTOS_240) is None
+    rising = [{**line, "knn_accuracy": line["step"] / 15_000} for line in PHOTOS_240]
+    assert "mean k-NN accuracy 0." in advice.still_improving(rising)
     assert advice.still_improving([]) is None
 
 

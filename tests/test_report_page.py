@@ -220,6 +220,14 @@ def log(stage="pretrain", lines=None, result=None, still_improving=None):
                             still_improving)  # fmt: skip
 
 
+def trained(accuracy):
+    return [{"step": step, "accuracy": accuracy, "learning_rate": 0.1} for step in (1, 2)]
+
+
+def fitted(accuracy):
+    return [{"step": 64, "accuracy": accuracy, "loss": 0.2}]
+
+
 @pytest.mark.parametrize(
     "given,expected",
     [
@@ -229,8 +237,10 @@ def log(stage="pretrain", lines=None, result=None, still_improving=None):
         (log(lines=[{"step": 1, "loss": 1, "collapse_ratio": 1.0}]), "Collapsed"),
         (log(lines=[{"step": 1, "loss": float("nan")}]), "not finite"),
         (log(result={}), "unfinished.*300"),
-        (log("linear", [{"step": 1, "accuracy": 0.95}]), "^Overfitting: .*95.0%.*80.0%"),
-        (log("linear", [{"step": 1, "accuracy": 0.85}]), "^No overfitting"),
+        (log("linear", trained(0.95)), "^Overfitting: .*95.0% on training batches.*80.0%.*epochs"),
+        (log("linear", trained(0.85)), "^No overfitting"),
+        (log("linear", fitted(0.95)), "no curves.* Overfitting: .*95.0% on training images.*80.0%"),
+        (log("linear", fitted(0.85)), "no curves.* No overfitting"),
         (log("linear", []), "no curves"),
     ],
 )

@@ -21,9 +21,11 @@ RULES = (
     "Rules: a run is collapsed if the mean cosine similarity of different classes is at least "
     f"{COLLAPSED} over the last quarter of the steps (without logged similarities: if "
     f"the mean collapse ratio is at least {COLLAPSED}). It is still improving if k-NN "
-    "accuracy rose by 0.01, or without k-NN the probe's accuracy by 0.02, or without both the "
-    "loss fell by 2%, over the last quarter. A classifier overfits if its accuracy on the last "
-    f"quarter of the training batches is {OVERFITTING_GAP} or more above that on test images."
+    "accuracy rose by 0.01 over the last quarter, or, where k-NN was measured fewer than three "
+    "times in a quarter, the probe's accuracy by 0.02, or without both the loss fell by 2%. A "
+    "classifier overfits if its accuracy on the last quarter of the training batches, or on the "
+    f"training images that it was fitted to, is {OVERFITTING_GAP} or more above that on test "
+    "images."
 )
 # Title, description, label of the y axis, whether it is a fraction, and the logged names.
 CHARTS = (
@@ -81,7 +83,7 @@ def training_section(data: ReportData) -> Section:
 
 def _stage(log):
     title = TITLES.get(log.stage, log.stage)
-    figures = [_chart(log, title, *chart) for chart in CHARTS]
+    figures = [] if is_fitted(log) else [_chart(log, title, *chart) for chart in CHARTS]
     sentences = [tag("li", sentence) for sentence in describe_training(log)]
     return joined([tag("h3", title), tag("ul", sentences), tag("div", figures, class_="grid")])
 
@@ -106,6 +108,11 @@ def _chart(log, stage, title, description, y_label, is_fraction, names) -> Html 
     return with_table(f"{title} ({stage.lower()})", description, chart, ("Step", *labels), numbers)
 
 
+def is_fitted(log: StageLog) -> bool:
+    """Returns whether a stage fitted its classifier at once, which logs one line without a rate."""
+    return len(log.lines) == 1 and "learning_rate" not in log.lines[0] and log.stage != "pretrain"
+
+
 def describe_training(log: StageLog) -> list[str]:
     """Returns sentences on the curves of a stage, by the rules in `RULES`."""
     if not log.lines:
@@ -117,6 +124,11 @@ def describe_training(log: StageLog) -> list[str]:
             "rate."
         ]
     found = []
+    if is_fitted(log):
+        found.append(
+            "The classifier was fitted to the embeddings of the training images, so there are no "
+            "curves."
+        )
     if not log.result:
         found.append(f"The stage is unfinished: it reached step {log.lines[-1]['step']:,}.")
     if log.stage == "pretrain" and (reason := _collapsed(log.lines)):
@@ -151,12 +163,16 @@ def _overfitting(log):
     train, test = last_quarter(log.lines, "accuracy"), log.result.get("top_1")
     if train is None or test is None:
         return None
-    texts = f"{percent(train)} on training batches and {percent(test)} on test images"
+    where = "training images" if is_fitted(log) else "training batches"
+    texts = f"{percent(train)} on {where} and {percent(test)} on test images"
     if train - test >= OVERFITTING_GAP:
-        return (
-            f"Overfitting: the classifier reaches {texts}. Try fewer epochs, weight decay, or "
-            "stronger augmentation of this stage."
-        )
+        remedy = "Try fewer epochs, weight decay, or stronger augmentation of this stage."
+        if is_fitted(log):
+            remedy = (
+                "The encoder knows its training images better than new ones: try stronger "
+                "augmentation in pretraining, or more images."
+            )
+        return f"Overfitting: the classifier reaches {texts}. {remedy}"
     return f"No overfitting: the classifier reaches {texts}."
 
 

@@ -14,6 +14,8 @@ from supcon_tf.storage.run_paths import FLAG_FILE
 GOOD_ACCURACY = 0.95
 # The smallest changes over the last quarter of pretraining that count as still improving.
 KNN_RISE, PROBE_RISE, LOSS_FALL = 0.01, 0.02, 0.02
+# Measured this often in a quarter, k-NN decides alone.
+KNN_OFTEN = 3
 # The largest acceptable gap between a classifier trained in steps and logistic regression.
 LINEAR_GAP = 0.01
 
@@ -86,7 +88,9 @@ def suggest_changes(
 def still_improving(log: list[dict]) -> str | None:
     """Describes what improved over the last quarter of a training; None if nothing did.
 
-    A training is still improving in one of these cases:
+    If k-NN was measured at least KNN_OFTEN times in each of the last two quarters, the training is
+    still improving if its mean rose by KNN_RISE between them, because the accuracy on training
+    batches also rises while the network overfits. Else it is in one of these cases:
 
     * The last k-NN accuracy is at least KNN_RISE above the last one of the first three quarters.
     * The mean probe accuracy (without a probe, the classifier's accuracy) of the last quarter is
@@ -103,6 +107,14 @@ def still_improving(log: list[dict]) -> str | None:
     knn = [(line["step"], line["knn_accuracy"]) for line in log if "knn_accuracy" in line]
     if knn and knn[-1][1] >= GOOD_ACCURACY:
         return None
+    third, fourth = (
+        [value for step, value in knn if start * last < step <= (start + 0.25) * last]
+        for start in (0.5, 0.75)
+    )
+    if min(len(third), len(fourth)) >= KNN_OFTEN:
+        before, after = sum(third) / len(third), sum(fourth) / len(fourth)
+        text = f"mean k-NN accuracy {before:.3f} -> {after:.3f} from the third quarter to the last"
+        return text if after - before >= KNN_RISE else None
     earlier = [value for step, value in knn if step <= 0.75 * last]
     if earlier and knn[-1][1] - earlier[-1] >= KNN_RISE:
         return f"k-NN accuracy {earlier[-1]:.3f} -> {knn[-1][1]:.3f} over the last quarter"
