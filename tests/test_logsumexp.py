@@ -91,10 +91,9 @@ def test_rows_against_other_columns_in_any_blocks(
 
 COMPILED = [(False, size, cache_mb) for size in (None, 7) for cache_mb in (0.0, 0.0004, 1.0)]
 COMPILED_BY_XLA = [
-    (True, 7, 0.0004),  # Some blocks are kept and some computed again.
-    pytest.param(True, 7, 0.0, marks=pytest.mark.slow),
-    pytest.param(True, 7, 1.0, marks=pytest.mark.slow),
-    *(pytest.param(True, None, size, marks=pytest.mark.slow) for size in (0.0, 0.0004, 1.0)),
+    pytest.param(True, block_size, cache_mb, marks=pytest.mark.slow)
+    for block_size in (None, 7)
+    for cache_mb in (0.0, 0.0004, 1.0)  # At 0.0004 some blocks are kept and some computed again.
 ]
 
 

@@ -398,7 +398,7 @@ def draw_views():
 
 
 # The other recipes take their step with --slow.
-QUICK_STEPS = ("digits", "supcon_cifar10_resnet50", "simclr_imagenet_resnet50")
+QUICK_STEPS = ("digits", "supcon_cifar10_resnet50")
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,8 @@ def test_a_state_dict_of_torchvision_gives_its_features(checkpoint, tmp_path):
     "options",
     [
         {"padding": "same"},
-        {"padding": "same", "use_initial_max_pool": False},
-        {"first_conv_stride": 1},
+        pytest.param({"padding": "same", "use_initial_max_pool": False}, marks=pytest.mark.slow),
+        pytest.param({"first_conv_stride": 1}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
