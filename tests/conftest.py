@@ -42,7 +42,7 @@ def pytest_collection_finish(session):
     """Collects garbage less often, because TensorFlow's many objects make each collection slow."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(100_000, 50, 25)
 
 
 def pytest_collection_modifyitems(config, items):

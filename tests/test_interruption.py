@@ -116,6 +116,7 @@ def test_a_signal_in_a_long_loop_saves_at_that_step_and_the_next_run_goes_on(
         np.testing.assert_array_equal(found[name], expected, err_msg=name)
 
 
+@pytest.mark.slow  # test_strategies.py stops two worker processes at the same step.
 def test_all_replicas_stop_at_the_same_step_when_one_is_told_to(two_replicas):
     """What they read is summed; here only the worker's one flag exists, and two read it."""
     step = create_step(two_replicas)

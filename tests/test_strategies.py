@@ -373,7 +373,8 @@ def test_a_broken_gradient_is_left_out_by_all_replicas_unless_scaled(poison, two
     assert done == 1 and np.isnan(metrics["finite"])
 
 
-@pytest.mark.parametrize("microbatch_size", [None, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("microbatch_size", [None, 4])
 def test_a_compiled_step_equals_the_plain_one(microbatch_size):
     losses = []
     for jit_compile in (False, True):
