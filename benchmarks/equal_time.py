@@ -17,8 +17,8 @@ started again:
 4. the table: means over the seeds, and paired bootstrap intervals of the differences over the test
    images (of the mean correctness of the seeds). --figure=FILE draws the accuracy over the time.
 
-The calibration uses all cores. Because it decides the lengths, the trials and runs may share the
-machine: --jobs=2 runs two at a time, each on a core of its own, which together is faster.
+The calibration uses all cores. It decides how long each setting trains, so the trials and runs can
+share the machine. --jobs=2 runs two of them at a time, each on one core, which takes less time.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def run_command(folder, mode, flags):
 
 
 def run_jobs(tasks, num_jobs):
-    """Runs functions without arguments, several at a time, each on a core of its own."""
+    """Calls functions, `num_jobs` at a time, each on one CPU core; returns their results."""
     if num_jobs == 1:
         return [task() for task in tasks]
     cores = itertools.cycle(sorted(os.sched_getaffinity(0)))

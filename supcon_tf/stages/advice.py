@@ -107,12 +107,9 @@ def still_improving(log: list[dict]) -> str | None:
     knn = [(line["step"], line["knn_accuracy"]) for line in log if "knn_accuracy" in line]
     if knn and knn[-1][1] >= GOOD_ACCURACY:
         return None
-    third, fourth = (
-        [value for step, value in knn if start * last < step <= (start + 0.25) * last]
-        for start in (0.5, 0.75)
-    )
-    if min(len(third), len(fourth)) >= KNN_OFTEN:
-        before, after = sum(third) / len(third), sum(fourth) / len(fourth)
+    quarters = [_values(log, "knn_accuracy", start, start + 0.25) for start in (0.5, 0.75)]
+    if min(map(len, quarters)) >= KNN_OFTEN:
+        before, after = (sum(values) / len(values) for values in quarters)
         text = f"mean k-NN accuracy {before:.3f} -> {after:.3f} from the third quarter to the last"
         return text if after - before >= KNN_RISE else None
     earlier = [value for step, value in knn if step <= 0.75 * last]
@@ -132,10 +129,15 @@ def still_improving(log: list[dict]) -> str | None:
 
 def _mean(log, name, start, end):
     """Returns the mean of a metric over a part of the training, or None if it was not logged."""
+    values = _values(log, name, start, end)
+    return sum(values) / len(values) if values else None
+
+
+def _values(log, name, start, end):
+    """Returns what was logged of a metric over a part of the training."""
     last = log[-1]["step"] if log else 0
     part = [line for line in log if start * last < line["step"] <= end * last]
-    values = [line[name] for line in part if name in line]
-    return sum(values) / len(values) if values else None
+    return [line[name] for line in part if name in line]
 
 
 def _is_linear_of_steps(evaluation, used):

@@ -6,7 +6,7 @@ import tensorflow as tf
 from absl.flags import FlagValues
 
 from supcon_tf import strategies
-from supcon_tf.training import memory
+from supcon_tf.training import memory, progress
 from supcon_tf.training.steps import TrainStep
 
 
@@ -35,7 +35,7 @@ def check_memory(
     encoder, replicas = step.encoder, strategy.num_replicas_in_sync
     of_replicas = f" in each of {replicas} replicas" if replicas > 1 else ""
     remedies = "\n  ".join(_remedies(flags, strategy, step, num_views, available))
-    views = f"{num_views} view{'s' if num_views > 1 else ''}"
+    views = progress.counted(num_views, "view")
     raise ValueError(
         f"The training needs about {_gb(needed.missing)} of memory, in addition to the "
         f"{_gb(needed.state)} of its weights and optimizer, but only {_gb(available)} are "

@@ -282,10 +282,10 @@ def _warm_start(flags, step):
 def _print_plan(flags, step, schedule):
     encoder, size = step.encoder, step.encoder.input_shape[1]
     learning_rate = choices.describe_learning_rate(flags, "pretrain", schedule.peak_learning_rate)
-    shown = f"{flags.num_views} view{'s' if flags.num_views > 1 else ''}"
+    views = progress.counted(flags.num_views, "view")
     print(
         f"pretrain: {schedule.total_steps:,} steps of {flags.batch_size} images x "
-        f"{shown} of {size} px ({flags.pretrain_epochs:g} epochs); {encoder.name} "
+        f"{views} of {size} px ({flags.pretrain_epochs:g} epochs); {encoder.name} "
         f"encoder with {_count_parameters(encoder):,} parameters; {learning_rate}."
     )
     for line in starting_encoder.describe_start(flags, encoder):

@@ -49,8 +49,8 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         with progress.waiting("preview: drawing"):
             _write_picture(path, grid, title=_title(flags, views.image_size))
         folder.seal()
-        of_each = f"{flags.num_views} view{'s' if flags.num_views > 1 else ''} of each"
-        print(f"preview: wrote {count} images and {of_each} to {path}")
+        views_of_each = progress.counted(flags.num_views, "view")
+        print(f"preview: wrote {count} images and {views_of_each} of each to {path}")
         return {"path": path, "examples": count}
 
 

@@ -34,6 +34,11 @@ def shown(is_shown: bool) -> Iterator[None]:
         _IS_SHOWN.reset(token)
 
 
+def counted(count: int, noun: str) -> str:
+    """Returns a number with its noun: 1 view, 2 views."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def inform(line: str) -> None:
     """Prints a line about the progress, above the progress bar if there is one."""
     if _IS_SHOWN.get():
