@@ -238,9 +238,10 @@ class Worker(PausedWorker):
         if side in TORCHVISION:
             size, batch_size, is_jpeg = SOURCES[source]
             script = pathlib.Path(__file__).with_name("torchvision_input.py")
-            images = pathlib.Path(folder) / ("" if is_jpeg else f"{size}.npy")
-            command = [pythons[side], script, f"--kind={TORCHVISION[side]}", f"--policy={policy}",
-                       f"--size={size}", f"--batch_size={batch_size}", f"--images={images}"]  # fmt: skip
+            images = folder if is_jpeg else f"{folder}/{size}.npy"
+            options = {"kind": TORCHVISION[side], "policy": policy, "size": size,
+                       "batch_size": batch_size, "images": images}  # fmt: skip
+            command = [pythons[side], script, *(f"--{k}={v}" for k, v in options.items())]
         super().__init__(command)
         self.first_batch_seconds = self.greeting
         self.rates = []

@@ -142,8 +142,8 @@ LAST_ROWS = {
     "loss": "| 65,536 | 2, 50 |  |  |  |  |  |",
     "loss_family": "| 512 | spread | 3 | 1.50 | 5 | 2.50 |",
     "loss_per_replica": "| 512 | 2 | 2 | 2.00 |",
-    "input_pipeline": "| memory 32 px | simclr | 250 (1.5 s) | 100 (9.0 s) | 50 (1.0 s) | 2.5 (5.0 CPU) |"
-    "  | 5.0 | 25% |",
+    "input_pipeline": "| memory 32 px | simclr | 250 (1.5 s) | 100 (9.0 s) | 50 (1.0 s) "
+    "| 2.5 (5.0 CPU) |  | 5.0 | 25% |",
     "train_step": "| ResNet-18 | 128 | float32 | 55.0, 1.9 | 50.0, 1.4 | 1.10 |",
     "overhead": "| overhead | 2.0% |",
     "time_to_accuracy": "| supcon_tf | 1 | 60 | 60 | 60 |",

@@ -298,8 +298,7 @@ def create_eval_batches(
         source: where the examples come from.
         batch_size: B, over all hosts; a multiple of num_hosts.
         image_size: S.
-        limit: maximum number of examples, spread evenly over the source. Of a stream, the first
-            are used.
+        limit: see `eval_examples`.
         crop_method, crop_padding: see `crops.eval_crop`.
         host, num_hosts: which share of each batch to make: every num_hosts-th example.
 
@@ -309,8 +308,8 @@ def create_eval_batches(
         all batches have the same shape.
     """
     check_eval_crop(crop_method, crop_padding)
-    num_examples = min(source.num_examples, limit or source.num_examples)
-    chosen = np.linspace(0, source.num_examples - 1, num_examples).astype(np.int64)
+    chosen = eval_examples(source, limit)
+    num_examples = len(chosen)
     if isinstance(source, ArraySource):
         arrays = source.images[chosen], source.labels[chosen]
         examples = tf.data.Dataset.from_tensor_slices(arrays)
@@ -347,6 +346,20 @@ def create_eval_batches(
     padding = tf.data.Dataset.from_tensors(blank).repeat(total - count)
     batches = examples.concatenate(padding).batch(rows, drop_remainder=True)
     return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def eval_examples(source: Source, limit: int | None = None) -> np.ndarray:
+    """The examples of a source that `create_eval_batches` chooses, int64 [M].
+
+    Args:
+        source: where the examples come from.
+        limit: maximum number of examples, spread evenly over the source. Of a stream, the first
+            are used.
+    """
+    num_examples = min(source.num_examples, limit or source.num_examples)
+    if isinstance(source, StreamSource):
+        return np.arange(num_examples)
+    return np.linspace(0, source.num_examples - 1, num_examples).astype(np.int64)
 
 
 def check_batch_size(batch_size: int, *, num_examples: int, num_replicas: int) -> None:

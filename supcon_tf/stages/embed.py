@@ -9,7 +9,7 @@ from absl.flags import FlagValues
 from supcon_tf import strategies
 from supcon_tf.data import sources
 from supcon_tf.evaluation import predictions
-from supcon_tf.stages import eval_data, inputs, process, trained
+from supcon_tf.stages import computed_outputs, eval_data, inputs, process, trained
 from supcon_tf.storage import files, npz
 from supcon_tf.training import progress
 
@@ -93,6 +93,13 @@ def _with_rows(array, count, index, rows):
 
 def _outputs(flags, strategy, model, source):
     """Yields (index, outputs, labels) of parts of the source, in order."""
+    names = ["unnormalized_embeddings", *([] if model.linear_head is None else ["logits"])]
+    found = computed_outputs.recall(
+        flags, source, names, encoder=model.encoder_identity, classifier=model.path
+    )
+    if found is not None:
+        yield np.arange(source.num_examples), *found
+        return
     batches = inputs.eval_batches_from_flags(flags, source, image_size=model.image_size)
     is_chief = strategies.is_chief(strategy)
     bar = progress.ImageProgress("embed", source.num_examples, is_shown=is_chief)

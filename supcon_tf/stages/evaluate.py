@@ -15,6 +15,7 @@ from supcon_tf.data import sources
 from supcon_tf.evaluation import intervals, metrics, multi_label, prediction_files, predictions
 from supcon_tf.stages import (
     chance,
+    computed_outputs,
     embedding_figures,
     eval_data,
     eval_tensorboard,
@@ -47,6 +48,12 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         held_out = eval_data.held_out_classes(flags, data, split)
 
         outputs, labels = _predict(flags, strategy, model, data.source, with_thumbnails=True)
+        if "embed" in flags.mode:
+            for_embed = {name: outputs[name] for name in ("unnormalized_embeddings", "logits")}
+            computed_outputs.keep(
+                flags, "eval", data.source, for_embed, labels,
+                encoder=model.encoder_identity, classifier=model.path,
+            )  # fmt: skip
         labels = eval_data.as_of_classifier(labels, numbers, len(class_names))
         figures = _classifier_figures(outputs["logits"], labels, class_names)
         if isinstance(data.source, sources.FileSource) and data.source.parents:
@@ -57,7 +64,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         confusion = figures.pop("confusion_matrix", None)
         train = None
         if train_source is not None:
-            train = _predict(flags, strategy, model, train_source, flags.eval_train_examples)
+            train = _train_outputs(flags, strategy, model, train_source)
             _add_probes(figures, train, outputs, labels)
         if not model.is_real:  # Numbers have no classes whose images belong together.
             figures |= embedding_figures.similarity(
@@ -252,6 +259,15 @@ def _multi_label_lines(result):
             f"{result['num_train_examples']:,} training examples"
         )
     return lines
+
+
+def _train_outputs(flags, strategy, model, source):
+    """The embeddings and labels of training examples, from the linear stage if they are there."""
+    limit, names = flags.eval_train_examples, ["unnormalized_embeddings"]
+    found = computed_outputs.recall(
+        flags, source, names, encoder=model.encoder_identity, limit=limit
+    )
+    return found or _predict(flags, strategy, model, source, limit)
 
 
 def _predict(flags, strategy, model, source, limit=None, *, with_thumbnails=False):

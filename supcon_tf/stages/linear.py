@@ -17,7 +17,7 @@ from supcon_tf import strategies
 from supcon_tf.cli import flag_rules
 from supcon_tf.evaluation import linear_fit, metrics
 from supcon_tf.models import contrastive
-from supcon_tf.stages import choices, classify, inputs, process
+from supcon_tf.stages import choices, classify, computed_outputs, inputs, process
 from supcon_tf.stages.trained import PretrainedEncoder
 from supcon_tf.training import progress
 from supcon_tf.training.metrics_log import MetricsLog
@@ -81,7 +81,8 @@ def _fit(flags, strategy, encoder, pretrained, train_source, test_source):
         if (result := folder.result()) is not None:
             folder.say_finished()
             return result
-        train_source = inputs.training_examples_from_flags(flags, train_source)
+        all_examples = train_source
+        train_source = inputs.training_examples_from_flags(flags, all_examples)
         inputs.check_eval_batches(flags, strategy)
         num_features, num_outputs = encoder.output_shape[-1], _num_outputs(train_source)
         is_real = train_source.label_type == "real"
@@ -103,6 +104,11 @@ def _fit(flags, strategy, encoder, pretrained, train_source, test_source):
                 train_source,
                 image_size=encoder.input_shape[1],
                 stage="linear",
+            )
+        if train_source is all_examples:
+            found = {"unnormalized_embeddings": embeddings}
+            computed_outputs.keep(
+                flags, "linear", train_source, found, labels, encoder=built_on["encoder"]
             )
         with strategy.scope():
             head = contrastive.create_linear_head(

@@ -1,0 +1,114 @@
+"""Stages of one command share the outputs that they compute, and only where they are the same."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from helpers.command import run_inside
+from helpers.trained_folder import write_trained
+
+from supcon_tf.stages import computed_outputs, inputs
+
+USING = "Using the outputs for"
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    return write_trained(tmp_path / "run", with_classifier=False).model_dir
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The number of images of every pass over a source."""
+    create, counts = inputs.eval_batches_from_flags, []
+
+    def counting(flags, source, **options):
+        counts.append(min(options.get("limit") or source.num_examples, source.num_examples))
+        return create(flags, source, **options)
+
+    monkeypatch.setattr(inputs, "eval_batches_from_flags", counting)
+    return counts
+
+
+def results(folder):
+    arrays = dict(np.load(folder / "embed/embeddings.npz"))
+    return json.loads((folder / "eval/eval.json").read_text()), arrays
+
+
+def assert_close(found, expected):
+    """Numbers of nested dicts and lists agree, and everything else is equal."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected.keys() - {"classifier", "classifier_sha256"}:
+            assert_close(found[key], expected[key])
+    elif isinstance(expected, (list, float)):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("limit", ["50000", "100"])
+def test_one_command_embeds_once_and_finds_what_three_commands_find(
+    model_dir, tmp_path, passes, capsys, limit
+):
+    more = [f"--eval_train_examples={limit}", "--eval_similarity_examples=100"]
+    shutil.copytree(model_dir, tmp_path / "apart")
+    for stage in ("linear", "eval", "embed"):
+        run_inside(f"--mode={stage}", f"--model_dir={tmp_path / 'apart'}", *more)
+    used = min(1437, int(limit))
+    assert passes == [1437, 360, 360, used, 360]
+    assert USING not in capsys.readouterr().out
+
+    passes.clear()
+    run_inside("--mode=linear,eval,embed", f"--model_dir={model_dir}", *more)
+    assert passes == [1437, 360, 360]
+    output = capsys.readouterr().out
+    assert f"{USING} {used:,} images that linear computed." in output
+    assert f"{USING} 360 images that eval computed." in output
+    (evaluation, arrays), (expected, expected_arrays) = map(
+        results, (model_dir, tmp_path / "apart")
+    )
+    assert_close(evaluation, expected)
+    assert arrays.keys() == expected_arrays.keys()
+    for name, array in expected_arrays.items():
+        if name == "embeddings":
+            np.testing.assert_allclose(arrays[name], array, rtol=1e-5, atol=1e-5)
+        else:
+            np.testing.assert_array_equal(arrays[name], array)
+
+
+@pytest.mark.parametrize(
+    "modes,more,expected",
+    [
+        # Embeds another split than eval.
+        ("linear,embed", ["--embed_split=test"], [1437, 360, 360]),
+        # The linear stage used other labels or fewer images than eval.
+        ("linear,eval", ["--label_noise_prob=0.5"], [1437, 360, 360, 1437]),
+        ("linear,eval", ["--num_images=500"], [500, 360, 360, 1437]),
+    ],
+)
+def test_other_examples_are_computed(model_dir, passes, capsys, modes, more, expected):
+    run_inside(f"--mode={modes}", f"--model_dir={model_dir}", *more)
+    assert passes == expected
+    assert USING not in capsys.readouterr().out
+
+
+def test_a_fine_tuned_encoder_is_not_the_pretrained_one(model_dir, passes, capsys):
+    short = ["--finetune_epochs=0.1", "--finetune_warmup_epochs=0"]
+    run_inside("--mode=linear,finetune,eval", f"--model_dir={model_dir}", *short)
+    assert passes == [1437, 360, 360, 360, 1437]
+    assert USING not in capsys.readouterr().out
+
+
+def test_large_outputs_are_computed_again(model_dir, passes, monkeypatch):
+    monkeypatch.setattr(computed_outputs, "MAX_BYTES", 1437 * 64 * 4)  # Without the labels.
+    run_inside("--mode=linear,eval,embed", f"--model_dir={model_dir}")
+    assert passes == [1437, 360, 360, 1437]
+
+
+def test_a_new_command_remembers_nothing(model_dir, passes):
+    run_inside("--mode=linear", f"--model_dir={model_dir}")
+    passes.clear()
+    run_inside("--mode=eval", f"--model_dir={model_dir}")
+    assert passes == [360, 1437]
