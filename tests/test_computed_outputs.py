@@ -48,7 +48,7 @@ def assert_close(found, expected):
         assert found == expected
 
 
-@pytest.mark.parametrize("limit", ["50000", "100"])
+@pytest.mark.parametrize("limit", [pytest.param("50000", marks=pytest.mark.slow), "100"])
 def test_one_command_embeds_once_and_finds_what_three_commands_find(
     model_dir, tmp_path, passes, capsys, limit
 ):
@@ -78,6 +78,7 @@ def test_one_command_embeds_once_and_finds_what_three_commands_find(
             np.testing.assert_array_equal(arrays[name], array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "modes,more,expected",
     [
@@ -94,6 +95,7 @@ def test_other_examples_are_computed(model_dir, passes, capsys, modes, more, exp
     assert USING not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_encoder_is_not_the_pretrained_one(model_dir, passes, capsys):
     short = ["--finetune_epochs=0.1", "--finetune_warmup_epochs=0"]
     run_inside("--mode=linear,finetune,eval", f"--model_dir={model_dir}", *short)
@@ -101,6 +103,7 @@ def test_a_fine_tuned_encoder_is_not_the_pretrained_one(model_dir, passes, capsy
     assert USING not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_large_outputs_are_computed_again(model_dir, passes, monkeypatch):
     monkeypatch.setattr(computed_outputs, "MAX_BYTES", 1437 * 64 * 4)  # Without the labels.
     run_inside("--mode=linear,eval,embed", f"--model_dir={model_dir}")

@@ -166,7 +166,25 @@ def _central_in_range(heights, widths):
     return (heights - height) // 2, (widths - width) // 2, height, width
 
 
-# Central crops for evaluation.
+# Central crops.
+
+
+def central_train_crop(image: tf.Tensor, size: int, *, compat: str) -> tf.Tensor:
+    """The view of training with the crop area range (1, 1), which is not random.
+
+    That of `crop_compat="torchvision"` is: it may lack a row or a column.
+
+    Args:
+        image: uint8 [H, W, 3].
+        size: S.
+        compat: see `crop_and_resize`.
+
+    Returns:
+        uint8 [S, S, 3], the central square.
+    """
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    top, left, *sides = _central_square(height, width)
+    return crop_and_resize(image, tf.stack([top, left, *sides]), size, compat=compat)
 
 
 def check_eval_crop(method: str, padding: int) -> None:

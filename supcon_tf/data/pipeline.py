@@ -7,6 +7,7 @@ depend on threads, replicas or hosts, and training can start at any step.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -289,6 +290,7 @@ def create_eval_batches(
     limit: int | None = None,
     crop_method: str = "auto",
     crop_padding: int = 32,
+    crop: Callable[[tf.Tensor], tf.Tensor] | None = None,
     host: int = 0,
     num_hosts: int = 1,
 ) -> tf.data.Dataset:
@@ -300,6 +302,7 @@ def create_eval_batches(
         image_size: S.
         limit: see `eval_examples`.
         crop_method, crop_padding: see `crops.eval_crop`.
+        crop: another crop instead, uint8 [H, W, 3] -> uint8 [S, S, 3].
         host, num_hosts: which share of each batch to make: every num_hosts-th example.
 
     Returns:
@@ -328,7 +331,10 @@ def create_eval_batches(
             any_format = isinstance(source, FileSource) and source.needs_pillow
             image = decode_image(image, max_pixels=source.max_pixels, any_format=any_format)
             image = tf.ensure_shape(image, [None, None, 3])
-        image = eval_crop(image, image_size, method=crop_method, padding=crop_padding)
+        if crop is not None:
+            image = crop(image)
+        else:
+            image = eval_crop(image, image_size, method=crop_method, padding=crop_padding)
         return {"image": image, "label": label, "index": tf.cast(index, tf.int32)}
 
     count = (num_examples + num_hosts - 1 - host) // num_hosts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from supcon_tf import strategies
 from supcon_tf.data import data_identity, sources
 from supcon_tf.evaluation import predictions
 from supcon_tf.models import batch_norm, contrastive, saved_encoder
-from supcon_tf.stages import choices, inputs, memory_check, process, trainer
+from supcon_tf.stages import choices, frozen_features, inputs, memory_check, process, trainer
 from supcon_tf.stages import figures as stage_figures
 from supcon_tf.stages.run_directory import RunDirectory
 from supcon_tf.stages.stage_folder import StageFolder
@@ -70,10 +71,17 @@ def train_classifier(
                 if flags.freeze_batch_norm:
                     batch_norm.freeze_batch_norm(encoder)
             linear_head = _linear_head_from_flags(flags, encoder, len(class_names), kept)
-            step = _step_from_flags(flags, stage, encoder, linear_head, schedule, train_encoder)
+            views = inputs.Views(encoder.input_shape[1], policy, 1, crop_area_range)
+            embeds_once = not train_encoder and frozen_features.are_enough(
+                flags, encoder, train_source, views,
+                num_classes=len(class_names), total_steps=schedule.total_steps,
+            )  # fmt: skip
+            trunk = keras.layers.Identity() if embeds_once else encoder
+            step = _step_from_flags(flags, stage, trunk, linear_head, schedule, train_encoder)
         if flags.reference_ckpt and flags.warm_start_classifier:
             trainer.warm_start_part(flags, "classifier", linear_head)
-        _print_start(flags, stage, pretrained, kept, step, schedule, len(class_names))
+        num_features = encoder.output_shape[-1]
+        _print_start(flags, stage, pretrained, kept, num_features, schedule, len(class_names))
         if train_encoder:
             memory_check.check_memory(flags, strategy, step, num_views=1)
 
@@ -81,9 +89,15 @@ def train_classifier(
         folder.begin(schedule)
         inputs.record_validation_split(flags, folder)
         started = time.monotonic()
+        create_batches = None
+        if embeds_once:
+            features = frozen_features.compute_features(
+                flags, strategy, encoder, train_source, views
+            )
+            create_batches = functools.partial(features.create_batches, flags, strategy)
         last = trainer.train_stage(
             flags, strategy, folder, step=step, schedule=schedule, source=train_source,
-            views=inputs.Views(encoder.input_shape[1], policy, 1, crop_area_range),
+            views=views, create_batches=create_batches,
         )  # fmt: skip
         if train_encoder:
             batch_norm.unfreeze_batch_norm(encoder)
@@ -117,14 +131,14 @@ def _linear_head_from_flags(flags, encoder, num_classes, kept):
     )
 
 
-def _print_start(flags, stage, pretrained, kept, step, schedule, num_classes):
+def _print_start(flags, stage, pretrained, kept, num_features, schedule, num_classes):
     """Prints what is trained, on which features, and for how long."""
     if kept:
         path = kept.path("linear_head.keras")
         print(f"linear: --linear_epochs=0, so the classifier of pretraining is kept: {path}.")
     learning_rate = choices.describe_learning_rate(flags, stage, schedule.peak_learning_rate)
     print(
-        f"{stage}: {num_classes} classes on {step.encoder.output_shape[-1]} features of "
+        f"{stage}: {num_classes} classes on {num_features} features of "
         f"{pretrained.path}, {schedule.total_steps:,} steps, {learning_rate}."
     )
 

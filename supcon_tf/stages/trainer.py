@@ -109,6 +109,7 @@ def train_stage(
     schedule: optimizers.WarmUpThenDecay,
     source: sources.Source,
     views: inputs.Views,
+    create_batches: Callable[[int, int, int], tf.data.Dataset] | None = None,
     evaluation: tuple[Callable[[], dict[str, float]], int] | None = None,
 ) -> dict[str, float]:
     """Trains a stage from its newest checkpoint to its end.
@@ -121,6 +122,8 @@ def train_stage(
         schedule: The learning rate, and the length of the stage.
         source: The training examples.
         views: How a training example becomes views.
+        create_batches: Batches of something else than views, as a function of start step, host and
+            number of hosts.
         evaluation: A function that measures the model during training, and how often to call it,
             in steps.
 
@@ -131,7 +134,7 @@ def train_stage(
     return loop.train(
         strategy=strategy,
         step=step,
-        create_batches=batches_of_views(flags, strategy, source, views),
+        create_batches=create_batches or batches_of_views(flags, strategy, source, views),
         checkpoints=_checkpoints(flags, folder, step),
         log_folder=folder.path,
         total_steps=schedule.total_steps,
@@ -145,7 +148,7 @@ def train_stage(
         explain_failure=inputs.explain_failure(flags, source),
         jit_compile=flags.jit_compile,
         # Reading a batch twice would take it from the workers of a data service.
-        shows_views=flags.data_service is None,
+        shows_views=flags.data_service is None and create_batches is None,
         profile_steps=profile_steps_from_flags(flags, folder, schedule),
         name=folder.stage,
     )

@@ -1,0 +1,105 @@
+"""Embeddings of the training images, for a linear stage in steps whose views are not random.
+
+Without augmentation, the frozen encoder would compute the same embedding of an image in every
+epoch. It is computed once instead, and the steps train on the embeddings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl.flags import FlagValues
+
+from supcon_tf import strategies
+from supcon_tf.data import crops, feature_batches, sources
+from supcon_tf.evaluation import linear_fit, predictions
+from supcon_tf.stages import inputs
+from supcon_tf.training import progress
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenFeatures:
+    """The embeddings [M, F] of all training examples, and their labels [M, ...]."""
+
+    embeddings: np.ndarray
+    labels: np.ndarray
+
+    def create_batches(
+        self,
+        flags: FlagValues,
+        strategy: tf.distribute.Strategy,
+        start_step: int,
+        host: int,
+        num_hosts: int,
+    ) -> tf.data.Dataset:
+        """Creates the training batches of one host, starting at a step."""
+        return feature_batches.create_feature_batches(
+            self.embeddings,
+            self.labels,
+            batch_size=flags.batch_size,
+            seed=flags.seed,
+            start_step=start_step,
+            class_balanced=flags.class_balanced,
+            num_replicas=strategy.num_replicas_in_sync,
+            host=host,
+            num_hosts=num_hosts,
+        )
+
+
+def are_enough(
+    flags: FlagValues,
+    encoder: keras.Model,
+    source: sources.Source,
+    views: inputs.Views,
+    *,
+    num_classes: int,
+    total_steps: int,
+) -> bool:
+    """Returns whether a linear stage can train on embeddings, and is shorter that way.
+
+    The views must not be random, the embeddings must fit in memory, and the stage must be longer
+    than an epoch.
+    """
+    if flags.data_service or (flags.class_balanced and source.label_type != "class"):
+        return False
+    is_random = views.policy.steps or inputs.horizontal_flip_from_flags(flags)
+    is_random = is_random or tuple(views.crop_area_range) != (1.0, 1.0)
+    is_random = is_random or flags.crop_compat != "reference"  # See `crops.central_train_crop`.
+    count, num_features = source.num_examples, encoder.output_shape[-1]
+    return (
+        not is_random
+        and total_steps * flags.batch_size > count
+        and linear_fit.fit_bytes(count, num_features, num_classes) <= linear_fit.MAX_BYTES
+    )
+
+
+def compute_features(
+    flags: FlagValues,
+    strategy: tf.distribute.Strategy,
+    encoder: keras.Model,
+    source: sources.Source,
+    views: inputs.Views,
+) -> FrozenFeatures:
+    """Embeds all training examples on all replicas, from the views that training would see."""
+    crop = functools.partial(
+        crops.central_train_crop,
+        size=views.image_size,
+        compat=views.policy.compat,
+    )
+    batches = inputs.eval_batches_from_flags(flags, source, image_size=views.image_size)
+    bar = progress.ImageProgress(
+        "linear", source.num_examples, is_shown=strategies.is_chief(strategy)
+    )
+    waiting = progress.waiting("linear: embedding the training images once")
+    with inputs.naming_broken_images(source), waiting, bar:
+        embeddings, labels = predictions.predict(
+            strategy,
+            lambda images: encoder(images, training=False),
+            functools.partial(batches, crop=crop),
+            count=bar.update,
+        )
+    return FrozenFeatures(embeddings, labels)
