@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from helpers import tiny_training
 
+from supcon_tf import collectives
 from supcon_tf.losses import supcon
 from supcon_tf.models import batch_norm, contrastive
 from supcon_tf.training import steps
@@ -96,7 +97,7 @@ def test_models_inside_models_are_fused_too():
 
 
 @pytest.mark.parametrize("synchronized", [True, False])
-def test_only_statistics_of_several_replicas_stay_with_keras(two_replicas, synchronized):
+def test_the_kernel_computes_the_statistics_of_one_replica_only(two_replicas, synchronized):
     with two_replicas.scope():
         _, fused = create_pair(synchronized=synchronized)
         images = tf.constant(RNG.normal(size=[7, 6, 5, 4]), tf.float32)
@@ -109,6 +110,75 @@ def test_only_statistics_of_several_replicas_stay_with_keras(two_replicas, synch
             operation.type for operation in step.get_concrete_function().graph.get_operations()
         }
     assert ("FusedBatchNormV3" in kernels) is not synchronized
+
+
+def on_replicas(strategy, model, shares):
+    """Outputs and gradients of the images of all replicas, and the sums of those of the weights.
+
+    Args:
+        shares: (images, factor) of each replica.
+    """
+
+    def share(context):
+        return shares[context.replica_id_in_sync_group]
+
+    values = strategy.experimental_distribute_values_from_function(share)
+
+    @tf.function(autograph=False)
+    def step(values):
+        def on_replica(values):
+            images, factor = values
+            return outputs_and_gradients(model, images, factor)
+
+        return [
+            strategy.experimental_local_results(result)
+            for result in strategy.run(on_replica, args=(values,))
+        ]
+
+    outputs, of_images, *of_weights = step(values)
+    sums = [tf.add_n([tf.convert_to_tensor(part) for part in parts]) for parts in of_weights]
+    return [tf.concat(outputs, 0), tf.concat(of_images, 0), *sums]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("counts", [(4, 4), (3, 5)])
+def test_replicas_together_are_one_with_the_whole_batch(two_replicas, counts, dtype):
+    images = RNG.normal(3, 2, [8, 6, 5, 4]).astype(np.float32)
+    factor = RNG.normal(size=[8, 6, 5, 4]).astype(np.float32)
+    shares = [
+        (tf.constant(images[part]), tf.constant(factor[part]))
+        for part in (slice(0, counts[0]), slice(counts[0], None))
+    ]
+    stock, whole = create_pair(dtype=dtype)
+    expected = outputs_and_gradients(whole, tf.constant(images), tf.constant(factor))
+    with two_replicas.scope():
+        keras_pair, ours = create_pair(synchronized=True, dtype=dtype)
+    for model in (keras_pair, ours):
+        model.set_weights(stock.get_weights())
+    found = on_replicas(two_replicas, ours, shares)
+    of_keras = on_replicas(two_replicas, keras_pair, shares)
+    tolerance = 1e-4 if dtype == "float32" else 0.05
+    for one, other, third in zip(found, expected, of_keras, strict=True):
+        one, other, third = (tf.cast(x, tf.float32) for x in (one, other, third))
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(one, third, rtol=tolerance, atol=tolerance)
+    for one, other in zip(ours.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_replicas_exchange_once_in_each_direction(two_replicas, monkeypatch):
+    exchanged, add_up = [], collectives.add_up
+
+    def counting(values):
+        exchanged.append(tuple(values.shape))
+        return add_up(values)
+
+    monkeypatch.setattr(collectives, "add_up", counting)
+    with two_replicas.scope():
+        _, ours = create_pair(synchronized=True)
+    image = tf.constant(RNG.normal(size=[2, 6, 5, 4]), tf.float32)
+    on_replicas(two_replicas, ours, [(image, image)] * 2)
+    assert sorted(exchanged) == [(2, 4), (2, 4), (9,), (9,)]  # Of each replica.
 
 
 def test_a_frozen_layer_keeps_its_averages():

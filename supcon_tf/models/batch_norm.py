@@ -3,6 +3,10 @@
 Keras 3 composes batch norm from elementwise operations, each of which reads and writes the whole
 activation. The fused kernel needs two passes and keeps only its input for the backward pass,
 which saves time and memory.
+
+For statistics over several replicas, Keras exchanges the sum, the sum of squares and the number of
+values one after the other, and again in the backward pass. `synchronized_batch_norm` exchanges all
+of them at once.
 """
 
 from __future__ import annotations
@@ -13,18 +17,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from supcon_tf import collectives
+
 _FUSED_TYPES = (tf.float32, tf.bfloat16, tf.float16)
 
 
 def use_fused_batch_norm(model: keras.Model) -> None:
-    """Makes the batch norm layers of a model train with the fused kernel.
+    """Makes the batch norm layers train with the fused kernel, or with one exchange of replicas.
 
     Applies to nested models too, and to every way of training: `model.fit`, a custom loop, the
     stages of the command. The layers remain stock Keras layers: the model is saved, loaded and
     evaluated as before, and a model loaded with Keras alone trains with Keras' own operations.
 
     Keras' own operations are also used where the kernel does not apply: inputs that are not
-    [B, H, W, C], frozen layers, masks, and statistics synchronized over several replicas.
+    [B, H, W, C], frozen layers and masks.
 
     Args:
         model: Any Keras model. `ContrastiveModel` does this for its encoder.
@@ -81,18 +87,86 @@ def _batch_norm_layers(model):
             yield layer
 
 
+def synchronized_batch_norm(
+    values: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, *, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Batch norm with the statistics of all replicas, with one exchange in each direction.
+
+    With m and v the mean and the variance over all positions of all replicas, and
+    n = (x - m) / sqrt(v + epsilon), the outputs are n * scale + offset. For gradients g of the
+    outputs, that of x is scale / sqrt(v + epsilon) * (g - mean(g) - n * mean(g * n)), with means
+    over all replicas (Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167). Statistics are
+    computed in float32, and the variance as in Keras.
+
+    Args:
+        values: x, [B, H, W, C].
+        scale, offset: float32 [C]. Their gradients are the sums over this replica.
+        epsilon: added to the variance.
+
+    Returns:
+        The outputs [B, H, W, C]; m and v, float32 [C], without gradients.
+    """
+    outputs, mean, variance = _synchronized(values, scale, offset, epsilon)
+    return outputs, tf.stop_gradient(mean), tf.stop_gradient(variance)
+
+
+def _synchronized(values, scale, offset, epsilon):
+    axes = [0, 1, 2]
+
+    @tf.custom_gradient
+    def compute(values, scale, offset):
+        x = tf.cast(values, tf.float32)
+        count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+        sums = tf.concat([tf.reduce_sum(x, axes), tf.reduce_sum(x * x, axes), [count]], axis=0)
+        sums = collectives.add_up(sums)
+        total = sums[-1]  # Replicas can hold different numbers of examples.
+        mean, squares = tf.split(tf.math.divide_no_nan(sums[:-1], total), 2)
+        variance = tf.maximum(squares - mean * mean, 0.0)
+        inverse = tf.math.rsqrt(variance + epsilon)
+        outputs = x * (inverse * scale) + (offset - mean * inverse * scale)
+
+        def gradient(upstream, *_):
+            g = tf.cast(upstream, tf.float32)
+            normalized = (tf.cast(values, tf.float32) - mean) * inverse
+            of_offset, of_scale = tf.reduce_sum(g, axes), tf.reduce_sum(g * normalized, axes)
+            shared = collectives.add_up(tf.stack([of_offset, of_scale]))
+            means = tf.math.divide_no_nan(shared, total)
+            of_values = (inverse * scale) * (g - means[0] - normalized * means[1])
+            return tf.cast(of_values, values.dtype), of_scale, of_offset
+
+        return (tf.cast(outputs, values.dtype), mean, variance), gradient
+
+    return compute(values, scale, offset)
+
+
 def _call(layer, inputs, training=None, mask=None):
     """Replaces `BatchNormalization.call`, with the same results."""
     if not _is_fusible(layer, inputs, training, mask):
         return type(layer).call(layer, inputs, training=training, mask=mask)
     channels = inputs.shape[-1]
+    scale = layer.gamma.value if layer.scale else tf.ones([channels])
+    offset = layer.beta.value if layer.center else tf.zeros([channels])
+    if layer.synchronized and collectives.num_replicas() > 1:
+        outputs, mean, variance = synchronized_batch_norm(
+            inputs, scale, offset, epsilon=layer.epsilon
+        )
+    else:
+        outputs, mean, variance = _fused_batch_norm(inputs, scale, offset, layer.epsilon)
+    for average, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+        average.assign(average.value * layer.momentum + value * (1.0 - layer.momentum))
+    return outputs
+
+
+def _fused_batch_norm(inputs, scale, offset, epsilon):
+    """Outputs, mean and biased variance from TensorFlow's fused kernel."""
+    channels = inputs.shape[-1]
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=inputs,
-        scale=layer.gamma.value if layer.scale else tf.ones([channels]),
-        offset=layer.beta.value if layer.center else tf.zeros([channels]),
+        scale=scale,
+        offset=offset,
         mean=tf.zeros([0]),
         variance=tf.zeros([0]),
-        epsilon=layer.epsilon,
+        epsilon=epsilon,
         is_training=True,
     )
     # The kernel returns the unbiased variance; Keras averages the biased one.
@@ -101,14 +175,10 @@ def _call(layer, inputs, training=None, mask=None):
         count = tf.cast(tf.size(inputs) // channels, tf.float32)
     else:
         count = np.float32(size // channels)
-    variance *= (count - np.float32(1)) / count
-    for average, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
-        average.assign(average.value * layer.momentum + value * (1.0 - layer.momentum))
-    return outputs
+    return outputs, mean, variance * ((count - np.float32(1)) / count)
 
 
 def _is_fusible(layer, inputs, training, mask):
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
     return (
         training
         and layer.trainable
@@ -116,6 +186,5 @@ def _is_fusible(layer, inputs, training, mask):
         and inputs.shape.rank == 4
         and layer.axis in (-1, 3)
         and inputs.dtype in _FUSED_TYPES
-        and not (layer.synchronized and replicas > 1)
         and not getattr(layer, "renorm", False)
     )
