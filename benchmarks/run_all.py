@@ -70,6 +70,7 @@ BENCHMARKS = {
         "input_pipeline", (f"--peer_env={PEERS}", f"--torch_env={PYTORCH}"), 20
     ),
     "train_step": Benchmark("train_step", (f"--torch_env={PYTORCH}",), 16),
+    "synchronized_batch_norm": Benchmark("synchronized_batch_norm", minutes=3),
     "overhead": Benchmark("train_step", ("--overhead", "--rounds=5"), 5, "create_overhead_table"),
     "time_to_accuracy": Benchmark(
         "time_to_accuracy", (f"--photographs={PHOTOGRAPHS}", f"--torch_env={PYTORCH}"), 40

@@ -134,6 +134,10 @@ MADE_UP = {
         "rows": [{"depth": 18, "images": 128, "precision": "float32",
                   "sides": {"ours": [[60.0, 1.9], [50.0, 1.9]], "PyTorch": [[50.0, 1.4]]}}],
     },
+    "synchronized_batch_norm": {
+        "rows": [{"replicas": 4, "depth": 18, "images": 128, "sides": {
+            "one exchange": [[60.0, 2.0], [80.0, 2.5]], "Keras": [[35.0, 4.0]]}}],
+    },
     "overhead": {"rows": [{"name": "bare", "rates": [100.0]}, {"name": "it", "rates": [98.0]}]},
     "time_to_accuracy": {"rows": [{"side": "supcon_tf", "curve": [[60.0, 0.46]]}]},
 }  # fmt: skip
@@ -145,6 +149,7 @@ LAST_ROWS = {
     "input_pipeline": "| memory 32 px | simclr | 250 (1.5 s) | 100 (9.0 s) | 50 (1.0 s) "
     "| 2.5 (5.0 CPU) |  | 5.0 | 25% |",
     "train_step": "| ResNet-18 | 128 | float32 | 55.0, 1.9 | 50.0, 1.4 | 1.10 |",
+    "synchronized_batch_norm": "| ResNet-18 | 128 | 4 | 70 (60 to 80), 2.5 | 35, 4.0 | 2.00 |",
     "overhead": "| overhead | 2.0% |",
     "time_to_accuracy": "| supcon_tf | 1 | 60 | 60 | 60 |",
 }
