@@ -14,8 +14,9 @@ started again:
    training images (seed 0) and compared on the other 10%.
 3. runs: the best setting of each side, trained on all training images for each time and seed, and
    SupCon alone with seed 0.
-4. the table: means over the seeds, and paired bootstrap intervals of the differences over the test
-   images (of the mean correctness of the seeds). --figure=FILE draws the accuracy over the time.
+4. the tables: means over the seeds, and paired bootstrap intervals of the differences over the test
+   images (of the mean correctness of the seeds). --write puts them in docs/when_supcon.md, and
+   --figure=FILE draws the accuracy over the time.
 
 The calibration uses all cores. It decides how long each setting trains, so the trials and runs can
 share the machine. --jobs=2 runs two of them at a time, each on one core, which takes less time.
@@ -30,6 +31,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -38,10 +40,13 @@ import threading
 import time
 
 import numpy as np
+import records
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "results/equal_time"
+PAGE = ROOT / "docs/when_supcon.md"
+MARKER = re.compile(r"(<!-- equal time: (\w+) -->\n).*?(<!-- end of equal time -->)", re.S)
 CONTRASTIVE, CROSS_ENTROPY, ALONE = "contrastive", "cross_entropy", "supcon_alone"
 CROP_AND_FLIP = ("--augmentation_type=identity",)
 COLOR_JITTER = ("--augmentation_type=simclr", "--augmentation_magnitude=0.5")
@@ -344,24 +349,34 @@ def mean_correct(trial, minutes, seeds):
     return done, {name: np.mean([row[name] for row in rows], axis=0) for name in FIGURES}
 
 
-def print_table(arguments):
-    """Prints the trials, and the runs with the differences of the two sides."""
-    from supcon_tf.evaluation.intervals import paired_bootstrap
+NAMES = {CONTRASTIVE: "SupCon and cross-entropy", CROSS_ENTROPY: "cross-entropy"}
+FIGURE_NAMES = {
+    "classifier": "classifier",
+    "knn": "k-NN",
+    "logistic_regression": "logistic regression",
+}
 
-    print("| side | trial | epochs | classifier | k-NN | logistic regression |")
-    print("|---|---|---:|---:|---:|---:|")
+
+def create_trial_table():
+    """The accuracies of all trials on the validation images."""
+    rows = []
     for side, names in trial_names().items():
-        for name in names:
-            path = RESULTS / f"trials/{name}.json"
+        for trial in names:
+            path = RESULTS / f"trials/{trial}.json"
             cell = json.loads(path.read_text()) if path.exists() else None
             shown = [f"{cell[f]:.4f}" for f in FIGURES] if cell else ["not run"] * 3
-            print(f"| {side} | {name} | {cell['epochs'] if cell else ''} | {' | '.join(shown)} |")
+            name, rate = trial.split("@")
+            views = "crop, flip" if name.endswith("crop_and_flip") else "crop, flip, color jitter"
+            rows.append([NAMES[side], views, rate, f"{cell['epochs']:g}" if cell else "", *shown])
+    head = ["method", "augmentation", "base learning rate", "epochs", *FIGURE_NAMES.values()]
+    return records.table(head, rows, text_columns=2)
+
+
+def create_run_table(arguments):
+    """The mean accuracies of both sides on the test images, with their differences."""
     best = {side: best_of(side) for side in SETTINGS}
-    if None in best.values():
-        return
-    print("\n| minutes | figure | contrastive | cross-entropy | difference, 95% | seeds |")
-    print("|---:|---|---:|---:|---|---|")
-    for minutes in arguments.minutes:
+    rows = []
+    for minutes in arguments.minutes if None not in best.values() else ():
         sides = {s: mean_correct(best[s], minutes, arguments.seeds) for s in SETTINGS}
         shared = [seed for seed in arguments.seeds if all(seed in sides[s][0] for s in SETTINGS)]
         if not shared:
@@ -369,19 +384,41 @@ def print_table(arguments):
         means = {s: mean_correct(best[s], minutes, shared)[1] for s in SETTINGS}
         for name in FIGURES:
             new, old = means[CONTRASTIVE][name], means[CROSS_ENTROPY][name]
-            change = paired_bootstrap(old, new)
-            print(
-                f"| {minutes} | {name} | {new.mean():.4f} | {old.mean():.4f} | "
-                f"{change.difference:+.4f} [{change.low:+.4f}, {change.high:+.4f}] | "
-                f"{', '.join(map(str, shared))} |"
-            )
-    print(f"\nContrastive: {best[CONTRASTIVE]}; cross-entropy: {best[CROSS_ENTROPY]}.")
+            values = [f"{new.mean():.4f}", f"{old.mean():.4f}", paired_difference(old, new)]
+            seeds = ", ".join(map(str, shared))
+            rows.append([str(minutes), FIGURE_NAMES[name], *values, seeds])
+    head = ["minutes", "figure", *NAMES.values(), "difference, 95% interval", "seeds"]
+    return "\n".join([records.table(head, rows, text_columns=2), *lines_of_supcon_alone(arguments)])
+
+
+def lines_of_supcon_alone(arguments):
+    """A line for each time that SupCon alone was trained for."""
+    lines = []
     for minutes in arguments.minutes:
-        path = RESULTS / f"runs/{shown_trial()}/{minutes}min/0/cell.json"
-        if path.exists():
+        found = (RESULTS / "runs").glob(f"supcon@*/{minutes}min/0/cell.json")
+        for path in sorted(found):
             cell = json.loads(path.read_text())
-            shown = ", ".join(f"{name} {cell[name]:.4f}" for name in FIGURES)
-            print(f"SupCon alone, {minutes} minutes, seed 0: {shown}.")
+            shown = ", ".join(f"{FIGURE_NAMES[name]} {cell[name]:.4f}" for name in FIGURES)
+            lines.append(f"\nSupCon alone with two views, {minutes} minutes, seed 0: {shown}.")
+    return lines
+
+
+def paired_difference(old, new):
+    """The difference of two arrays of correctness with its paired interval, as text."""
+    from supcon_tf.evaluation.intervals import paired_bootstrap
+
+    change = paired_bootstrap(old, new)
+    return f"{change.difference:+.4f} ({change.low:+.4f} to {change.high:+.4f})"
+
+
+def create_tables(arguments):
+    """The tables by the names of their markers on the page."""
+    return {"trials": create_trial_table(), "runs": create_run_table(arguments)}
+
+
+def fill_page(text, tables):
+    """The text of the page with its tables made again."""
+    return MARKER.sub(lambda match: f"{match[1]}\n{tables[match[2]]}\n\n{match[3]}", text)
 
 
 def num_training_examples(photographs):
@@ -400,15 +437,20 @@ def main():
     parser.add_argument("--part", choices=["calibration", "trials", "runs"], help="stop after it")
     parser.add_argument("--jobs", type=int, default=1, help="how many trials and runs at a time")
     parser.add_argument("--table", action="store_true", help="only print what is finished")
+    parser.add_argument("--write", action="store_true", help="only put it in docs/when_supcon.md")
     parser.add_argument("--figure", help="file for the curves of what is finished, such as x.svg")
     arguments = parser.parse_args()
     arguments.minutes = [int(text) for text in arguments.minutes.split(",")]
     arguments.seeds = [int(text) for text in arguments.seeds.split(",")]
-    if not (arguments.table or arguments.figure):
+    if not (arguments.table or arguments.write or arguments.figure):
         arguments.num_examples = num_training_examples(arguments.photographs)
         with tempfile.TemporaryDirectory() as folder:
             run_all(arguments, pathlib.Path(folder))
-    print_table(arguments)
+    tables = create_tables(arguments)
+    print("\n\n".join(tables.values()))
+    print(f"\nCompared: {', '.join(str(best_of(side)) for side in SETTINGS)}.")
+    if arguments.write:
+        PAGE.write_text(fill_page(PAGE.read_text(), tables))
     if arguments.figure:
         draw_figure(arguments)
 

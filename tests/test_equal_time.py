@@ -86,13 +86,13 @@ def test_the_table_compares_the_best_of_each_side(study, monkeypatch, tmp_path, 
     figure = tmp_path / "curves.svg"
     run_study(study, monkeypatch, "--minutes=1", f"--figure={figure}")
     text = capsys.readouterr().out
-    assert f"Contrastive: {joint}; cross-entropy: {plain}." in text
+    assert f"Compared: {joint}, {plain}." in text
     new, old = (np.mean([correct[name][seed] for seed in (0, 1)]) for name in (joint, plain))
     for name in study.FIGURES:
-        row = f"| 1 | {name} | {new:.4f} | {old:.4f} | {new - old:+.4f} ["
+        row = f"| 1 | {study.FIGURE_NAMES[name]} | {new:.4f} | {old:.4f} | {new - old:+.4f} ("
         assert row in text  # Of the two seeds that both have.
     alone = correct["supcon@0.024"][0].mean()
-    assert f"SupCon alone, 1 minutes, seed 0: classifier {alone:.4f}" in text
+    assert f"SupCon alone with two views, 1 minutes, seed 0: classifier {alone:.4f}" in text
     assert figure.read_text().count("<use ") > 3 * 3  # Three curves with three markers each.
 
 
