@@ -59,10 +59,12 @@ SETTINGS = {
     CONTRASTIVE: {
         "joint": (*JOINT, *COLOR_JITTER),  # The default for small photographs.
         "joint_crop_and_flip": (*JOINT, *CROP_AND_FLIP),
+        "joint_not_normalized": (*JOINT[:-1], "--nonormalize_embedding", *CROP_AND_FLIP),
     },
     CROSS_ENTROPY: {
         "cross_entropy": (*BASELINE, *COLOR_JITTER),
         "cross_entropy_crop_and_flip": (*BASELINE, *CROP_AND_FLIP),
+        "cross_entropy_smoothed": (*BASELINE, *CROP_AND_FLIP, "--pretrain_label_smoothing=0.1"),
     },
 }
 # Trained once, to show it in the same figure.
@@ -140,29 +142,29 @@ def metrics_of(folder):
 def calibrate(arguments, folder):
     """Measures start and speed of every setting; returns {setting: seconds and images/s}."""
     path = RESULTS / "calibration.json"
-    if path.exists():
-        return json.loads(path.read_text())["settings"]
+    settings = json.loads(path.read_text())["settings"] if path.exists() else {}
+    names = [name for side in (*SETTINGS.values(), *SHOWN.values()) for name in side]
+    missing = [name for name in names if name not in settings]
+    if not missing:
+        return settings
     count = arguments.num_examples
     epochs = max(CALIBRATION_STEPS * BATCH_SIZE / count, 0.01)
-    found = {}
+    found = {name: [] for name in missing}
     for round_number in range(CALIBRATION_ROUNDS):
-        for settings in (*SETTINGS.values(), *SHOWN.values()):
-            for name in settings:
-                run = folder / f"calibration/{name}/{round_number}"
-                flags = [*flags_of(f"{name}@{RATES[0]}"), f"--pretrain_epochs={epochs}"]
-                flags += ["--pretrain_warmup_epochs=0", *data_flags(arguments.photographs)]
-                seconds = run_command(run, "pretrain", flags)
-                speed = np.median([line["images_per_second"] for line in metrics_of(run)[2:]])
-                start = seconds - epochs * count / speed
-                found.setdefault(name, []).append((start, speed))
-                print(f"calibration: {name}: start {start:.1f} s, {speed:.0f} images/s", flush=True)
-    settings = {
-        name: {
+        for name in missing:
+            run = folder / f"calibration/{name}/{round_number}"
+            flags = [*flags_of(f"{name}@{RATES[0]}"), f"--pretrain_epochs={epochs}"]
+            flags += ["--pretrain_warmup_epochs=0", *data_flags(arguments.photographs)]
+            seconds = run_command(run, "pretrain", flags)
+            speed = np.median([line["images_per_second"] for line in metrics_of(run)[2:]])
+            start = seconds - epochs * count / speed
+            found[name].append((start, speed))
+            print(f"calibration: {name}: start {start:.1f} s, {speed:.0f} images/s", flush=True)
+    for name, rows in found.items():
+        settings[name] = {
             "start_seconds": round(float(np.median([start for start, _ in rows])), 1),
             "images_per_second": round(float(np.median([speed for _, speed in rows])), 1),
         }
-        for name, rows in found.items()
-    }
     write_json(path, {"settings": settings, "rounds": CALIBRATION_ROUNDS, **environment_facts()})
     return settings
 
@@ -350,6 +352,14 @@ def mean_correct(trial, minutes, seeds):
 
 
 NAMES = {CONTRASTIVE: "SupCon and cross-entropy", CROSS_ENTROPY: "cross-entropy"}
+DIFFERENCES = {
+    "joint": "normalized, color jitter",
+    "joint_crop_and_flip": "normalized, crop and flip",
+    "joint_not_normalized": "crop and flip",
+    "cross_entropy": "color jitter",
+    "cross_entropy_crop_and_flip": "crop and flip",
+    "cross_entropy_smoothed": "crop and flip, smoothed labels",
+}
 FIGURE_NAMES = {
     "classifier": "classifier",
     "knn": "k-NN",
@@ -366,9 +376,9 @@ def create_trial_table():
             cell = json.loads(path.read_text()) if path.exists() else None
             shown = [f"{cell[f]:.4f}" for f in FIGURES] if cell else ["not run"] * 3
             name, rate = trial.split("@")
-            views = "crop, flip" if name.endswith("crop_and_flip") else "crop, flip, color jitter"
-            rows.append([NAMES[side], views, rate, f"{cell['epochs']:g}" if cell else "", *shown])
-    head = ["method", "augmentation", "base learning rate", "epochs", *FIGURE_NAMES.values()]
+            epochs = f"{cell['epochs']:g}" if cell else ""
+            rows.append([NAMES[side], DIFFERENCES[name], rate, epochs, *shown])
+    head = ["method", "setting", "base learning rate", "epochs", *FIGURE_NAMES.values()]
     return records.table(head, rows, text_columns=2)
 
 
