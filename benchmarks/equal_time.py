@@ -54,18 +54,30 @@ JOINT = ("--cross_entropy_weight=1", "--num_views=1", "--normalize_embedding")
 BASELINE = ("--loss=cross_entropy", "--num_views=1", "--nonormalize_embedding")
 SUPCON = ("--cross_entropy_weight=0", "--num_views=2", "--normalize_embedding")
 RATES = (0.012, 0.024)
+NOT_NORMALIZED = ("--cross_entropy_weight=1", "--num_views=1", "--nonormalize_embedding")
+SMOOTHED = ("--pretrain_label_smoothing=0.1",)
 # What is compared: side -> name -> flags. Each is tried with both learning rates.
 SETTINGS = {
     CONTRASTIVE: {
-        "joint": (*JOINT, *COLOR_JITTER),  # The default for small photographs.
+        "joint": (*JOINT, *COLOR_JITTER),  # The default for few small photographs.
         "joint_crop_and_flip": (*JOINT, *CROP_AND_FLIP),
-        "joint_not_normalized": (*JOINT[:-1], "--nonormalize_embedding", *CROP_AND_FLIP),
+        "joint_not_normalized": (*NOT_NORMALIZED, *CROP_AND_FLIP),
+        "joint_smoothed": (*NOT_NORMALIZED, *CROP_AND_FLIP, *SMOOTHED),
     },
     CROSS_ENTROPY: {
         "cross_entropy": (*BASELINE, *COLOR_JITTER),
         "cross_entropy_crop_and_flip": (*BASELINE, *CROP_AND_FLIP),
-        "cross_entropy_smoothed": (*BASELINE, *CROP_AND_FLIP, "--pretrain_label_smoothing=0.1"),
+        "cross_entropy_smoothed": (*BASELINE, *CROP_AND_FLIP, *SMOOTHED),
+        "cross_entropy_smoothed_jitter": (*BASELINE, *COLOR_JITTER, *SMOOTHED),
     },
+}
+# Settings whose cost differs from that of another one by less than a measurement can tell. They
+# are given its speed, so that they train as many epochs.
+SAME_COST = {
+    "joint_not_normalized": "joint_crop_and_flip",
+    "joint_smoothed": "joint_crop_and_flip",
+    "cross_entropy_smoothed": "cross_entropy_crop_and_flip",
+    "cross_entropy_smoothed_jitter": "cross_entropy",
 }
 # Trained once, to show it in the same figure.
 SHOWN = {ALONE: {"supcon": (*SUPCON, *COLOR_JITTER)}}
@@ -140,33 +152,39 @@ def metrics_of(folder):
 
 
 def calibrate(arguments, folder):
-    """Measures start and speed of every setting; returns {setting: seconds and images/s}."""
+    """Measures the settings in turns; returns {setting: start in seconds, and images/s}."""
     path = RESULTS / "calibration.json"
-    settings = json.loads(path.read_text())["settings"] if path.exists() else {}
-    names = [name for side in (*SETTINGS.values(), *SHOWN.values()) for name in side]
-    missing = [name for name in names if name not in settings]
-    if not missing:
-        return settings
+    if path.exists():
+        return json.loads(path.read_text())["settings"]
     count = arguments.num_examples
     epochs = max(CALIBRATION_STEPS * BATCH_SIZE / count, 0.01)
-    found = {name: [] for name in missing}
+    names = [name for side in (*SETTINGS.values(), *SHOWN.values()) for name in side]
+    found = {name: [] for name in names if name not in SAME_COST}
     for round_number in range(CALIBRATION_ROUNDS):
-        for name in missing:
+        for name, rows in found.items():
             run = folder / f"calibration/{name}/{round_number}"
             flags = [*flags_of(f"{name}@{RATES[0]}"), f"--pretrain_epochs={epochs}"]
             flags += ["--pretrain_warmup_epochs=0", *data_flags(arguments.photographs)]
             seconds = run_command(run, "pretrain", flags)
             speed = np.median([line["images_per_second"] for line in metrics_of(run)[2:]])
             start = seconds - epochs * count / speed
-            found[name].append((start, speed))
+            rows.append((start, speed))
             print(f"calibration: {name}: start {start:.1f} s, {speed:.0f} images/s", flush=True)
-    for name, rows in found.items():
-        settings[name] = {
+    settings = {
+        name: {
             "start_seconds": round(float(np.median([start for start, _ in rows])), 1),
             "images_per_second": round(float(np.median([speed for _, speed in rows])), 1),
         }
+        for name, rows in found.items()
+    }
     write_json(path, {"settings": settings, "rounds": CALIBRATION_ROUNDS, **environment_facts()})
     return settings
+
+
+def speed_of(trial, speeds):
+    """The measured speed that decides the epochs of a trial."""
+    name = trial.split("@")[0]
+    return speeds[SAME_COST.get(name, name)]
 
 
 def epochs_within(speed, minutes, num_examples):
@@ -182,7 +200,7 @@ def run_trial(trial, minutes, arguments, speeds, folder):
         return json.loads(path.read_text())
     run = folder / f"trials/{trial}"
     count = round(arguments.num_examples * 0.9)
-    epochs = epochs_within(speeds[trial.split("@")[0]], minutes, count)
+    epochs = epochs_within(speed_of(trial, speeds), minutes, count)
     flags = [*flags_of(trial), f"--pretrain_epochs={epochs}", *data_flags(arguments.photographs)]
     flags.append(f"--pretrain_warmup_epochs={min(1, epochs)}")
     if arguments.photographs:
@@ -208,7 +226,7 @@ def run_cell(trial, minutes, seed, arguments, speeds, folder):
     if (target / "cell.json").exists():
         return json.loads((target / "cell.json").read_text())
     run = folder / f"runs/{trial}/{minutes}min/{seed}"
-    epochs = epochs_within(speeds[trial.split("@")[0]], minutes, arguments.num_examples)
+    epochs = epochs_within(speed_of(trial, speeds), minutes, arguments.num_examples)
     data = data_flags(arguments.photographs)
     flags = [*flags_of(trial), f"--pretrain_epochs={epochs}", f"--seed={seed}", *data]
     flags.append(f"--pretrain_warmup_epochs={min(1, epochs)}")
@@ -314,7 +332,7 @@ def draw_figure(arguments):
         "SupCon alone": shown_trial(),
     }
     for title, trial in trials.items():
-        speed = speeds[trial.split("@")[0]]
+        speed = speed_of(trial, speeds)
         folders = RESULTS / f"runs/{trial}/{max(arguments.minutes)}min"
         curves = []
         for seed in {0, *arguments.seeds}:
@@ -356,9 +374,11 @@ DIFFERENCES = {
     "joint": "normalized, color jitter",
     "joint_crop_and_flip": "normalized, crop and flip",
     "joint_not_normalized": "crop and flip",
+    "joint_smoothed": "crop and flip, smoothed labels",
     "cross_entropy": "color jitter",
     "cross_entropy_crop_and_flip": "crop and flip",
     "cross_entropy_smoothed": "crop and flip, smoothed labels",
+    "cross_entropy_smoothed_jitter": "color jitter, smoothed labels",
 }
 FIGURE_NAMES = {
     "classifier": "classifier",
@@ -426,9 +446,14 @@ def create_tables(arguments):
     return {"trials": create_trial_table(), "runs": create_run_table(arguments)}
 
 
-def fill_page(text, tables):
-    """The text of the page with its tables made again."""
-    return MARKER.sub(lambda match: f"{match[1]}\n{tables[match[2]]}\n\n{match[3]}", text)
+def write_page(tables):
+    """Makes the tables of the page again."""
+    text = PAGE.read_text()
+    found = [name for _, name, _ in MARKER.findall(text)]
+    if sorted(found) != sorted(tables):
+        raise SystemExit(f"{PAGE} has the markers {found}; expected one of each of {[*tables]}.")
+    page = MARKER.sub(lambda match: f"{match[1]}\n{tables[match[2]]}\n\n{match[3]}", text)
+    PAGE.write_text(page)
 
 
 def num_training_examples(photographs):
@@ -460,7 +485,7 @@ def main():
     print("\n\n".join(tables.values()))
     print(f"\nCompared: {', '.join(str(best_of(side)) for side in SETTINGS)}.")
     if arguments.write:
-        PAGE.write_text(fill_page(PAGE.read_text(), tables))
+        write_page(tables)
     if arguments.figure:
         draw_figure(arguments)
 

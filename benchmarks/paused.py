@@ -11,8 +11,8 @@ from records import REPOSITORY
 class PausedWorker:
     """Runs a command that answers each line of input with one line of JSON.
 
-    The process is paused between questions, so that its background work (filling buffers, spinning
-    threads) does not disturb other measurements.
+    The process and those that it starts are paused between questions, so that their background work
+    (filling buffers, spinning threads) does not disturb other measurements.
 
     Attributes:
         greeting: The line that the process printed when it was ready.
@@ -27,21 +27,25 @@ class PausedWorker:
             stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
+            start_new_session=True,  # A group of its own, for its own worker processes.
         )
         self.greeting = self._read()
-        self._process.send_signal(signal.SIGSTOP)
+        self._send(signal.SIGSTOP)
 
     def ask(self, question) -> object:
         """Sends a question, resumes the process until it answers, and returns the answer."""
-        self._process.send_signal(signal.SIGCONT)
+        self._send(signal.SIGCONT)
         print(json.dumps(question), file=self._process.stdin, flush=True)
         answer = self._read()
-        self._process.send_signal(signal.SIGSTOP)
+        self._send(signal.SIGSTOP)
         return answer
 
     def kill(self) -> None:
-        self._process.kill()
+        self._send(signal.SIGKILL)
         self._process.wait()
+
+    def _send(self, number):
+        os.killpg(self._process.pid, number)
 
     def _read(self):
         line = self._process.stdout.readline()

@@ -80,16 +80,19 @@ def run_stages(
     if verbosity < logging.INFO:
         tensorflow_start.import_quietly()
     from supcon_tf import strategies
-    from supcon_tf.stages import process, summary
+    from supcon_tf.stages import computed_outputs, process, summary
 
     strategy = process.start(flag_values, started_at)
     with strategies.working_together(strategy):
         results, seconds = {}, {}
-        for mode in flag_values.mode:
-            stage = importlib.import_module(f"supcon_tf.stages.{STAGE_MODULES[mode]}")
-            stage_started_at = time.monotonic()
-            results[mode] = stage.run(flag_values, strategy)
-            seconds[mode] = time.monotonic() - stage_started_at
+        try:
+            for mode in flag_values.mode:
+                stage = importlib.import_module(f"supcon_tf.stages.{STAGE_MODULES[mode]}")
+                stage_started_at = time.monotonic()
+                results[mode] = stage.run(flag_values, strategy)
+                seconds[mode] = time.monotonic() - stage_started_at
+        finally:
+            computed_outputs.forget()
         if strategies.is_chief(strategy):
             print(summary.create(flag_values, results, arguments, seconds))
 

@@ -5,9 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from helpers.command import run_inside
 from helpers.trained_folder import write_trained
 
+from supcon_tf.data import sources
 from supcon_tf.stages import computed_outputs, inputs
 
 USING = "Using the outputs for"
@@ -23,9 +26,9 @@ def passes(monkeypatch):
     """The number of images of every pass over a source."""
     create, counts = inputs.eval_batches_from_flags, []
 
-    def counting(flags, source, **options):
+    def counting(flag_values, source, **options):
         counts.append(min(options.get("limit") or source.num_examples, source.num_examples))
-        return create(flags, source, **options)
+        return create(flag_values, source, **options)
 
     monkeypatch.setattr(inputs, "eval_batches_from_flags", counting)
     return counts
@@ -96,6 +99,16 @@ def test_other_examples_are_computed(model_dir, passes, capsys, modes, more, exp
 
 
 @pytest.mark.slow
+def test_a_classifier_that_was_trained_again_is_not_the_old_one(model_dir, passes, capsys):
+    run_inside("--mode=linear", f"--model_dir={model_dir}")
+    passes.clear()
+    other = ["--linear_optimizer=momentum", "--linear_epochs=0.1", "--override_flags"]
+    run_inside("--mode=eval,linear,embed", f"--model_dir={model_dir}", *other)
+    assert passes == [360, 1437, 360, 360]
+    assert USING not in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_fine_tuned_encoder_is_not_the_pretrained_one(model_dir, passes, capsys):
     short = ["--finetune_epochs=0.1", "--finetune_warmup_epochs=0"]
     run_inside("--mode=linear,finetune,eval", f"--model_dir={model_dir}", *short)
@@ -108,6 +121,22 @@ def test_large_outputs_are_computed_again(model_dir, passes, monkeypatch):
     monkeypatch.setattr(computed_outputs, "MAX_BYTES", 1437 * 64 * 4)  # Without the labels.
     run_inside("--mode=linear,eval,embed", f"--model_dir={model_dir}")
     assert passes == [1437, 360, 360, 1437]
+
+
+def test_the_limit_holds_for_all_together(monkeypatch):
+    source = sources.load_source("digits", "test")
+    labels = np.zeros(360, np.int32)
+    monkeypatch.setattr(computed_outputs, "MAX_BYTES", 2 * 360 * (3 + 1) * 4 - 1)
+    monkeypatch.setattr(computed_outputs, "_kept", [])
+    with flagsaver.flagsaver():
+        flags.FLAGS(["supcon_tf"])
+        for name in ("first", "second"):
+            outputs = {name: np.zeros([360, 3], np.float32)}
+            computed_outputs.keep(flags.FLAGS, "eval", source, outputs, labels, encoder="e")
+        found, _ = computed_outputs.recall(flags.FLAGS, source, ["first"], encoder="e", limit=9)
+        assert found["first"].shape == (9, 3)
+        assert computed_outputs.recall(flags.FLAGS, source, ["second"], encoder="e") is None
+        assert computed_outputs.recall(flags.FLAGS, source, ["first"], encoder="other") is None
 
 
 def test_a_new_command_remembers_nothing(model_dir, passes):

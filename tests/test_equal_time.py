@@ -76,7 +76,7 @@ def test_the_epochs_follow_from_the_time(study):
 
 def test_the_table_compares_the_best_of_each_side(study, monkeypatch, tmp_path, capsys):
     random = np.random.default_rng(0)
-    joint, plain = "joint_not_normalized@0.024", "cross_entropy_smoothed@0.024"
+    joint, plain = "joint_smoothed@0.024", "cross_entropy_smoothed_jitter@0.024"
     correct = {
         joint: {seed: random.random(200) < 0.8 for seed in (0, 1)},
         plain: {seed: random.random(200) < 0.5 for seed in (0, 1, 2)},
@@ -108,3 +108,24 @@ def test_jobs_run_at_the_same_time_each_on_its_core(study):
     own = itertools.cycle(sorted(os.sched_getaffinity(0)))
     assert sorted(cores) == sorted([next(own), next(own)])
     assert study.run_jobs([lambda: hasattr(study.OWN, "core")], 1) == [False]
+
+
+def test_the_tables_are_written_to_the_page_again_and_again(study, monkeypatch, tmp_path):
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(study, "PAGE", page)
+    marked = [f"<!-- equal time: {name} -->\nold\n<!-- end of equal time -->" for name in "ab"]
+    page.write_text("\n\ntext\n\n".join(marked))
+    for _ in range(2):
+        study.write_page({"a": "| 1 |", "b": "| 2 |"})
+        lines = [line for line in page.read_text().split("\n") if line and "<!--" not in line]
+        assert lines == ["| 1 |", "text", "| 2 |"]
+    with pytest.raises(SystemExit, match="expected one of each"):
+        study.write_page({"a": "| 1 |"})
+
+
+def test_settings_of_the_same_cost_train_as_many_epochs(study):
+    names = [name for side in study.SETTINGS.values() for name in side]
+    assert set(study.SAME_COST) < set(names) and not set(study.SAME_COST.values()) - set(names)
+    speeds = {"joint_crop_and_flip": {"start_seconds": 1.0, "images_per_second": 2.0}}
+    assert study.speed_of("joint_smoothed@0.012", speeds) == speeds["joint_crop_and_flip"]
+    assert set(study.DIFFERENCES) == set(names)

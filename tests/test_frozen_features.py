@@ -55,13 +55,14 @@ SLOW = pytest.mark.slow
         pytest.param(["--label_noise_prob=0.3", "--num_images=700"], id="other_examples"),
         pytest.param([], id="plain", marks=SLOW),
         pytest.param(["--class_balanced"], id="balanced", marks=SLOW),
+        pytest.param(["--precision=mixed_bfloat16"], id="bfloat16", marks=SLOW),
         pytest.param(["--strategy=mirrored", "--logical_cpus=4"], id="four_replicas", marks=SLOW),
     ],
 )
 def test_the_steps_are_those_on_images(tmp_path, monkeypatch, computed, more):
     weights, log = train(tmp_path / "once", *more)
     assert len(computed) == 1
-    monkeypatch.setattr(frozen_features, "are_enough", lambda *args, **options: False)
+    monkeypatch.setattr(frozen_features, "can_be_used", lambda *args, **options: False)
     expected_weights, expected_log = train(tmp_path / "every_epoch", *more)
     assert len(computed) == 1
     assert [line["step"] for line in log] == [line["step"] for line in expected_log]

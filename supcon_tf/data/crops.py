@@ -172,7 +172,8 @@ def _central_in_range(heights, widths):
 def central_train_crop(image: tf.Tensor, size: int, *, compat: str) -> tf.Tensor:
     """The view of training with the crop area range (1, 1), which is not random.
 
-    That of `crop_compat="torchvision"` is: it may lack a row or a column.
+    With `crop_compat="torchvision"` that view is still random, because it may lack a row or a
+    column.
 
     Args:
         image: uint8 [H, W, 3].

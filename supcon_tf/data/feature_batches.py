@@ -22,6 +22,8 @@ def create_feature_batches(
 ) -> tf.data.Dataset:
     """Creates endless shuffled batches in the order of `pipeline.create_train_batches`.
 
+    That is the order of arrays and files. A stream has an order of its own.
+
     Args:
         features: float32 [M, F].
         labels: [M, ...].

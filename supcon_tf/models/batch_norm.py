@@ -5,8 +5,8 @@ activation. The fused kernel needs two passes and keeps only its input for the b
 which saves time and memory.
 
 For statistics over several replicas, Keras exchanges the sum, the sum of squares and the number of
-values one after the other, and again in the backward pass. `synchronized_batch_norm` exchanges all
-of them at once.
+values one after the other, and two gradients in the backward pass. `synchronized_batch_norm`
+exchanges once in each direction.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FUSED_TYPES = (tf.float32, tf.bfloat16, tf.float16)
 
 
 def use_fused_batch_norm(model: keras.Model) -> None:
-    """Makes the batch norm layers train with the fused kernel, or with one exchange of replicas.
+    """Makes batch norm train with the fused kernel, or if synchronized, with fewer exchanges.
 
     Applies to nested models too, and to every way of training: `model.fit`, a custom loop, the
     stages of the command. The layers remain stock Keras layers: the model is saved, loaded and

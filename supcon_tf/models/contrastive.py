@@ -186,7 +186,8 @@ class ContrastiveModel(keras.Model):
         projection_head: A layer [B, F] -> [B, D]. Defaults to one linear layer with D = 128.
         normalize_embedding: L2-normalize the encoder's output before the head.
         use_fused_batch_norm: Train the encoder's batch norm layers with TensorFlow's fused
-            kernel, which is faster and needs less memory than Keras' own operations; see
+            kernel, which is faster and needs less memory than Keras' own operations, and if their
+            statistics are those of all replicas, with one exchange in each direction; see
             `supcon_tf.models.batch_norm`. False leaves the layers as they are.
 
     Input [B, V, S, S, 3] (uint8 or float, 0..255) or [B, S, S, 3] for one view; output float32

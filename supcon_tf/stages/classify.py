@@ -72,11 +72,12 @@ def train_classifier(
                     batch_norm.freeze_batch_norm(encoder)
             linear_head = _linear_head_from_flags(flags, encoder, len(class_names), kept)
             views = inputs.Views(encoder.input_shape[1], policy, 1, crop_area_range)
-            embeds_once = not train_encoder and frozen_features.are_enough(
-                flags, encoder, train_source, views,
-                num_classes=len(class_names), total_steps=schedule.total_steps,
+            embeds_once = not train_encoder and frozen_features.can_be_used(
+                flags, encoder, train_source, views, num_classes=len(class_names),
+                steps_left=schedule.total_steps - trainer.steps_done(folder),
             )  # fmt: skip
-            trunk = keras.layers.Identity() if embeds_once else encoder
+            # Not in the precision of the policy: embeddings are float32.
+            trunk = keras.layers.Identity(dtype="float32") if embeds_once else encoder
             step = _step_from_flags(flags, stage, trunk, linear_head, schedule, train_encoder)
         if flags.reference_ckpt and flags.warm_start_classifier:
             trainer.warm_start_part(flags, "classifier", linear_head)

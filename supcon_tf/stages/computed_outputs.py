@@ -15,7 +15,7 @@ from absl.flags import FlagValues
 
 from supcon_tf.data import pipeline, sources
 
-# Larger outputs are computed again, so that they do not occupy memory while other stages run.
+# Together. What exceeds it is computed again, because it occupies memory while other stages run.
 MAX_BYTES = 2**30
 
 
@@ -31,12 +31,16 @@ class _Computed:
     outputs: dict[str, np.ndarray]
     labels: np.ndarray
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(array.nbytes for array in (*self.outputs.values(), self.labels))
+
 
 _kept: list[_Computed] = []
 
 
 def forget() -> None:
-    """Forgets everything; the start of a command calls it."""
+    """Forgets everything; every command ends with it."""
     _kept.clear()
 
 
@@ -59,10 +63,11 @@ def keep(
         outputs: [M, ...] by name, in order.
         labels: [M, ...].
         encoder: Hash of the encoder.
-        classifier: The file of the classifier, if "logits" is among the outputs.
+        classifier: Hash of the classifier, if "logits" is among the outputs.
     """
-    if sum(array.nbytes for array in (*outputs.values(), labels)) <= MAX_BYTES:
-        _kept.append(_Computed(stage, source, _crop(flags), encoder, classifier, outputs, labels))
+    new = _Computed(stage, source, _crop(flags), encoder, classifier, outputs, labels)
+    if sum(computed.num_bytes for computed in (*_kept, new)) <= MAX_BYTES:
+        _kept.append(new)
 
 
 def recall(
@@ -93,6 +98,8 @@ def recall(
         ):
             rows = pipeline.eval_examples(source, limit)
             print(f"Using the outputs for {len(rows):,} images that {found.stage} computed.")
+            if len(rows) == len(found.labels):  # Without a copy.
+                return {name: found.outputs[name] for name in names}, found.labels
             return {name: found.outputs[name][rows] for name in names}, found.labels[rows]
     return None
 

@@ -95,7 +95,11 @@ def _outputs(flags, strategy, model, source):
     """Yields (index, outputs, labels) of parts of the source, in order."""
     names = ["unnormalized_embeddings", *([] if model.linear_head is None else ["logits"])]
     found = computed_outputs.recall(
-        flags, source, names, encoder=model.encoder_identity, classifier=model.path
+        flags,
+        source,
+        names,
+        encoder=model.encoder_identity,
+        classifier=files.sha256(model.path),
     )
     if found is not None:
         yield np.arange(source.num_examples), *found

@@ -48,11 +48,11 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         held_out = eval_data.held_out_classes(flags, data, split)
 
         outputs, labels = _predict(flags, strategy, model, data.source, with_thumbnails=True)
-        if "embed" in flags.mode:
+        if "embed" in flags.mode and not flags.embed_dir:
             for_embed = {name: outputs[name] for name in ("unnormalized_embeddings", "logits")}
             computed_outputs.keep(
                 flags, "eval", data.source, for_embed, labels,
-                encoder=model.encoder_identity, classifier=model.path,
+                encoder=model.encoder_identity, classifier=files.sha256(model.path),
             )  # fmt: skip
         labels = eval_data.as_of_classifier(labels, numbers, len(class_names))
         figures = _classifier_figures(outputs["logits"], labels, class_names)

@@ -15,7 +15,7 @@ import tensorflow as tf
 from absl.flags import FlagValues
 
 from supcon_tf import strategies
-from supcon_tf.data import crops, feature_batches, sources
+from supcon_tf.data import crops, feature_batches, sources, streams
 from supcon_tf.evaluation import linear_fit, predictions
 from supcon_tf.stages import inputs
 from supcon_tf.training import progress
@@ -50,21 +50,22 @@ class FrozenFeatures:
         )
 
 
-def are_enough(
+def can_be_used(
     flags: FlagValues,
     encoder: keras.Model,
     source: sources.Source,
     views: inputs.Views,
     *,
     num_classes: int,
-    total_steps: int,
+    steps_left: int,
 ) -> bool:
     """Returns whether a linear stage can train on embeddings, and is shorter that way.
 
-    The views must not be random, the embeddings must fit in memory, and the stage must be longer
-    than an epoch.
+    The views must not be random, the embeddings must fit in memory, and more than an epoch must be
+    left. The examples of a stream come in an order of their own, so they are not embedded.
     """
-    if flags.data_service or (flags.class_balanced and source.label_type != "class"):
+    is_stream = isinstance(source, streams.StreamSource)
+    if is_stream or flags.data_service or (flags.class_balanced and source.label_type != "class"):
         return False
     is_random = views.policy.steps or inputs.horizontal_flip_from_flags(flags)
     is_random = is_random or tuple(views.crop_area_range) != (1.0, 1.0)
@@ -72,7 +73,7 @@ def are_enough(
     count, num_features = source.num_examples, encoder.output_shape[-1]
     return (
         not is_random
-        and total_steps * flags.batch_size > count
+        and steps_left * flags.batch_size > count
         and linear_fit.fit_bytes(count, num_features, num_classes) <= linear_fit.MAX_BYTES
     )
 
@@ -84,7 +85,10 @@ def compute_features(
     source: sources.Source,
     views: inputs.Views,
 ) -> FrozenFeatures:
-    """Embeds all training examples on all replicas, from the views that training would see."""
+    """Embeds all training examples on all replicas, from the views that training would see.
+
+    Where arrays are resized, the views are within one level of those of training.
+    """
     crop = functools.partial(
         crops.central_train_crop,
         size=views.image_size,

@@ -105,7 +105,7 @@ def _fit(flags, strategy, encoder, pretrained, train_source, test_source):
                 image_size=encoder.input_shape[1],
                 stage="linear",
             )
-        if train_source is all_examples:
+        if train_source is all_examples and "eval" in flags.mode:
             found = {"unnormalized_embeddings": embeddings}
             computed_outputs.keep(
                 flags, "linear", train_source, found, labels, encoder=built_on["encoder"]

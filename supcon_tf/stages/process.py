@@ -14,7 +14,6 @@ from absl.logging import converter
 from supcon_tf import strategies
 from supcon_tf.cli import command_line, tensorflow_start
 from supcon_tf.cli.declare import TRAINING_STAGES
-from supcon_tf.stages import computed_outputs
 from supcon_tf.stages.stage_folder import StageFolder
 
 
@@ -35,7 +34,6 @@ def start(flags: FlagValues, started_at: float | None = None) -> tf.distribute.S
         ValueError: If the devices do not exist, or with --jit_compile over several replicas.
     """
     _Process.started_at = time.monotonic() if started_at is None else started_at
-    computed_outputs.forget()
     if flags.logical_cpus > 1:
         strategies.split_cpu(flags.logical_cpus)
     if flags.deterministic:

@@ -122,7 +122,7 @@ def train_stage(
         schedule: The learning rate, and the length of the stage.
         source: The training examples.
         views: How a training example becomes views.
-        create_batches: Batches of something else than views, as a function of start step, host and
+        create_batches: Batches of something other than views, as a function of start step, host and
             number of hosts.
         evaluation: A function that measures the model during training, and how often to call it,
             in steps.
@@ -172,13 +172,18 @@ def profile_steps_from_flags(
             f"--profile_steps={max(total // 2 - 5, 0)},{min(total // 2 + 5, total)}, or leave it "
             "out."
         )
-    reached = (checkpoint.newest_record(folder.checkpoints) or {"step": 0})["step"]
+    reached = steps_done(folder)
     if reached >= last:
         raise ValueError(
             f"{given} is outside of what is left of {folder.stage}, which resumes at step "
             f"{reached:,} of {total:,}. Name later steps, or leave it out."
         )
     return max(first, reached), last
+
+
+def steps_done(folder: StageFolder) -> int:
+    """Returns the step of the newest checkpoint of a stage, or 0."""
+    return (checkpoint.newest_record(folder.checkpoints) or {"step": 0})["step"]
 
 
 def _checkpoints(flags, folder, step):
