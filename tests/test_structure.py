@@ -37,7 +37,7 @@ ALLOWED = {
     "report": {"evaluation"},
     "losses": {"models", "collectives"},
     "augment": set(),
-    "models": {"storage"},
+    "models": {"storage", "collectives"},
     "storage": set(),
     "strategies": {"collectives"},
     "collectives": set(),
