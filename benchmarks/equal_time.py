@@ -63,12 +63,14 @@ SETTINGS = {
         "joint_crop_and_flip": (*JOINT, *CROP_AND_FLIP),
         "joint_not_normalized": (*NOT_NORMALIZED, *CROP_AND_FLIP),
         "joint_smoothed": (*NOT_NORMALIZED, *CROP_AND_FLIP, *SMOOTHED),
+        "joint_smoothed_jitter": (*NOT_NORMALIZED, *COLOR_JITTER, *SMOOTHED),
     },
     CROSS_ENTROPY: {
         "cross_entropy": (*BASELINE, *COLOR_JITTER),
         "cross_entropy_crop_and_flip": (*BASELINE, *CROP_AND_FLIP),
         "cross_entropy_smoothed": (*BASELINE, *CROP_AND_FLIP, *SMOOTHED),
         "cross_entropy_smoothed_jitter": (*BASELINE, *COLOR_JITTER, *SMOOTHED),
+        "cross_entropy_smoothed_more": (*BASELINE, *CROP_AND_FLIP, "--pretrain_label_smoothing=0.2"),
     },
 }
 # Settings whose cost differs from that of another one by less than a measurement can tell. They
@@ -76,8 +78,10 @@ SETTINGS = {
 SAME_COST = {
     "joint_not_normalized": "joint_crop_and_flip",
     "joint_smoothed": "joint_crop_and_flip",
+    "joint_smoothed_jitter": "joint",
     "cross_entropy_smoothed": "cross_entropy_crop_and_flip",
     "cross_entropy_smoothed_jitter": "cross_entropy",
+    "cross_entropy_smoothed_more": "cross_entropy_crop_and_flip",
 }
 # Trained once, to show it in the same figure.
 SHOWN = {ALONE: {"supcon": (*SUPCON, *COLOR_JITTER)}}
@@ -222,7 +226,7 @@ def run_trial(trial, minutes, arguments, speeds, folder):
 
 def run_cell(trial, minutes, seed, arguments, speeds, folder):
     """Trains a chosen setting on all training images; returns its cell."""
-    target = RESULTS / f"runs/{trial}/{minutes}min/{seed}"
+    target = RESULTS / f"cells/{trial}/{minutes}min/{seed}"
     if (target / "cell.json").exists():
         return json.loads((target / "cell.json").read_text())
     run = folder / f"runs/{trial}/{minutes}min/{seed}"
@@ -333,7 +337,7 @@ def draw_figure(arguments):
     }
     for title, trial in trials.items():
         speed = speed_of(trial, speeds)
-        folders = RESULTS / f"runs/{trial}/{max(arguments.minutes)}min"
+        folders = RESULTS / f"cells/{trial}/{max(arguments.minutes)}min"
         curves = []
         for seed in {0, *arguments.seeds}:
             path = folders / f"{seed}/metrics.jsonl"
@@ -360,7 +364,7 @@ def draw_figure(arguments):
 
 def mean_correct(trial, minutes, seeds):
     """Correctness per test example as mean over the finished seeds, and those seeds."""
-    folders = {seed: RESULTS / f"runs/{trial}/{minutes}min/{seed}" for seed in seeds}
+    folders = {seed: RESULTS / f"cells/{trial}/{minutes}min/{seed}" for seed in seeds}
     done = [seed for seed, folder in folders.items() if (folder / "cell.json").exists()]
     rows = []
     for seed in done:
@@ -374,11 +378,13 @@ DIFFERENCES = {
     "joint": "normalized, color jitter",
     "joint_crop_and_flip": "normalized, crop and flip",
     "joint_not_normalized": "crop and flip",
-    "joint_smoothed": "crop and flip, smoothed labels",
+    "joint_smoothed": "crop and flip, labels smoothed by 0.1",
+    "joint_smoothed_jitter": "color jitter, labels smoothed by 0.1",
     "cross_entropy": "color jitter",
     "cross_entropy_crop_and_flip": "crop and flip",
-    "cross_entropy_smoothed": "crop and flip, smoothed labels",
-    "cross_entropy_smoothed_jitter": "color jitter, smoothed labels",
+    "cross_entropy_smoothed": "crop and flip, labels smoothed by 0.1",
+    "cross_entropy_smoothed_jitter": "color jitter, labels smoothed by 0.1",
+    "cross_entropy_smoothed_more": "crop and flip, labels smoothed by 0.2",
 }
 FIGURE_NAMES = {
     "classifier": "classifier",
@@ -425,7 +431,7 @@ def lines_of_supcon_alone(arguments):
     """A line for each time that SupCon alone was trained for."""
     lines = []
     for minutes in arguments.minutes:
-        found = (RESULTS / "runs").glob(f"supcon@*/{minutes}min/0/cell.json")
+        found = (RESULTS / "cells").glob(f"supcon@*/{minutes}min/0/cell.json")
         for path in sorted(found):
             cell = json.loads(path.read_text())
             shown = ", ".join(f"{FIGURE_NAMES[name]} {cell[name]:.4f}" for name in FIGURES)

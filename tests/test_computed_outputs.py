@@ -13,7 +13,7 @@ from helpers.trained_folder import write_trained
 from supcon_tf.data import sources
 from supcon_tf.stages import computed_outputs, inputs
 
-USING = "Using the outputs for"
+SHARED = "The outputs for"
 
 
 @pytest.fixture
@@ -61,14 +61,14 @@ def test_one_command_embeds_once_and_finds_what_three_commands_find(
         run_inside(f"--mode={stage}", f"--model_dir={tmp_path / 'apart'}", *more)
     used = min(1437, int(limit))
     assert passes == [1437, 360, 360, used, 360]
-    assert USING not in capsys.readouterr().out
+    assert SHARED not in capsys.readouterr().out
 
     passes.clear()
     run_inside("--mode=linear,eval,embed", f"--model_dir={model_dir}", *more)
     assert passes == [1437, 360, 360]
     output = capsys.readouterr().out
-    assert f"{USING} {used:,} images that linear computed." in output
-    assert f"{USING} 360 images that eval computed." in output
+    assert f"{SHARED} {used:,} images come from the linear stage." in output
+    assert f"{SHARED} 360 images come from the eval stage." in output
     (evaluation, arrays), (expected, expected_arrays) = map(
         results, (model_dir, tmp_path / "apart")
     )
@@ -95,7 +95,7 @@ def test_one_command_embeds_once_and_finds_what_three_commands_find(
 def test_other_examples_are_computed(model_dir, passes, capsys, modes, more, expected):
     run_inside(f"--mode={modes}", f"--model_dir={model_dir}", *more)
     assert passes == expected
-    assert USING not in capsys.readouterr().out
+    assert SHARED not in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_a_classifier_that_was_trained_again_is_not_the_old_one(model_dir, passe
     other = ["--linear_optimizer=momentum", "--linear_epochs=0.1", "--override_flags"]
     run_inside("--mode=eval,linear,embed", f"--model_dir={model_dir}", *other)
     assert passes == [360, 1437, 360, 360]
-    assert USING not in capsys.readouterr().out
+    assert SHARED not in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_a_fine_tuned_encoder_is_not_the_pretrained_one(model_dir, passes, capsy
     short = ["--finetune_epochs=0.1", "--finetune_warmup_epochs=0"]
     run_inside("--mode=linear,finetune,eval", f"--model_dir={model_dir}", *short)
     assert passes == [1437, 360, 360, 360, 1437]
-    assert USING not in capsys.readouterr().out
+    assert SHARED not in capsys.readouterr().out
 
 
 @pytest.mark.slow

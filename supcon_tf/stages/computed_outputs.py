@@ -97,7 +97,7 @@ def recall(
             and ("logits" not in names or found.classifier == classifier)
         ):
             rows = pipeline.eval_examples(source, limit)
-            print(f"Using the outputs for {len(rows):,} images that {found.stage} computed.")
+            print(f"The outputs for {len(rows):,} images come from the {found.stage} stage.")
             if len(rows) == len(found.labels):  # Without a copy.
                 return {name: found.outputs[name] for name in names}, found.labels
             return {name: found.outputs[name][rows] for name in names}, found.labels[rows]
