@@ -70,7 +70,11 @@ SETTINGS = {
         "cross_entropy_crop_and_flip": (*BASELINE, *CROP_AND_FLIP),
         "cross_entropy_smoothed": (*BASELINE, *CROP_AND_FLIP, *SMOOTHED),
         "cross_entropy_smoothed_jitter": (*BASELINE, *COLOR_JITTER, *SMOOTHED),
-        "cross_entropy_smoothed_more": (*BASELINE, *CROP_AND_FLIP, "--pretrain_label_smoothing=0.2"),
+        "cross_entropy_smoothed_more": (
+            *BASELINE,
+            *CROP_AND_FLIP,
+            "--pretrain_label_smoothing=0.2",
+        ),
     },
 }
 # Settings whose cost differs from that of another one by less than a measurement can tell. They
@@ -408,8 +412,26 @@ def create_trial_table():
     return records.table(head, rows, text_columns=2)
 
 
+def create_cell_table(arguments):
+    """The mean accuracies of everything that was trained on all training images."""
+    sides = {name: side for side, settings in SETTINGS.items() for name in settings}
+    rows = []
+    for minutes in arguments.minutes:
+        for folder in sorted((RESULTS / "cells").glob(f"*/{minutes}min")):
+            name, rate = folder.parent.name.split("@")
+            seeds = sorted(int(path.parent.name) for path in folder.glob("*/cell.json"))
+            _, correct = mean_correct(folder.parent.name, minutes, seeds)
+            method = NAMES[sides[name]] if name in sides else "SupCon alone, two views"
+            shown = [f"{correct[figure].mean():.4f}" for figure in FIGURES]
+            seeds = ", ".join(map(str, seeds))
+            setting = DIFFERENCES.get(name, "color jitter")
+            rows.append([method, setting, rate, str(minutes), seeds, *shown])
+    head = ["method", "setting", "base learning rate", "minutes", "seeds", *FIGURE_NAMES.values()]
+    return records.table(head, rows, text_columns=2)
+
+
 def create_run_table(arguments):
-    """The mean accuracies of both sides on the test images, with their differences."""
+    """The mean accuracies of the chosen setting of both sides, with their differences."""
     best = {side: best_of(side) for side in SETTINGS}
     rows = []
     for minutes in arguments.minutes if None not in best.values() else ():
@@ -424,19 +446,7 @@ def create_run_table(arguments):
             seeds = ", ".join(map(str, shared))
             rows.append([str(minutes), FIGURE_NAMES[name], *values, seeds])
     head = ["minutes", "figure", *NAMES.values(), "difference, 95% interval", "seeds"]
-    return "\n".join([records.table(head, rows, text_columns=2), *lines_of_supcon_alone(arguments)])
-
-
-def lines_of_supcon_alone(arguments):
-    """A line for each time that SupCon alone was trained for."""
-    lines = []
-    for minutes in arguments.minutes:
-        found = (RESULTS / "cells").glob(f"supcon@*/{minutes}min/0/cell.json")
-        for path in sorted(found):
-            cell = json.loads(path.read_text())
-            shown = ", ".join(f"{FIGURE_NAMES[name]} {cell[name]:.4f}" for name in FIGURES)
-            lines.append(f"\nSupCon alone with two views, {minutes} minutes, seed 0: {shown}.")
-    return lines
+    return records.table(head, rows, text_columns=2) if rows else "Not measured yet."
 
 
 def paired_difference(old, new):
@@ -449,7 +459,11 @@ def paired_difference(old, new):
 
 def create_tables(arguments):
     """The tables by the names of their markers on the page."""
-    return {"trials": create_trial_table(), "runs": create_run_table(arguments)}
+    return {
+        "trials": create_trial_table(),
+        "cells": create_cell_table(arguments),
+        "runs": create_run_table(arguments),
+    }
 
 
 def write_page(tables):

@@ -92,7 +92,9 @@ def test_the_table_compares_the_best_of_each_side(study, monkeypatch, tmp_path, 
         row = f"| 1 | {study.FIGURE_NAMES[name]} | {new:.4f} | {old:.4f} | {new - old:+.4f} ("
         assert row in text  # Of the two seeds that both have.
     alone = correct["supcon@0.024"][0].mean()
-    assert f"SupCon alone with two views, 1 minutes, seed 0: classifier {alone:.4f}" in text
+    assert f"| SupCon alone, two views | color jitter | 0.024 | 1 | 0 | {alone:.4f} |" in text
+    mean = np.mean([correct[plain][seed] for seed in (0, 1, 2)])
+    assert f"| 0.024 | 1 | 0, 1, 2 | {mean:.4f} |" in text
     assert figure.read_text().count("<use ") > 3 * 3  # Three curves with three markers each.
 
 
@@ -129,3 +131,12 @@ def test_settings_of_the_same_cost_train_as_many_epochs(study):
     speeds = {"joint_crop_and_flip": {"start_seconds": 1.0, "images_per_second": 2.0}}
     assert study.speed_of("joint_smoothed@0.012", speeds) == speeds["joint_crop_and_flip"]
     assert set(study.DIFFERENCES) == set(names)
+
+
+def test_the_page_shows_the_results(monkeypatch, tmp_path):
+    study = load_benchmark("equal_time")
+    text, copy = study.PAGE.read_text(), tmp_path / "page.md"
+    copy.write_text(text)
+    monkeypatch.setattr(study, "PAGE", copy)
+    run_study(study, monkeypatch, "--write")
+    assert copy.read_text() == text
