@@ -36,13 +36,13 @@ def train(folder, *more):
 @pytest.fixture
 def computed(monkeypatch):
     """Counts how often the images are embedded once."""
-    compute, calls = frozen_features.compute_features, []
+    create, calls = frozen_features.FrozenFeatures, []
 
     def counting(*arguments):
         calls.append(1)
-        return compute(*arguments)
+        return create(*arguments)
 
-    monkeypatch.setattr(frozen_features, "compute_features", counting)
+    monkeypatch.setattr(frozen_features, "FrozenFeatures", counting)
     return calls
 
 

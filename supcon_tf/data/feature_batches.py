@@ -22,7 +22,7 @@ def create_feature_batches(
 ) -> tf.data.Dataset:
     """Creates endless shuffled batches in the order of `pipeline.create_train_batches`.
 
-    That is the order of arrays and files. A stream has an order of its own.
+    Arrays and files come in that order. Streams do not.
 
     Args:
         features: float32 [M, F].

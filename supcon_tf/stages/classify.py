@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -92,9 +92,12 @@ def train_classifier(
         started = time.monotonic()
         create_batches = None
         if embeds_once:
-            features = frozen_features.compute_features(
-                flags, strategy, encoder, train_source, views
-            )
+            with progress.waiting("linear: embedding the training images once"):
+                embeddings, labels = predict_source(
+                    flags, strategy, encoder, train_source, image_size=views.image_size,
+                    stage=stage, crop=frozen_features.training_crop(views),
+                )  # fmt: skip
+            features = frozen_features.FrozenFeatures(embeddings, labels)
             create_batches = functools.partial(features.create_batches, flags, strategy)
         last = trainer.train_stage(
             flags, strategy, folder, step=step, schedule=schedule, source=train_source,
@@ -217,14 +220,20 @@ def predict_source(
     *,
     image_size: int,
     stage: str,
+    crop: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the outputs [M, ...] of a model on every image of a source, and the labels [M]."""
+    """Returns the outputs [M, ...] of a model on every image of a source, and the labels [M].
+
+    A `crop`, uint8 [H, W, 3] -> uint8 [S, S, 3], replaces that of --eval_crop_method.
+    """
     bar = progress.ImageProgress(stage, source.num_examples, is_shown=strategies.is_chief(strategy))
     with inputs.naming_broken_images(source), bar:
         return predictions.predict(
             strategy,
             lambda images: model(images, training=False),
-            inputs.eval_batches_from_flags(flags, source, image_size=image_size),
+            functools.partial(
+                inputs.eval_batches_from_flags(flags, source, image_size=image_size), crop=crop
+            ),
             count=bar.update,
         )
 

@@ -91,17 +91,20 @@ def _with_rows(array, count, index, rows):
     return array
 
 
-def _outputs(flags, strategy, model, source):
-    """Yields (index, outputs, labels) of parts of the source, in order."""
-    names = ["unnormalized_embeddings", *([] if model.linear_head is None else ["logits"])]
-    found = computed_outputs.recall(
+def _outputs_of_eval(flags, model, source):
+    """The outputs and labels of all images if `eval` has computed them, else None."""
+    return computed_outputs.recall(
         flags,
         source,
-        names,
+        ["unnormalized_embeddings", "logits"],
         encoder=model.encoder_identity,
         classifier=files.sha256(model.path),
     )
-    if found is not None:
+
+
+def _outputs(flags, strategy, model, source):
+    """Yields (index, outputs, labels) of parts of the source, in order."""
+    if "eval" in flags.mode and (found := _outputs_of_eval(flags, model, source)):
         yield np.arange(source.num_examples), *found
         return
     batches = inputs.eval_batches_from_flags(flags, source, image_size=model.image_size)

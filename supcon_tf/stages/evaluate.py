@@ -47,12 +47,13 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
         others = eval_data.out_of_distribution_data(flags, train_source)
         held_out = eval_data.held_out_classes(flags, data, split)
 
+        classifier_sha256 = files.sha256(model.path)
         outputs, labels = _predict(flags, strategy, model, data.source, with_thumbnails=True)
         if "embed" in flags.mode and not flags.embed_dir:
             for_embed = {name: outputs[name] for name in ("unnormalized_embeddings", "logits")}
             computed_outputs.keep(
                 flags, "eval", data.source, for_embed, labels,
-                encoder=model.encoder_identity, classifier=files.sha256(model.path),
+                encoder=model.encoder_identity, classifier=classifier_sha256,
             )  # fmt: skip
         labels = eval_data.as_of_classifier(labels, numbers, len(class_names))
         figures = _classifier_figures(outputs["logits"], labels, class_names)
@@ -90,7 +91,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
             "dataset": flags.dataset if data.is_own else flags.eval_dataset or "folder",
             "data_dir": flags.data_dir if data.is_own else flags.eval_data_dir,
             "classifier": model.path,
-            "classifier_sha256": files.sha256(model.path),
+            "classifier_sha256": classifier_sha256,
         }
         folder.begin()
         folder.artifacts.write_json("eval.json", result)

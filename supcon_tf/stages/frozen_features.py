@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl.flags import FlagValues
 
-from supcon_tf import strategies
 from supcon_tf.data import crops, feature_batches, sources, streams
-from supcon_tf.evaluation import linear_fit, predictions
+from supcon_tf.evaluation import linear_fit
 from supcon_tf.stages import inputs
-from supcon_tf.training import progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ def can_be_used(
     """Returns whether a linear stage can train on embeddings, and is shorter that way.
 
     The views must not be random, the embeddings must fit in memory, and more than an epoch must be
-    left. The examples of a stream come in an order of their own, so they are not embedded.
+    left. Streams are shuffled in another way than embeddings would be, so they are not embedded.
     """
     is_stream = isinstance(source, streams.StreamSource)
     if is_stream or flags.data_service or (flags.class_balanced and source.label_type != "class"):
@@ -78,32 +77,11 @@ def can_be_used(
     )
 
 
-def compute_features(
-    flags: FlagValues,
-    strategy: tf.distribute.Strategy,
-    encoder: keras.Model,
-    source: sources.Source,
-    views: inputs.Views,
-) -> FrozenFeatures:
-    """Embeds all training examples on all replicas, from the views that training would see.
+def training_crop(views: inputs.Views) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns the crop of training, uint8 [H, W, 3] -> uint8 [S, S, 3].
 
-    Where arrays are resized, the views are within one level of those of training.
+    Where arrays are resized, the result is within one level of the views of training.
     """
-    crop = functools.partial(
-        crops.central_train_crop,
-        size=views.image_size,
-        compat=views.policy.compat,
+    return functools.partial(
+        crops.central_train_crop, size=views.image_size, compat=views.policy.compat
     )
-    batches = inputs.eval_batches_from_flags(flags, source, image_size=views.image_size)
-    bar = progress.ImageProgress(
-        "linear", source.num_examples, is_shown=strategies.is_chief(strategy)
-    )
-    waiting = progress.waiting("linear: embedding the training images once")
-    with inputs.naming_broken_images(source), waiting, bar:
-        embeddings, labels = predictions.predict(
-            strategy,
-            lambda images: encoder(images, training=False),
-            functools.partial(batches, crop=crop),
-            count=bar.update,
-        )
-    return FrozenFeatures(embeddings, labels)
