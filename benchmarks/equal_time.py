@@ -31,7 +31,6 @@ import json
 import os
 import pathlib
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -46,15 +45,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "results/equal_time"
 PAGE = ROOT / "docs/when_supcon.md"
-MARKER = re.compile(r"(<!-- equal time: (\w+) -->\n).*?(<!-- end of equal time -->)", re.S)
 CONTRASTIVE, CROSS_ENTROPY, ALONE = "contrastive", "cross_entropy", "supcon_alone"
 CROP_AND_FLIP = ("--augmentation_type=identity",)
 COLOR_JITTER = ("--augmentation_type=simclr", "--augmentation_magnitude=0.5")
 JOINT = ("--cross_entropy_weight=1", "--num_views=1", "--normalize_embedding")
+NOT_NORMALIZED = ("--cross_entropy_weight=1", "--num_views=1", "--nonormalize_embedding")
 BASELINE = ("--loss=cross_entropy", "--num_views=1", "--nonormalize_embedding")
 SUPCON = ("--cross_entropy_weight=0", "--num_views=2", "--normalize_embedding")
 RATES = (0.012, 0.024)
-NOT_NORMALIZED = ("--cross_entropy_weight=1", "--num_views=1", "--nonormalize_embedding")
 SMOOTHED = ("--pretrain_label_smoothing=0.1",)
 # What is compared: side -> name -> flags. Each is tried with both learning rates.
 SETTINGS = {
@@ -469,11 +467,10 @@ def create_tables(arguments):
 def write_page(tables):
     """Makes the tables of the page again."""
     text = PAGE.read_text()
-    found = [name for _, name, _ in MARKER.findall(text)]
+    found = [name for _, name, _ in records.marker("equal time").findall(text)]
     if sorted(found) != sorted(tables):
         raise SystemExit(f"{PAGE} has the markers {found}; expected one of each of {[*tables]}.")
-    page = MARKER.sub(lambda match: f"{match[1]}\n{tables[match[2]]}\n\n{match[3]}", text)
-    PAGE.write_text(page)
+    PAGE.write_text(records.fill_markers(text, "equal time", tables.get))
 
 
 def num_training_examples(photographs):

@@ -22,6 +22,8 @@ import subprocess
 import sys
 import time
 
+from train_step import create_encoder
+
 ROOT = pathlib.Path(__file__).parents[1]
 TEMPERATURE, NUM_CLASSES, NUM_VIEWS, IMAGE_SIZE = 0.1, 10, 2, 32
 
@@ -32,15 +34,7 @@ def create_model(depth):
     from supcon_tf.models import contrastive
 
     keras.utils.set_random_seed(0)
-    encoder = contrastive.create_encoder(
-        "resnet_v1",
-        depth=depth,
-        image_size=IMAGE_SIZE,
-        first_conv_kernel_size=3,
-        first_conv_stride=1,
-        use_initial_max_pool=False,
-        use_global_batch_norm=False,
-    )
+    encoder = create_encoder(depth, use_global_batch_norm=False)
     return contrastive.ContrastiveModel(encoder, contrastive.ProjectionHead((2048, 128)))
 
 

@@ -1,11 +1,31 @@
-"""A process that is paused while another one is measured."""
+"""A process that is paused while another one is measured, and the loop inside of it."""
 
 import json
 import os
+import resource
 import signal
 import subprocess
+import sys
+import time
 
 from records import REPOSITORY
+
+
+def answer_rates(run, images):
+    """For each line of input, a number of seconds, prints images per second and peak memory in GB.
+
+    Args:
+        run: Takes one step.
+        images: Images of a step.
+    """
+    for line in sys.stdin:
+        started, steps = time.perf_counter(), 0
+        while steps < 2 or time.perf_counter() - started < float(line):
+            run()
+            steps += 1
+        rate = steps * images / (time.perf_counter() - started)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(json.dumps([rate, peak]), flush=True)
 
 
 class PausedWorker:
@@ -27,7 +47,7 @@ class PausedWorker:
             stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
-            start_new_session=True,  # A group of its own, for its own worker processes.
+            start_new_session=True,  # So that signals also reach the processes that it starts.
         )
         self.greeting = self._read()
         self._send(signal.SIGSTOP)

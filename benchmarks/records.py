@@ -18,7 +18,6 @@ import sys
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "results/benchmarks"
-MARKER = re.compile(r"^(<!-- benchmark: (\w+) -->\n).*?^(<!-- end of benchmark -->)", re.S | re.M)
 PATH = re.compile(r"(--\w+)=\S*/\S*")  # A flag whose value is a path of this machine.
 
 
@@ -73,6 +72,30 @@ def caption(facts):
     )
 
 
+def marker(kind):
+    """Matches a marker of a kind, its name in group 2, and everything to its end."""
+    start, end = rf"<!-- {kind}: (\w+) -->\n", rf"<!-- end of {kind} -->"
+    return re.compile(rf"^({start}).*?^({end})", re.S | re.M)
+
+
+MARKER = marker("benchmark")
+
+
+def fill_markers(text, kind, create):
+    """Returns a text with what stands between its markers of a kind made again.
+
+    Args:
+        text: Has lines such as "<!-- benchmark: loss -->" and "<!-- end of benchmark -->".
+        kind: "benchmark" in this example.
+        create: Name after the kind -> the new content.
+    """
+
+    def fill(match):
+        return f"{match[1]}\n{create(match[2])}\n\n{match[3]}"
+
+    return marker(kind).sub(fill, text)
+
+
 def fill_page(text, tables, folder=FOLDER):
     """Returns the text of a page with the tables between its markers made again.
 
@@ -82,12 +105,11 @@ def fill_page(text, tables, folder=FOLDER):
         folder: Where the results are. A benchmark without results says "Not measured here."
     """
 
-    def fill(match):
-        path = folder / f"{match[2]}.json"
-        content = "Not measured here."
-        if path.exists():
-            facts = json.loads(path.read_text())
-            content = f"{tables[match[2]](facts)}\n\n{caption(facts)}"
-        return f"{match[1]}\n{content}\n\n{match[3]}"
+    def create(name):
+        path = folder / f"{name}.json"
+        if not path.exists():
+            return "Not measured here."
+        facts = json.loads(path.read_text())
+        return f"{tables[name](facts)}\n\n{caption(facts)}"
 
-    return MARKER.sub(fill, text)
+    return fill_markers(text, "benchmark", create)

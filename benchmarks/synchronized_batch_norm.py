@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
-import time
 
 import records
-from paused import PausedWorker
+from paused import PausedWorker, answer_rates
+from train_step import create_encoder
 
 OURS, KERAS = "one exchange", "Keras"
 SIDES = (OURS, KERAS)
-IMAGE_SIZE, NUM_CLASSES = 32, 10
+NUM_CLASSES = 10
 
 
 def create_step(side, replicas, depth, images):
@@ -41,15 +40,7 @@ def create_step(side, replicas, depth, images):
     examples = images // 2
     with strategy.scope():
         keras.utils.set_random_seed(0)
-        encoder = contrastive.create_encoder(
-            "resnet_v1",
-            depth=depth,
-            image_size=IMAGE_SIZE,
-            first_conv_kernel_size=3,
-            first_conv_stride=1,
-            use_initial_max_pool=False,
-            use_global_batch_norm=True,
-        )
+        encoder = create_encoder(depth, use_global_batch_norm=True)
         step = steps.ContrastiveStep(
             model=contrastive.ContrastiveModel(encoder, use_fused_batch_norm=side == OURS),
             loss=supcon.SupConLoss(reduction=None),
@@ -79,14 +70,7 @@ def serve(side, replicas, depth, images):
     """Prints the first losses; for every input line, images per second and peak memory in GB."""
     run = create_step(side, replicas, depth, images)
     print(json.dumps([run() for _ in range(3)]), flush=True)
-    for line in sys.stdin:
-        started, steps = time.perf_counter(), 0
-        while steps < 2 or time.perf_counter() - started < float(line):
-            run()
-            steps += 1
-        rate = steps * images / (time.perf_counter() - started)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(json.dumps([rate, peak]), flush=True)
+    answer_rates(run, images)
 
 
 def measure(arguments):

@@ -3,7 +3,7 @@
 A `DataLoader` with one worker process per core applies the transforms of torchvision.transforms.v2
 to each of two views. With --kind=tensor they work on uint8 tensors, which v2 recommends for speed;
 with --kind=pillow on images of Pillow, which is not Pillow-SIMD. JPEG files are decoded by
-torchvision.io or by Pillow. This runs in an environment of its own, without TensorFlow.
+torchvision.io or by Pillow. It runs in a separate environment without TensorFlow.
 """
 
 import argparse

@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import pathlib
-import resource
 import signal
 import statistics
 import subprocess
@@ -28,7 +27,7 @@ import tempfile
 import time
 
 import records
-from paused import REPOSITORY, PausedWorker
+from paused import REPOSITORY, PausedWorker, answer_rates
 
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 IMAGE_SIZE, NUM_CLASSES, TEMPERATURE = 32, 10, 0.1
@@ -42,6 +41,21 @@ OVERHEAD_FLAGS = (
 )  # fmt: skip
 
 
+def create_encoder(depth, **options):
+    """A ResNet with the CIFAR stem at 32 px."""
+    from supcon_tf.models import contrastive
+
+    return contrastive.create_encoder(
+        "resnet_v1",
+        depth=depth,
+        image_size=IMAGE_SIZE,
+        first_conv_kernel_size=3,
+        first_conv_stride=1,
+        use_initial_max_pool=False,
+        **options,
+    )
+
+
 def tensorflow_step(depth, images, precision):
     """Builds the step like the command, and returns a function that runs it on one batch."""
     import keras
@@ -53,14 +67,7 @@ def tensorflow_step(depth, images, precision):
     from supcon_tf.training import optimizers, steps
 
     keras.mixed_precision.set_global_policy(PRECISIONS[precision])
-    encoder = contrastive.create_encoder(
-        "resnet_v1",
-        depth=depth,
-        image_size=IMAGE_SIZE,
-        first_conv_kernel_size=3,
-        first_conv_stride=1,
-        use_initial_max_pool=False,
-    )
+    encoder = create_encoder(depth)
     step = steps.ContrastiveStep(
         model=contrastive.ContrastiveModel(encoder),
         loss=supcon.SupConLoss(temperature=TEMPERATURE, reduction=None),
@@ -141,14 +148,7 @@ def serve(side, depth, images, precision):
     run()
     run()
     print(json.dumps(time.perf_counter() - started), flush=True)
-    for line in sys.stdin:
-        started, steps = time.perf_counter(), 0
-        while steps < 2 or time.perf_counter() - started < float(line):
-            run()
-            steps += 1
-        rate = steps * images / (time.perf_counter() - started)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(json.dumps([rate, peak]), flush=True)
+    answer_rates(run, images)
 
 
 def compare(torch_python, depths, sizes, rounds, seconds, results):
