@@ -7,7 +7,8 @@ The first form compares training steps: ResNet with the CIFAR stem at 32 px, two
 loss and momentum; forward, backward and update on a batch in memory. The comparison is the same
 model and loss in plain PyTorch (channels-last), which this script installs in a separate
 environment. Every view counts as an image, so 128 images are 64 examples. The two are measured
-alternately, and each is paused while the other is measured. Compare the ratios.
+alternately, and each is paused while the other is measured. Compare the ratios. The memory is the
+peak of the process, less what it has after the import of the framework.
 
 The second form measures the overhead of the training loop: the rate of the command, including
 input pipeline and logging, compared with the bare step on one batch in memory.
@@ -142,12 +143,17 @@ def torch_step(depth, images, precision):
 
 
 def serve(side, depth, images, precision):
-    """Reads numbers of seconds, and answers with images per second and peak memory in GB."""
+    """Prints the GB of the idle process, reads numbers of seconds and answers as `answer_rates`."""
+    if side == "ours":
+        import keras  # noqa: F401 (Imports TensorFlow.)
+    else:
+        import torch  # noqa: F401
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    idle = pages * os.sysconf("SC_PAGE_SIZE") / 1e9
     run = (tensorflow_step if side == "ours" else torch_step)(depth, images, precision)
-    started = time.perf_counter()
     run()
     run()
-    print(json.dumps(time.perf_counter() - started), flush=True)
+    print(json.dumps(idle), flush=True)
     answer_rates(run, images)
 
 
@@ -158,30 +164,31 @@ def compare(torch_python, depths, sizes, rounds, seconds, results):
         for images in sizes:
             for precision in PRECISIONS:
                 case = {"depth": depth, "images": images, "precision": precision}
-                rows.append({**case, "sides": measure(torch_python, rounds, seconds, **case)})
+                idle, sides = measure(torch_python, rounds, seconds, **case)
+                rows.append({**case, "idle_gb": idle, "sides": sides})
                 records.write(results, rows)
                 print(f"{case} is measured.", file=sys.stderr, flush=True)
     print(create_table({"rows": rows}))
 
 
 def create_table(facts):
-    """Median images per second and peak memory of both sides, and the ratio of the medians."""
+    """Median images per second and memory above an idle process of both sides, and the ratios."""
     rows = []
     for row in facts["rows"]:
-        rates = {side: [rate for rate, _ in found] for side, found in row["sides"].items()}
-        cells = [
-            f"{statistics.median(rates[side]):.1f}, {row['sides'][side][-1][1]:.1f}"
-            for side in ("ours", "PyTorch")
-        ]
-        ratio = statistics.median(rates["ours"]) / statistics.median(rates["PyTorch"])
+        rates, memory = {}, {}
+        for side, found in row["sides"].items():
+            rates[side] = statistics.median(rate for rate, _ in found)
+            memory[side] = found[-1][1] - row["idle_gb"][side]
         case = [f"ResNet-{row['depth']}", str(row["images"]), row["precision"]]
-        rows.append([*case, *cells, f"{ratio:.2f}"])
-    head = ["encoder", "images", "precision", "supcon_tf: images/s, GB"]
-    return records.table([*head, "PyTorch: images/s, GB", "ratio"], rows, text_columns=3)
+        cells = [f"{rates[side]:.1f}, {memory[side]:.2f}" for side in ("ours", "PyTorch")]
+        ratios = [f"{found['ours'] / found['PyTorch']:.2f}" for found in (rates, memory)]
+        rows.append([*case, *cells, *ratios])
+    head = ["encoder", "images", "precision", "supcon_tf: images/s, GB", "PyTorch: images/s, GB"]
+    return records.table([*head, "speed ratio", "memory ratio"], rows, text_columns=3)
 
 
 def measure(torch_python, rounds, seconds, *, depth, images, precision):
-    """Returns the [images per second, peak GB] of each round and side."""
+    """Returns the GB of each idle side, and the [images per second, peak GB] of each round."""
     pythons = {"ours": sys.executable, "PyTorch": torch_python}
     workers = {
         side: PausedWorker([python, __file__, f"--worker={side},{depth},{images},{precision}"])
@@ -193,7 +200,7 @@ def measure(torch_python, rounds, seconds, *, depth, images, precision):
             answers[side].append(worker.ask(seconds))
     for worker in workers.values():
         worker.kill()
-    return answers
+    return {side: worker.greeting for side, worker in workers.items()}, answers
 
 
 def overhead(rounds, results):

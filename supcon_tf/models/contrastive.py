@@ -10,7 +10,14 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from supcon_tf.models import applications, batch_norm, pixel_values, resnet, saved_encoder
+from supcon_tf.models import (
+    applications,
+    batch_norm,
+    padding,
+    pixel_values,
+    resnet,
+    saved_encoder,
+)
 from supcon_tf.storage import encoder_files
 
 
@@ -190,6 +197,9 @@ class ContrastiveModel(keras.Model):
             statistics are those of all replicas, with one exchange in each direction; see
             `supcon_tf.models.batch_norm`. False leaves the layers as they are.
 
+    Padded convolutions of the encoder keep less memory in training, with the same results up to
+    rounding; see `supcon_tf.models.padding`.
+
     Input [B, V, S, S, 3] (uint8 or float, 0..255) or [B, S, S, 3] for one view; output float32
     [B, V, D] of unit norm, ready for `SupConLoss`. Images in 0..1 give a warning. Raises
     ValueError for another encoder.
@@ -215,6 +225,7 @@ class ContrastiveModel(keras.Model):
         self.use_fused_batch_norm = use_fused_batch_norm
         if use_fused_batch_norm:
             batch_norm.use_fused_batch_norm(encoder)
+        padding.recompute_padding(encoder)
         self.embedding_norm = layers.UnitNormalization(dtype="float32")
         if not self.projection_head.built:  # A loaded head comes built.
             self.projection_head.build((None, encoder.output_shape[-1]))
