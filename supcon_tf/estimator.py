@@ -71,6 +71,7 @@ class SupConClassifier(
             `SupConLoss(use_labels=False)` (SimCLR).
         cross_entropy_weight: Weight of the cross-entropy of a classifier that is trained together
             with the encoder; 0 for none. It is chosen for "supcon" and 0 for other losses.
+        label_smoothing: Label smoothing in the training of that classifier or of "cross_entropy".
         encoder: "tiny", a ResNet for images of 8 to 32 pixels, or another name that
             `create_encoder` accepts; or a Keras model that takes float32 [B, S, S, 3] in 0..255
             and returns features [B, F], or the path of its `.keras` file or of a run of the
@@ -82,7 +83,7 @@ class SupConClassifier(
         augmentation: Augmentation of each view of an image after the random crop: "simclr",
             "randaugment", "autoaugment", "stacked_randaugment" or "identity".
         augmentation_magnitude: Strength of the color jitter of "simclr" and "stacked_randaugment",
-            or level of the operations of "randaugment", up to 10, which has no default.
+            or level of "randaugment", up to 10, which has no default.
         horizontal_flip: Whether to mirror views at random. Color images are mirrored by default;
             gray ones are not, because they are often digits, letters or scans.
         image_size: Side in pixels to which images are brought.
@@ -128,6 +129,7 @@ class SupConClassifier(
         temperature: float = 0.1,
         loss: str | keras.losses.Loss = "supcon",
         cross_entropy_weight: float | None = None,
+        label_smoothing: float | None = None,
         encoder: str | keras.Model | None = None,
         encoder_weights: str | None = None,
         freeze_batch_norm: bool = False,
@@ -147,6 +149,7 @@ class SupConClassifier(
         self.temperature = temperature
         self.loss = loss
         self.cross_entropy_weight = cross_entropy_weight
+        self.label_smoothing = label_smoothing
         self.encoder = encoder
         self.encoder_weights = encoder_weights
         self.freeze_batch_norm = freeze_batch_norm
@@ -203,8 +206,9 @@ class SupConClassifier(
             self._set_models(contrastive.create_classifier(encoder, head))
             text = f"fit: training accuracy {fitted.accuracy:.4f}"
             if validation is not None:
+                metric = "mAP" if encoding.is_multi_label else "accuracy"
                 self.validation_score_ = self._score(validation)
-                text += f", validation {self._metric_name()} {self.validation_score_:.4f}"
+                text += f", validation {metric} {self.validation_score_:.4f}"
             progress.inform(f"{text}.")
         return self
 
@@ -389,6 +393,7 @@ class SupConClassifier(
             num_replicas=strategy.num_replicas_in_sync,
             augmentation_type=self.augmentation,
             pretrain_base_learning_rate=self.base_learning_rate,
+            pretrain_label_smoothing=self.label_smoothing,
             **{name: getattr(self, name) for name in SAME_IN_SETTINGS},
             seed=int(seed),
             is_large_carried=before["encoder"] == LARGE.encoder if before else None,
@@ -424,9 +429,6 @@ class SupConClassifier(
         if self._encoding.is_multi_label:
             return metrics.mean_average_precision(logits, source.labels)
         return float(np.mean(np.argmax(logits, axis=1) == source.labels))
-
-    def _metric_name(self):
-        return "mAP" if self._encoding.is_multi_label else "accuracy"
 
 
 def _strategy():

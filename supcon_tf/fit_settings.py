@@ -89,7 +89,8 @@ class Settings:
         fixed = {name: value for name, value in given.items() if value is not None}
         fixed |= _fixed_by_encoder_and_loss(encoder, loss, fixed)
         notes: list[str] = []
-        chosen = defaults.choose(facts, fixed, num_replicas=num_replicas)
+        options = {"num_replicas": num_replicas, "is_cross_entropy": loss == "cross_entropy"}
+        chosen = defaults.choose(facts, fixed, **options)
         if chosen.encoder == defaults.LARGE.encoder and "encoder" not in fixed:
             hours = time_budget_minutes and time_budget_minutes / 60
             if is_large_carried is None:
@@ -98,20 +99,8 @@ class Settings:
                 )
                 notes += [f"{reason}: choosing a smaller network."] if reason else []
                 is_large_carried = reason is None
-            chosen = defaults.choose(
-                facts, fixed, num_replicas=num_replicas, is_large_carried=is_large_carried
-            )
-        size, count = chosen.batch_size, source.num_examples
-        if not 1 <= size <= count or size % num_replicas:
-            multiple = f"a multiple of {num_replicas} " if num_replicas > 1 else ""
-            raise ValueError(
-                f"batch_size={size} does not fit {count:,} training images on "
-                f"{num_replicas} replica(s): choose {multiple}up to {count}, or None."
-            )
-        if not chosen.pretrain_epochs >= 0:
-            raise ValueError(
-                f"epochs={chosen.pretrain_epochs}: expected a number of at least 0, or None."
-            )
+            chosen = defaults.choose(facts, fixed, is_large_carried=is_large_carried, **options)
+        _check_chosen(chosen, source.num_examples, num_replicas, loss)
         longest = cls.warmup_epochs if warmup_epochs is None else warmup_epochs
         return cls(
             chosen=chosen,
@@ -156,6 +145,27 @@ class Settings:
             chosen=dataclasses.replace(self.chosen, pretrain_epochs=epochs),
             warmup_epochs=min(self.warmup_epochs, longest_warmup_epochs),
             time_budget_minutes=None,
+        )
+
+
+def _check_chosen(chosen, count, num_replicas, loss):
+    size, smoothing = chosen.batch_size, chosen.pretrain_label_smoothing
+    if not 1 <= size <= count or size % num_replicas:
+        multiple = f"a multiple of {num_replicas} " if num_replicas > 1 else ""
+        raise ValueError(
+            f"batch_size={size} does not fit {count:,} training images on "
+            f"{num_replicas} replica(s): choose {multiple}up to {count}, or None."
+        )
+    if not chosen.pretrain_epochs >= 0:
+        raise ValueError(
+            f"epochs={chosen.pretrain_epochs}: expected a number of at least 0, or None."
+        )
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"label_smoothing={smoothing}: expected 0 to 1, or None.")
+    if smoothing and not chosen.cross_entropy_weight and loss != "cross_entropy":
+        raise ValueError(
+            f"label_smoothing={smoothing} has no effect without a classifier that is trained with "
+            "the encoder: set cross_entropy_weight above 0, or leave label_smoothing out."
         )
 
 

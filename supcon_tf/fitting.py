@@ -213,6 +213,7 @@ def create_step(
             linear_head=head,
             optimizer=create_optimizer(encoder, head),
             global_batch_size=settings.chosen.batch_size,
+            label_smoothing=settings.chosen.pretrain_label_smoothing,
             train_encoder=True,
         )
     parts, classification, weight = [encoder], None, settings.chosen.cross_entropy_weight
@@ -222,7 +223,9 @@ def create_step(
             num_features, num_classes, normalize_embedding=normalizes
         )
         parts.append(linear_head)
-        classification = steps.ClassificationTerm(linear_head, weight=weight)
+        classification = steps.ClassificationTerm(
+            linear_head, weight=weight, label_smoothing=settings.chosen.pretrain_label_smoothing
+        )
     head = contrastive.ProjectionHead(name="projection_head")
     probe = contrastive.create_linear_head(num_features, num_classes, name="probe")
     model = contrastive.ContrastiveModel(encoder, head, normalize_embedding=normalizes)
@@ -288,7 +291,8 @@ def _open_checkpoints(folder, step, source, settings, is_kept):
     def check(old):
         if not is_kept:
             return
-        before = {"freeze_batch_norm": False, **old.get("settings", {}), "data": old.get("data")}
+        added = {"freeze_batch_norm": False, "pretrain_label_smoothing": 0.0}  # Of older releases.
+        before = {**added, **old.get("settings", {}), "data": old.get("data")}
         after = {**record["settings"], "data": record["data"]}
         changed = [
             "the training data" if key == "data" else f"{key}: {before.get(key)}  ->  {value}"

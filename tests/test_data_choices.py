@@ -52,6 +52,22 @@ def test_the_choices_are_set_and_printed_as_flags(images, tmp_path, capsys):
         }
 
 
+def test_many_images_are_chosen_for_by_a_row_of_their_own(images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(defaults, "MANY_EXAMPLES", 16)
+    place = (f"--data_dir={images}", f"--model_dir={tmp_path}")
+    for loss in ((), ("--loss=cross_entropy", "--num_views=1")):
+        with chosen_for(*place, *loss) as (chosen, values):
+            assert chosen["pretrain_label_smoothing"] == "0.1" and not values.normalize_embedding
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if "Chosen" in line)
+        assert "--pretrain_label_smoothing=0.1 --nonormalize_embedding" in line
+        with chosen_for(*place, *loss, *line.partition(": ")[2].split()) as (more, again):
+            assert more == {} and not again.normalize_embedding
+            assert again.pretrain_label_smoothing == 0.1
+    for given in (["--num_views=2"], ["--cross_entropy_weight=0"], ["--nouse_labels"]):
+        with chosen_for(*place, *given) as (chosen, values):
+            assert values.normalize_embedding and not values.pretrain_label_smoothing
+
+
 def test_only_what_was_not_given_is_chosen(images, tmp_path):
     place = (f"--data_dir={images}", f"--model_dir={tmp_path}")
     given = ("--batch_size=4", "--nonormalize_embedding", "--cross_entropy_weight=0")

@@ -29,6 +29,7 @@ def test_small_photographs():
         crop_area_range=(0.5, 1.0),
         horizontal_flip=True,
         cross_entropy_weight=1.0,
+        pretrain_label_smoothing=0.0,
         normalize_embedding=True,
         pretrain_epochs=240.0,
         pretrain_base_learning_rate=0.012,
@@ -92,6 +93,44 @@ def test_what_is_given_is_kept_and_the_rest_fits_it(given, side_px, expected):
     assert {name: getattr(chosen, name) for name in wanted} == wanted
 
 
+def test_many_small_photographs_have_a_row_of_their_own():
+    few = defaults.choose(facts(num_examples=defaults.MANY_EXAMPLES - 1))
+    many = defaults.choose(facts(num_examples=defaults.MANY_EXAMPLES))
+    changed = {
+        "pretrain_label_smoothing": 0.1,
+        "normalize_embedding": False,
+        "pretrain_base_learning_rate": 0.024,
+    }
+    assert many == dataclasses.replace(few, pretrain_epochs=many.pretrain_epochs, **changed)
+    assert many.texts()["pretrain_label_smoothing"] == "0.1"
+    assert "pretrain_label_smoothing" not in few.texts()
+
+
+@pytest.mark.parametrize(
+    ("images", "given", "options"),
+    [
+        ({"num_classes": 17}, {}, {}),  # With two views.
+        ({}, {"num_views": 2}, {}),
+        ({}, {"cross_entropy_weight": 0.0, "num_views": 1}, {}),  # SupCon alone.
+        ({}, {"encoder": "resnext"}, {}),
+        ({"is_color": False}, {}, {}),
+        ({"side_px": 64}, {}, {"is_large_carried": False}),
+    ],
+)
+def test_other_trainings_keep_the_settings_that_they_were_measured_with(images, given, options):
+    many = defaults.choose(facts(num_examples=10_000, **images), given, **options)
+    few = defaults.choose(facts(**images), given, **options)
+    assert many == dataclasses.replace(few, pretrain_epochs=many.pretrain_epochs)
+
+
+def test_cross_entropy_alone_follows_the_same_row():
+    given = {"cross_entropy_weight": 0.0, "num_views": 1}
+    many = defaults.choose(facts(num_examples=10_000), given, is_cross_entropy=True)
+    assert many.pretrain_label_smoothing == 0.1 and not many.normalize_embedding
+    few = defaults.choose(PHOTOS, given, is_cross_entropy=True)
+    assert few.pretrain_label_smoothing == 0 and few.normalize_embedding
+
+
 def test_texts_are_flags_and_leave_out_a_depth_that_does_nothing():
     texts = defaults.choose(PHOTOS).texts()
     assert texts["crop_area_range"] == "0.5,1.0" and texts["pretrain_epochs"] == "240"
@@ -151,11 +190,14 @@ def cells_of(row):
 def test_the_page_shows_the_table():
     for name, row in defaults.TABLE.items():
         assert f"| {name} | {' | '.join(map(str, cells_of(row)))} |" in PAGE
-        assert row.normalize_embedding and row.eval_crop_method == "auto"
+        assert row.eval_crop_method == "auto"
+        assert row.normalize_embedding == (row.label_smoothing == 0)
     (some, small), (more, medium), (_, large) = defaults.BATCH_SIZE_BY_CLASSES
     assert f"is {small} for up to {some} classes, {medium} for up to {more}, else {large}" in PAGE
     epochs = f"twice as many: {defaults.choose(PHOTOS).pretrain_epochs:g} for 2,000 color images"
     assert f"at most {defaults.MAX_EPOCHS}." in PAGE and epochs in PAGE
     assert defaults.MIN_IMAGES_PER_CLASS == 4 and "a batch holds four images of a class" in PAGE
+    smoothing = defaults.MANY_SMALL_PHOTOS.label_smoothing
+    assert f"`--pretrain_label_smoothing={smoothing:g}` and `--nonormalize_embedding`" in PAGE
     assert f"than {defaults.LONGEST_HOURS:g}\n  hours" in PAGE
     assert f"estimated at {defaults.CPU_GFLOP_PER_SECOND} GFLOP/s" in PAGE

@@ -158,6 +158,21 @@ def test_what_is_given_wins_over_the_table():
     assert Settings.choose(source, encoder="tiny", loss="cross_entropy").chosen.num_views == 1
 
 
+def test_label_smoothing_reaches_the_step():
+    images = np.random.default_rng(0).integers(0, 255, [80, 8, 8, 3], np.uint8)
+    source = sources.ArraySource(images, np.zeros(80, np.int32), ("a", "b"))
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+
+    def create_step(**options):
+        settings = Settings.choose(source, encoder=create_model(), **options)
+        return fitting.create_step(settings, source, schedule)
+
+    joint = create_step(pretrain_label_smoothing=0.3)
+    assert joint.classification.label_smoothing == 0.3
+    assert create_step(loss="cross_entropy", pretrain_label_smoothing=0.2).label_smoothing == 0.2
+    assert create_step(loss="cross_entropy").label_smoothing == 0
+
+
 def test_one_view_is_chosen_for_the_loss_that_it_was_measured_with():
     images = np.random.default_rng(0).integers(0, 255, [80, 20, 20, 3], np.uint8)
     source = sources.ArraySource(images, np.zeros(80, np.int32), ("a", "b"))
@@ -394,6 +409,8 @@ def test_labels_that_cannot_be_used(labels, match):
         ({"epochs": -1}, "epochs=-1"),
         ({"time_budget_minutes": 0}, "time_budget_minutes=0"),
         ({"loss": "cross_entropy", "cross_entropy_weight": 1.0}, "cross_entropy_weight=1.0"),
+        ({"label_smoothing": 1.5}, "label_smoothing=1.5: expected 0 to 1"),
+        ({"label_smoothing": 0.1, "cross_entropy_weight": 0.0}, "no effect without a classifier"),
         ({"image_size": 16, "encoder": tiny_training.create_encoder()}, "8 x 8.*image_size=16"),
     ],
 )

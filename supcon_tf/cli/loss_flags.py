@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from supcon_tf.cli.declare import define
 from supcon_tf.cli.flag_types import Boolean, Enum, Integer, Number
+from supcon_tf.data import defaults
 from supcon_tf.losses.options import DENOMINATOR_WEIGHTINGS, LOSS_VARIANTS
 
 define(
@@ -214,6 +215,7 @@ define(
     stages=("pretrain",),
     group="Loss",
     help="Label smoothing of the cross-entropy in pretraining, with --loss=cross_entropy or "
-    "--cross_entropy_weight.",
+    f"--cross_entropy_weight. For at least {defaults.MANY_EXAMPLES:,} small color images in a "
+    "folder or CSV file the default is 0.1.",
     paper="0.05 for ImageNet (released code)",
 )

@@ -13,6 +13,7 @@ from supcon_tf.cli.flag_types import (
     OneOf,
     Text,
 )
+from supcon_tf.data import defaults
 
 GROUP = "Encoder and head"
 
@@ -162,7 +163,8 @@ define(
     stages=TRAINING_STAGES,
     group=GROUP,
     decides_fitted_linear=True,
-    help="L2-normalize the embedding before the projection head and the classifier.",
+    help="L2-normalize the embedding before the projection head and the classifier. For at least "
+    f"{defaults.MANY_EXAMPLES:,} small color images in a folder or CSV file the default is false.",
     paper="true (Section 3.1); false for CIFAR (released code)",
 )
 define(

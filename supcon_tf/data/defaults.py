@@ -35,6 +35,9 @@ MAX_EPOCHS = 240
 # With one view, the positives of an image are the other images of its class: a batch must hold this
 # many images of a class on average.
 MIN_IMAGES_PER_CLASS = 4
+# From this number on, small photographs get the settings that are best for 10,000 of them
+# (docs/when_supcon.md), else those that are best for 2,000 (docs/own_data.md).
+MANY_EXAMPLES = 5_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,8 @@ class TableRow:
             `num_views`.
         augmentation_type, augmentation_magnitude, crop_area_range: Augmentation of a view.
         cross_entropy_weight: Weight of the cross-entropy in joint training; 0 for none.
+        label_smoothing: Fraction of the target of a classifier that is trained with the encoder
+            which is spread over all classes.
         normalize_embedding: Whether embeddings are normalized before both heads.
         peak_learning_rate: Peak rate of Adam at the batch size that is chosen. It is not scaled
             with larger batches, because Adam tolerates little more.
@@ -65,6 +70,7 @@ class TableRow:
     augmentation_magnitude: float = 0.5
     crop_area_range: tuple[float, float] = CROP_AREA_RANGE
     cross_entropy_weight: float = 0.0
+    label_smoothing: float = 0.0
     normalize_embedding: bool = True
     peak_learning_rate: float = 0.003
     min_steps: int = MIN_STEPS
@@ -73,6 +79,10 @@ class TableRow:
 
 # Color images below `LARGE_IMAGE_PX`: 240 epochs of 2,000 images at batch size 64.
 SMALL_PHOTOS = TableRow(num_views=1, cross_entropy_weight=1.0, min_steps=3_750)
+# The same for at least `MANY_EXAMPLES`, with a classifier and one view.
+MANY_SMALL_PHOTOS = dataclasses.replace(
+    SMALL_PHOTOS, label_smoothing=0.1, normalize_embedding=False, peak_learning_rate=0.006
+)
 # Gray images below `LARGE_IMAGE_PX`: most are digits, letters or scans. As for the digits.
 SMALL_GRAY = TableRow()
 # Larger images where the machine can carry a network of ImageNet's shape.
@@ -90,6 +100,7 @@ LARGE_ON_SMALL_MACHINE = dataclasses.replace(SMALL_PHOTOS, largest_px=48)
 
 TABLE = {
     "color, below 64 px": SMALL_PHOTOS,
+    f"the same, at least {MANY_EXAMPLES:,}, one view": MANY_SMALL_PHOTOS,
     "gray, below 64 px": SMALL_GRAY,
     "64 px and more": LARGE,
     "64 px and more, on a machine that is too small for that": LARGE_ON_SMALL_MACHINE,
@@ -156,6 +167,7 @@ class DataDefaults:
     crop_area_range: tuple[float, float]
     horizontal_flip: bool
     cross_entropy_weight: float
+    pretrain_label_smoothing: float
     normalize_embedding: bool
     pretrain_epochs: float
     pretrain_base_learning_rate: float
@@ -164,11 +176,14 @@ class DataDefaults:
     def texts(self) -> dict[str, str]:
         """Returns flag name to value as text, in the order of the fields.
 
-        --resnet_depth is left out where the encoder has no depth to choose.
+        --resnet_depth is left out where the encoder has no depth to choose, and
+        --pretrain_label_smoothing where labels are not smoothed.
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self.encoder not in ("resnet_v1", "resnext"):
             values.pop("resnet_depth")
+        if not self.pretrain_label_smoothing:
+            values.pop("pretrain_label_smoothing")
         return {name: _text_of(value) for name, value in values.items()}
 
 
@@ -188,6 +203,7 @@ def choose(
     *,
     num_replicas: int = 1,
     is_large_carried: bool = True,
+    is_cross_entropy: bool = False,
 ) -> DataDefaults:
     """Chooses the settings of a training from its images.
 
@@ -198,6 +214,7 @@ def choose(
         num_replicas: How many replicas share a batch.
         is_large_carried: Whether the machine can carry the network for large images; see
             `why_not_large`.
+        is_cross_entropy: Whether the encoder is trained with cross-entropy alone.
     """
     given = dict(given or {})
     row = table_row(facts, given.get("encoder"), is_large_carried=is_large_carried)
@@ -206,6 +223,9 @@ def choose(
     )
     weight = given.get("cross_entropy_weight", row.cross_entropy_weight)
     views = given.get("num_views") or num_views(row, size, facts.num_classes, weight)
+    has_classifier = weight > 0 or is_cross_entropy
+    if row == SMALL_PHOTOS and facts.num_examples >= MANY_EXAMPLES and views == 1:
+        row = MANY_SMALL_PHOTOS if has_classifier else row
     chosen = DataDefaults(
         encoder=row.encoder,
         resnet_depth=row.resnet_depth,
@@ -218,6 +238,7 @@ def choose(
         crop_area_range=row.crop_area_range,
         horizontal_flip=facts.is_color,
         cross_entropy_weight=row.cross_entropy_weight,
+        pretrain_label_smoothing=row.label_smoothing if has_classifier else 0.0,
         normalize_embedding=row.normalize_embedding,
         pretrain_epochs=epochs_of_steps(row.min_steps, facts.num_examples, size, views),
         # For smaller batches the rate falls with the batch.

@@ -90,7 +90,8 @@ def _choose_by_table(flags, strategy, facts):
     }
     kept = given | _fixed_by_other_flags(flags)
     replicas = strategy.num_replicas_in_sync
-    chosen = defaults.choose(facts, kept, num_replicas=replicas)
+    options = {"num_replicas": replicas, "is_cross_entropy": flags.loss == "cross_entropy"}
+    chosen = defaults.choose(facts, kept, **options)
     if chosen.encoder == defaults.LARGE.encoder and "encoder" not in kept:
         reason = defaults.why_not_large(
             facts, _this_machine(), chosen, longest_hours=_hours(flags.time_budget_minutes)
@@ -98,7 +99,7 @@ def _choose_by_table(flags, strategy, facts):
         # All workers do what the chief can do.
         is_carried = np.array([reason is None], np.float32)
         if not strategies.broadcast_from_chief(strategy, [is_carried])[0]:
-            chosen = defaults.choose(facts, kept, num_replicas=replicas, is_large_carried=False)
+            chosen = defaults.choose(facts, kept, is_large_carried=False, **options)
             print(f"{reason or 'The chief is too small for that'}: choosing a smaller network.")
     texts = {name: text for name, text in chosen.texts().items() if name not in kept}
     if flags.time_budget_minutes is not None:
