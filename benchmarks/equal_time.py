@@ -4,19 +4,23 @@
 .venv/bin/python benchmarks/equal_time.py --photographs=FOLDER --table
 
 FOLDER holds train/<class>/ and test/<class>/. Without it the embedded digits are used. The work is
-done in four parts, and each finished part is read back from results/equal_time when the command is
+done in five parts, and each finished part is read back from results/equal_time when the command is
 started again:
 
 1. calibration: a short run of every setting, in turns, measures the time to start and the speed.
    From them follow the epochs that each setting trains in a given time, so that the later runs
    train the same number of steps whatever else the machine does.
-2. trials: as many settings of each side, with the same two learning rates, trained on 90% of the
-   training images (seed 0) and compared on the other 10%.
-3. runs: the best setting of each side, trained on all training images for each time and seed, and
-   SupCon alone with seed 0.
-4. the tables: means over the seeds, and paired bootstrap intervals of the differences over the test
+2. trials: a setting of each side with the same two learning rates, trained for a short time on 90%
+   of the training images and compared on the other 10%. They choose the learning rate of the side.
+3. settings: as many settings of each side, trained on all training images for the longest time with
+   seed 0. The one with the highest mean of the three figures is chosen; the tables show the means
+   on each half of the test images too.
+4. runs: what was chosen, for each time and seed, and SupCon alone.
+5. the tables: means over the seeds, and paired bootstrap intervals of the differences over the test
    images (of the mean correctness of the seeds). --write puts them in docs/when_supcon.md, and
    --figure=FILE draws the accuracy over the time.
+
+--all also makes the trials and settings that were tried first and left out, which the tables show.
 
 The calibration uses all cores. It decides how long each setting trains, so the trials and runs can
 share the machine. --jobs=2 runs two of them at a time, each on one core, which takes less time.
@@ -54,7 +58,7 @@ BASELINE = ("--loss=cross_entropy", "--num_views=1", "--nonormalize_embedding")
 SUPCON = ("--cross_entropy_weight=0", "--num_views=2", "--normalize_embedding")
 RATES = (0.012, 0.024)
 SMOOTHED = ("--pretrain_label_smoothing=0.1",)
-# What is compared: side -> name -> flags. Each is tried with both learning rates.
+# Side -> name -> flags.
 SETTINGS = {
     CONTRASTIVE: {
         "joint": (*JOINT, *COLOR_JITTER),  # The default for few small photographs.
@@ -62,6 +66,12 @@ SETTINGS = {
         "joint_not_normalized": (*NOT_NORMALIZED, *CROP_AND_FLIP),
         "joint_smoothed": (*NOT_NORMALIZED, *CROP_AND_FLIP, *SMOOTHED),
         "joint_smoothed_jitter": (*NOT_NORMALIZED, *COLOR_JITTER, *SMOOTHED),
+        "joint_weighted_jitter": (  # The default for many small photographs.
+            *NOT_NORMALIZED,
+            *COLOR_JITTER,
+            *SMOOTHED,
+            "--cross_entropy_weight=0.3",
+        ),
     },
     CROSS_ENTROPY: {
         "cross_entropy": (*BASELINE, *COLOR_JITTER),
@@ -73,7 +83,18 @@ SETTINGS = {
             *CROP_AND_FLIP,
             "--pretrain_label_smoothing=0.2",
         ),
+        "cross_entropy_smoothed_more_jitter": (
+            *BASELINE,
+            *COLOR_JITTER,
+            "--pretrain_label_smoothing=0.2",
+        ),
     },
+}
+# What is compared without --all: the settings of each side, of which the first decides the learning
+# rate.
+COMPARED = {
+    CONTRASTIVE: ("joint_smoothed", "joint_weighted_jitter"),
+    CROSS_ENTROPY: ("cross_entropy_smoothed", "cross_entropy_smoothed_jitter"),
 }
 # Settings whose cost differs from that of another one by less than a measurement can tell. They
 # are given its speed, so that they train as many epochs.
@@ -81,9 +102,11 @@ SAME_COST = {
     "joint_not_normalized": "joint_crop_and_flip",
     "joint_smoothed": "joint_crop_and_flip",
     "joint_smoothed_jitter": "joint",
+    "joint_weighted_jitter": "joint",
     "cross_entropy_smoothed": "cross_entropy_crop_and_flip",
     "cross_entropy_smoothed_jitter": "cross_entropy",
     "cross_entropy_smoothed_more": "cross_entropy_crop_and_flip",
+    "cross_entropy_smoothed_more_jitter": "cross_entropy",
 }
 # Trained once, to show it in the same figure.
 SHOWN = {ALONE: {"supcon": (*SUPCON, *COLOR_JITTER)}}
@@ -100,12 +123,10 @@ CALIBRATION_STEPS, CALIBRATION_ROUNDS = 600, 2
 FIGURES = ("classifier", "knn", "logistic_regression")
 
 
-def trial_names():
-    """The names of all trials, "<setting>@<learning rate>", by side."""
-    return {
-        side: [f"{name}@{rate}" for name in settings for rate in RATES]
-        for side, settings in SETTINGS.items()
-    }
+def trial_names(has_all=True):
+    """The names of the trials, "<setting>@<learning rate>", by side."""
+    names = SETTINGS if has_all else {side: names[:1] for side, names in COMPARED.items()}
+    return {side: [f"{name}@{rate}" for name in names[side] for rate in RATES] for side in SETTINGS}
 
 
 def flags_of(trial):
@@ -308,17 +329,38 @@ def environment_facts():
     }
 
 
-def best_of(side):
-    """The best finished trial of a side by its classifier on the validation images, or None."""
-    cells = {name: RESULTS / f"trials/{name}.json" for name in trial_names()[side]}
-    if not all(path.exists() for path in cells.values()):
+def best_rate(side):
+    """The learning rate with the best trial of the first compared setting of a side, or None."""
+    paths = {rate: RESULTS / f"trials/{COMPARED[side][0]}@{rate}.json" for rate in RATES}
+    if not all(path.exists() for path in paths.values()):
         return None
-    return max(cells, key=lambda name: json.loads(cells[name].read_text())["classifier"])
+    cells = {rate: json.loads(path.read_text()) for rate, path in paths.items()}
+    return max(cells, key=lambda rate: np.mean([cells[rate][figure] for figure in FIGURES]))
+
+
+def scores_of_settings(side, minutes):
+    """Trial -> float [N], the mean of the three figures of each test image in the run of seed 0."""
+    scores = {}
+    for name in SETTINGS[side]:
+        trial = f"{name}@{best_rate(side)}"
+        if finished_seeds(trial, minutes, [0]):
+            correct = mean_correct(trial, minutes, [0])
+            scores[trial] = np.mean([correct[figure] for figure in FIGURES], axis=0)
+    return scores
+
+
+def best_of(side, minutes):
+    """The best setting of a side with its learning rate, or None if it is not known yet."""
+    scores = scores_of_settings(side, minutes)
+    trials = [f"{name}@{best_rate(side)}" for name in COMPARED[side]]
+    if not set(trials) <= scores.keys():
+        return None
+    return max(trials, key=lambda trial: scores[trial].mean())
 
 
 def shown_trial():
-    """SupCon alone, with the learning rate of the best contrastive trial."""
-    return f"supcon@{best_of(CONTRASTIVE).split('@')[1]}"
+    """SupCon alone, with the learning rate of its side."""
+    return f"supcon@{best_rate(CONTRASTIVE)}"
 
 
 def draw_figure(arguments):
@@ -330,16 +372,17 @@ def draw_figure(arguments):
 
     speeds = json.loads((RESULTS / "calibration.json").read_text())["settings"]
     figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
-    if None in [best_of(side) for side in SETTINGS]:
-        raise SystemExit("--figure needs all trials to be finished.")
+    longest = max(arguments.minutes)
+    if None in [best_of(side, longest) for side in SETTINGS]:
+        raise SystemExit("--figure needs all trials and settings to be finished.")
     trials = {
-        "SupCon and cross-entropy": best_of(CONTRASTIVE),
-        "cross-entropy": best_of(CROSS_ENTROPY),
+        "SupCon and cross-entropy": best_of(CONTRASTIVE, longest),
+        "cross-entropy": best_of(CROSS_ENTROPY, longest),
         "SupCon alone": shown_trial(),
     }
     for title, trial in trials.items():
         speed = speed_of(trial, speeds)
-        folders = RESULTS / f"cells/{trial}/{max(arguments.minutes)}min"
+        folders = RESULTS / f"cells/{trial}/{longest}min"
         curves = []
         for seed in {0, *arguments.seeds}:
             path = folders / f"{seed}/metrics.jsonl"
@@ -364,15 +407,19 @@ def draw_figure(arguments):
     figure.savefig(arguments.figure)
 
 
+def finished_seeds(trial, minutes, seeds):
+    """Those of the seeds whose run is finished."""
+    folder = RESULTS / f"cells/{trial}/{minutes}min"
+    return [seed for seed in seeds if (folder / f"{seed}/cell.json").exists()]
+
+
 def mean_correct(trial, minutes, seeds):
-    """Correctness per test example as mean over the finished seeds, and those seeds."""
-    folders = {seed: RESULTS / f"cells/{trial}/{minutes}min/{seed}" for seed in seeds}
-    done = [seed for seed, folder in folders.items() if (folder / "cell.json").exists()]
+    """Figure -> float [N], the mean over finished seeds of whether an example is correct."""
     rows = []
-    for seed in done:
-        with np.load(folders[seed] / "correct.npz") as file:
+    for seed in seeds:
+        with np.load(RESULTS / f"cells/{trial}/{minutes}min/{seed}/correct.npz") as file:
             rows.append({name: file[name].astype(float) for name in FIGURES})
-    return done, {name: np.mean([row[name] for row in rows], axis=0) for name in FIGURES}
+    return {name: np.mean([row[name] for row in rows], axis=0) for name in FIGURES}
 
 
 NAMES = {CONTRASTIVE: "SupCon and cross-entropy", CROSS_ENTROPY: "cross-entropy"}
@@ -382,11 +429,14 @@ DIFFERENCES = {
     "joint_not_normalized": "crop and flip",
     "joint_smoothed": "crop and flip, labels smoothed by 0.1",
     "joint_smoothed_jitter": "color jitter, labels smoothed by 0.1",
+    "joint_weighted_jitter": "color jitter, labels smoothed by 0.1, cross-entropy weight 0.3",
     "cross_entropy": "color jitter",
     "cross_entropy_crop_and_flip": "crop and flip",
     "cross_entropy_smoothed": "crop and flip, labels smoothed by 0.1",
     "cross_entropy_smoothed_jitter": "color jitter, labels smoothed by 0.1",
     "cross_entropy_smoothed_more": "crop and flip, labels smoothed by 0.2",
+    "cross_entropy_smoothed_more_jitter": "color jitter, labels smoothed by 0.2",
+    "supcon": "normalized, color jitter",
 }
 FIGURE_NAMES = {
     "classifier": "classifier",
@@ -410,39 +460,56 @@ def create_trial_table():
     return records.table(head, rows, text_columns=2)
 
 
+def create_setting_table(arguments):
+    """The accuracies of the settings after the longest time, and their means on each half."""
+    rows = []
+    for side in SETTINGS:
+        for trial, scores in scores_of_settings(side, max(arguments.minutes)).items():
+            correct = mean_correct(trial, max(arguments.minutes), [0])
+            name, rate = trial.split("@")
+            values = [correct[figure] for figure in FIGURES]
+            values += [scores, scores[::2], scores[1::2]]  # The images are sorted by class.
+            shown = [f"{value.mean():.4f}" for value in values]
+            rows.append([NAMES[side], DIFFERENCES[name], rate, *shown])
+    head = ["method", "setting", "base learning rate", *FIGURE_NAMES.values(), "mean"]
+    return records.table([*head, "even images", "odd images"], rows, text_columns=2)
+
+
 def create_cell_table(arguments):
-    """The mean accuracies of everything that was trained on all training images."""
-    sides = {name: side for side, settings in SETTINGS.items() for name in settings}
+    """The mean accuracies of what was chosen and of SupCon alone, after each time."""
+    trials = {NAMES[side]: best_of(side, max(arguments.minutes)) for side in SETTINGS}
+    trials["SupCon alone, two views"] = shown_trial()
     rows = []
     for minutes in arguments.minutes:
-        for folder in sorted((RESULTS / "cells").glob(f"*/{minutes}min")):
-            name, rate = folder.parent.name.split("@")
-            seeds = sorted(int(path.parent.name) for path in folder.glob("*/cell.json"))
-            _, correct = mean_correct(folder.parent.name, minutes, seeds)
-            method = NAMES[sides[name]] if name in sides else "SupCon alone, two views"
+        for method, trial in trials.items():
+            seeds = finished_seeds(trial, minutes, arguments.seeds)
+            if not seeds:
+                continue
+            name, rate = trial.split("@")
+            correct = mean_correct(trial, minutes, seeds)
             shown = [f"{correct[figure].mean():.4f}" for figure in FIGURES]
             seeds = ", ".join(map(str, seeds))
-            setting = DIFFERENCES.get(name, "color jitter")
-            rows.append([method, setting, rate, str(minutes), seeds, *shown])
+            rows.append([method, DIFFERENCES[name], rate, str(minutes), seeds, *shown])
     head = ["method", "setting", "base learning rate", "minutes", "seeds", *FIGURE_NAMES.values()]
-    return records.table(head, rows, text_columns=2)
+    return records.table(head, rows, text_columns=2) if rows else "Not measured yet."
 
 
 def create_run_table(arguments):
-    """The mean accuracies of the chosen setting of both sides, with their differences."""
-    best = {side: best_of(side) for side in SETTINGS}
+    """The mean accuracies of both sides and their differences, with and without seed 0."""
+    best = {side: best_of(side, max(arguments.minutes)) for side in SETTINGS}
     rows = []
     for minutes in arguments.minutes if None not in best.values() else ():
-        sides = {s: mean_correct(best[s], minutes, arguments.seeds) for s in SETTINGS}
-        shared = [seed for seed in arguments.seeds if all(seed in sides[s][0] for s in SETTINGS)]
-        if not shared:
-            continue
-        means = {s: mean_correct(best[s], minutes, shared)[1] for s in SETTINGS}
-        for name in FIGURES:
-            new, old = means[CONTRASTIVE][name], means[CROSS_ENTROPY][name]
-            values = [f"{new.mean():.4f}", f"{old.mean():.4f}", paired_difference(old, new)]
-            seeds = ", ".join(map(str, shared))
-            rows.append([str(minutes), FIGURE_NAMES[name], *values, seeds])
+        shared = arguments.seeds
+        for trial in best.values():
+            shared = finished_seeds(trial, minutes, shared)
+        groups = [shared, [seed for seed in shared if seed != 0]]  # Seed 0 chose the settings.
+        for seeds in [group for n, group in enumerate(groups) if group and group not in groups[:n]]:
+            means = {side: mean_correct(best[side], minutes, seeds) for side in SETTINGS}
+            for name in FIGURES:
+                new, old = means[CONTRASTIVE][name], means[CROSS_ENTROPY][name]
+                values = [f"{new.mean():.4f}", f"{old.mean():.4f}", paired_difference(old, new)]
+                text = ", ".join(map(str, seeds))
+                rows.append([str(minutes), FIGURE_NAMES[name], *values, text])
     head = ["minutes", "figure", *NAMES.values(), "difference, 95% interval", "seeds"]
     return records.table(head, rows, text_columns=2) if rows else "Not measured yet."
 
@@ -459,6 +526,7 @@ def create_tables(arguments):
     """The tables by the names of their markers on the page."""
     return {
         "trials": create_trial_table(),
+        "settings": create_setting_table(arguments),
         "cells": create_cell_table(arguments),
         "runs": create_run_table(arguments),
     }
@@ -486,7 +554,9 @@ def main():
     parser.add_argument("--minutes", default="5,15")
     parser.add_argument("--trial_minutes", type=float, default=3)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--part", choices=["calibration", "trials", "runs"], help="stop after it")
+    parts = ["calibration", "trials", "settings", "runs"]
+    parser.add_argument("--part", choices=parts, help="stop after it")
+    parser.add_argument("--all", action="store_true", help="also what was tried first")
     parser.add_argument("--jobs", type=int, default=1, help="how many trials and runs at a time")
     parser.add_argument("--table", action="store_true", help="only print what is finished")
     parser.add_argument("--write", action="store_true", help="only put it in docs/when_supcon.md")
@@ -500,7 +570,8 @@ def main():
             run_all(arguments, pathlib.Path(folder))
     tables = create_tables(arguments)
     print("\n\n".join(tables.values()))
-    print(f"\nCompared: {', '.join(str(best_of(side)) for side in SETTINGS)}.")
+    chosen = [str(best_of(side, max(arguments.minutes))) for side in SETTINGS]
+    print(f"\nCompared: {', '.join(chosen)}.")
     if arguments.write:
         write_page(tables)
     if arguments.figure:
@@ -527,19 +598,28 @@ def run_all(arguments, folder):
 
         return run
 
+    longest = max(arguments.minutes)
     # The sides take turns, so that an unfinished study has both.
-    pairs = zip(*trial_names().values(), strict=True)
+    pairs = zip(*trial_names(arguments.all).values(), strict=True)
     run_jobs([trial_task(trial) for pair in pairs for trial in pair], arguments.jobs)
     if arguments.part == "trials":
         return
+    pairs = zip(*(SETTINGS if arguments.all else COMPARED).values(), strict=True)
     tasks = [
-        cell_task(best_of(side), minutes, seed)
+        cell_task(f"{name}@{best_rate(side)}", longest, 0)
+        for pair in pairs
+        for side, name in zip(SETTINGS, pair, strict=True)
+    ]
+    run_jobs(tasks, arguments.jobs)
+    if arguments.part == "settings":
+        return
+    tasks = [
+        cell_task(best_of(side, longest), minutes, seed)
         for minutes in sorted(arguments.minutes, reverse=True)  # The curves first.
         for seed in arguments.seeds
         for side in SETTINGS
     ]
-    tasks += [cell_task(shown_trial(), minutes, 0) for minutes in arguments.minutes]
-    run_jobs(tasks, arguments.jobs)
+    run_jobs([*tasks, cell_task(shown_trial(), longest, 0)], arguments.jobs)
 
 
 if __name__ == "__main__":

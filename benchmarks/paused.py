@@ -24,7 +24,7 @@ def answer_rates(run, images):
             run()
             steps += 1
         rate = steps * images / (time.perf_counter() - started)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         print(json.dumps([rate, peak]), flush=True)
 
 

@@ -71,7 +71,7 @@ class SupConClassifier(
             `SupConLoss(use_labels=False)` (SimCLR).
         cross_entropy_weight: Weight of the cross-entropy of a classifier that is trained together
             with the encoder; 0 for none. It is chosen for "supcon" and 0 for other losses.
-        label_smoothing: Label smoothing in the training of that classifier or of "cross_entropy".
+        label_smoothing: Label smoothing in the training of that classifier, or of "cross_entropy".
         encoder: "tiny", a ResNet for images of 8 to 32 pixels, or another name that
             `create_encoder` accepts; or a Keras model that takes float32 [B, S, S, 3] in 0..255
             and returns features [B, F], or the path of its `.keras` file or of a run of the
@@ -397,6 +397,7 @@ class SupConClassifier(
             **{name: getattr(self, name) for name in SAME_IN_SETTINGS},
             seed=int(seed),
             is_large_carried=before["encoder"] == LARGE.encoder if before else None,
+            recorded=before,
             **length,
         )
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -62,6 +63,7 @@ class Settings:
         warmup_epochs: float | None = None,
         time_budget_minutes: float | None = None,
         is_large_carried: bool | None = None,
+        recorded: Mapping[str, Any] | None = None,
         temperature: float = 0.1,
         seed: int = 0,
         **given: Any,
@@ -75,6 +77,8 @@ class Settings:
                 temperature, seed: See `Settings`. An encoder may be the path of a saved one.
             is_large_carried: Whether the machine can carry the network for large images; None
                 finds out.
+            recorded: `record` of a training that is resumed. What is not given stays as it was,
+                although this release may choose something else.
             **given: Fields of `defaults.DataDefaults`, or None.
 
         Raises:
@@ -86,10 +90,17 @@ class Settings:
             encoder = defaults.TableRow.encoder
         encoder = _loaded(encoder, source, given.get("image_size"))
         _check_start_of_settings(encoder, encoder_weights, freeze_batch_norm)
-        fixed = {name: value for name, value in given.items() if value is not None}
+        fixed = _kept(recorded, has_encoder=encoder is not None)
+        fixed |= {name: value for name, value in given.items() if value is not None}
         fixed |= _fixed_by_encoder_and_loss(encoder, loss, fixed)
         notes: list[str] = []
-        options = {"num_replicas": num_replicas, "is_cross_entropy": loss == "cross_entropy"}
+        options: dict[str, Any] = {
+            "num_replicas": num_replicas,
+            "is_cross_entropy": loss == "cross_entropy",
+            "is_many_measured": source.label_type == "class"
+            and encoder_weights is None
+            and not isinstance(encoder, keras.Model),
+        }
         chosen = defaults.choose(facts, fixed, **options)
         if chosen.encoder == defaults.LARGE.encoder and "encoder" not in fixed:
             hours = time_budget_minutes and time_budget_minutes / 60
@@ -146,6 +157,20 @@ class Settings:
             warmup_epochs=min(self.warmup_epochs, longest_warmup_epochs),
             time_budget_minutes=None,
         )
+
+
+def _kept(recorded, has_encoder):
+    """The settings of a training that is resumed; a given encoder decides its own."""
+    if not recorded:
+        return {}
+    of_encoder = ("encoder", "resnet_depth", "resnet_width", "image_size")
+    kept = {"pretrain_label_smoothing": 0.0}  # Older releases did not record it.
+    for field in dataclasses.fields(defaults.DataDefaults):
+        if field.name in recorded and not (has_encoder and field.name in of_encoder):
+            value = recorded[field.name]
+            kept[field.name] = tuple(value) if isinstance(value, list) else value
+    kept.pop("encoder", None)  # The table chooses it again, for the same machine.
+    return kept
 
 
 def _check_chosen(chosen, count, num_replicas, loss):

@@ -291,7 +291,7 @@ def _open_checkpoints(folder, step, source, settings, is_kept):
     def check(old):
         if not is_kept:
             return
-        added = {"freeze_batch_norm": False, "pretrain_label_smoothing": 0.0}  # Of older releases.
+        added = {"freeze_batch_norm": False, "pretrain_label_smoothing": 0.0}
         before = {**added, **old.get("settings", {}), "data": old.get("data")}
         after = {**record["settings"], "data": record["data"]}
         changed = [

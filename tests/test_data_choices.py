@@ -63,9 +63,34 @@ def test_many_images_are_chosen_for_by_a_row_of_their_own(images, tmp_path, caps
         with chosen_for(*place, *loss, *line.partition(": ")[2].split()) as (more, again):
             assert more == {} and not again.normalize_embedding
             assert again.pretrain_label_smoothing == 0.1
-    for given in (["--num_views=2"], ["--cross_entropy_weight=0"], ["--nouse_labels"]):
+    for given in (
+        ["--num_views=2"],
+        ["--cross_entropy_weight=0"],
+        ["--nouse_labels"],
+        ["--pretrain_optimizer=momentum"],
+        ["--reference_ckpt=run"],
+    ):
         with chosen_for(*place, *given) as (chosen, values):
             assert values.normalize_embedding and not values.pretrain_label_smoothing
+
+
+def test_a_flag_of_the_classifier_needs_no_weight_where_the_data_choose_it(images, tmp_path):
+    place = (f"--data_dir={images}", f"--model_dir={tmp_path}")
+    for given in ("--pretrain_label_smoothing=0.05", "--stop_gradient_before_classifier"):
+        with chosen_for(*place, given, "--cross_entropy_weight=1") as (_, values):
+            assert values.cross_entropy_weight == 1
+        with pytest.raises(flags.Error, match="has no effect without"):
+            chosen_for(*place, given, "--cross_entropy_weight=0").__enter__()
+    with chosen_for(*place, "--pretrain_label_smoothing=0.05") as (chosen, values):
+        assert chosen["cross_entropy_weight"] == "1" and values.pretrain_label_smoothing == 0.05
+    gray = tmp_path / "gray"
+    for name in ("a", "b"):
+        (gray / "train" / name).mkdir(parents=True)
+        for index in range(4):
+            Image.new("L", (20, 20), 60 * index).save(gray / "train" / name / f"{index}.png")
+    place = (f"--data_dir={gray}", "--validation_split=0", f"--model_dir={tmp_path / 'other'}")
+    with pytest.raises(flags.Error, match="pretrain_label_smoothing=0.05 has no effect without"):
+        chosen_for(*place, "--pretrain_label_smoothing=0.05").__enter__()
 
 
 def test_only_what_was_not_given_is_chosen(images, tmp_path):
@@ -121,15 +146,17 @@ def test_large_images_need_a_machine_that_can_carry_the_network(tmp_path, capsys
     assert "--resnet_depth=18 --image_size=80 would need" in capsys.readouterr().out
 
 
-def test_several_labels_use_the_same_table(images, tmp_path):
+def test_several_labels_use_the_same_table(images, tmp_path, monkeypatch):
     lines = ["filename,label"]
     for split in ("train", "test"):
         lines += [f"{split}/cat/{i}.png,cat|small" for i in range(8)]
         lines += [f"{split}/dog/{i}.png,dog" for i in range(8)]
     (images / "labels.csv").write_text("\n".join(lines))
     csv = (f"--data_csv={images / 'labels.csv'}", "--label_type=multi_label")
-    with chosen_for(*csv, "--validation_split=0", f"--model_dir={tmp_path}") as (chosen, _):
+    monkeypatch.setattr(defaults, "MANY_EXAMPLES", 16)  # A row that one class per image needs.
+    with chosen_for(*csv, "--validation_split=0", f"--model_dir={tmp_path}") as (chosen, values):
         assert chosen["cross_entropy_weight"] == "1" and chosen["batch_size"] == "32"
+        assert values.normalize_embedding and not values.pretrain_label_smoothing
 
 
 def test_files_are_described_by_a_sample(tmp_path):

@@ -97,6 +97,7 @@ def test_many_small_photographs_have_a_row_of_their_own():
     few = defaults.choose(facts(num_examples=defaults.MANY_EXAMPLES - 1))
     many = defaults.choose(facts(num_examples=defaults.MANY_EXAMPLES))
     changed = {
+        "cross_entropy_weight": 0.3,
         "pretrain_label_smoothing": 0.1,
         "normalize_embedding": False,
         "pretrain_base_learning_rate": 0.024,
@@ -115,6 +116,7 @@ def test_many_small_photographs_have_a_row_of_their_own():
         ({}, {"encoder": "resnext"}, {}),
         ({"is_color": False}, {}, {}),
         ({"side_px": 64}, {}, {"is_large_carried": False}),
+        ({}, {}, {"is_many_measured": False}),
     ],
 )
 def test_other_trainings_keep_the_settings_that_they_were_measured_with(images, given, options):

@@ -36,7 +36,7 @@ def write(path, content):
 
 
 def write_results(study, correct):
-    """Trials, of which the last setting with the second rate is best, and a minute of runs."""
+    """Trials, of which those with the second rate are best, and a minute of runs."""
     for names in study.trial_names().values():
         for rank, name in enumerate(names):
             cell = {"classifier": 0.1 * rank, "knn": 0.5, "logistic_regression": 0.5, "epochs": 3.0}
@@ -76,8 +76,11 @@ def test_the_epochs_follow_from_the_time(study):
 
 def test_the_table_compares_the_best_of_each_side(study, monkeypatch, tmp_path, capsys):
     random = np.random.default_rng(0)
-    joint, plain = "joint_smoothed_jitter@0.024", "cross_entropy_smoothed_more@0.024"
+    joint, plain = "joint_smoothed@0.024", "cross_entropy_smoothed_jitter@0.024"
     correct = {
+        "joint_weighted_jitter@0.024": {0: random.random(200) < 0.6},
+        "joint@0.012": {0: random.random(200) < 0.9},  # Not with the rate that was chosen.
+        "cross_entropy_smoothed@0.024": {0: random.random(200) < 0.3},
         joint: {seed: random.random(200) < 0.8 for seed in (0, 1)},
         plain: {seed: random.random(200) < 0.5 for seed in (0, 1, 2)},
         "supcon@0.024": {0: random.random(200) < 0.4},
@@ -92,9 +95,13 @@ def test_the_table_compares_the_best_of_each_side(study, monkeypatch, tmp_path, 
         row = f"| 1 | {study.FIGURE_NAMES[name]} | {new:.4f} | {old:.4f} | {new - old:+.4f} ("
         assert row in text  # Of the two seeds that both have.
     alone = correct["supcon@0.024"][0].mean()
-    assert f"| SupCon alone, two views | color jitter | 0.024 | 1 | 0 | {alone:.4f} |" in text
+    row = "| SupCon alone, two views | normalized, color jitter | 0.024 | 1 | 0 |"
+    assert f"{row} {alone:.4f} |" in text
     mean = np.mean([correct[plain][seed] for seed in (0, 1, 2)])
     assert f"| 0.024 | 1 | 0, 1, 2 | {mean:.4f} |" in text
+    first = correct["cross_entropy_smoothed@0.024"][0]
+    halves = f"| {first[::2].mean():.4f} | {first[1::2].mean():.4f} |"
+    assert halves in text.partition("crop and flip, labels smoothed by 0.1 | 0.024 | 0.")[2]
     assert figure.read_text().count("<use ") > 3 * 3  # Three curves with three markers each.
 
 
@@ -130,7 +137,10 @@ def test_settings_of_the_same_cost_train_as_many_epochs(study):
     assert set(study.SAME_COST) < set(names) and not set(study.SAME_COST.values()) - set(names)
     speeds = {"joint_crop_and_flip": {"start_seconds": 1.0, "images_per_second": 2.0}}
     assert study.speed_of("joint_smoothed@0.012", speeds) == speeds["joint_crop_and_flip"]
-    assert set(study.DIFFERENCES) == set(names)
+    assert set(study.DIFFERENCES) == {*names, *study.SHOWN[study.ALONE]}
+    for side, compared in study.COMPARED.items():
+        assert set(compared) <= set(study.SETTINGS[side])
+    assert len({len(compared) for compared in study.COMPARED.values()}) == 1
 
 
 def test_the_page_shows_the_results(monkeypatch, tmp_path):

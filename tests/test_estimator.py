@@ -173,6 +173,22 @@ def test_label_smoothing_reaches_the_step():
     assert create_step(loss="cross_entropy").label_smoothing == 0
 
 
+def test_a_resumed_training_keeps_what_an_older_release_chose(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 255, [80, 20, 20, 3], np.uint8)
+    source = sources.ArraySource(images, np.zeros(80, np.int32), ("a", "b"))
+    before = Settings.choose(source)
+    record = before.record()
+    record.pop("pretrain_label_smoothing")  # It was not recorded then.
+    monkeypatch.setattr(defaults, "MANY_EXAMPLES", 80)
+    now = Settings.choose(source)
+    assert now.chosen.pretrain_label_smoothing == 0.1 and not now.chosen.normalize_embedding
+    assert Settings.choose(source, recorded=record).chosen == before.chosen
+    given = Settings.choose(source, recorded=record, num_views=2, encoder=create_model())
+    assert (given.chosen.num_views, given.chosen.image_size) == (2, 8)
+    for options in ({"encoder": create_model()}, {"encoder_weights": "some.weights.h5"}):
+        assert Settings.choose(source, **options).chosen.pretrain_label_smoothing == 0
+
+
 def test_one_view_is_chosen_for_the_loss_that_it_was_measured_with():
     images = np.random.default_rng(0).integers(0, 255, [80, 20, 20, 3], np.uint8)
     source = sources.ArraySource(images, np.zeros(80, np.int32), ("a", "b"))

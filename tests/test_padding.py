@@ -17,7 +17,7 @@ def create_pair(pad=((1, 1), (1, 1)), kernel_size=3, **options):
     pair = []
     for _ in range(2):
         inputs = keras.Input([9, 8, 4])
-        padded = keras.layers.ZeroPadding2D(pad)(inputs)
+        padded = keras.layers.ZeroPadding2D(pad, dtype=options.get("dtype"))(inputs)
         conv = keras.layers.Conv2D(5, kernel_size, strides=2, activation="relu", **options)
         pair.append(keras.Model(inputs, conv(padded)))
     stock, changed = pair
@@ -75,6 +75,7 @@ def test_outputs_and_gradients_are_the_same(options):
         other = np.float32(other)
         np.testing.assert_allclose(np.float32(one), other, atol=tolerance * np.abs(other).max())
     np.testing.assert_array_equal(changed(images), stock(images))  # Without a graph.
+    assert kept_paddings(stock, images.shape) == 1 and kept_paddings(changed, images.shape) == 0
 
 
 def test_a_residual_network_keeps_no_padded_copies():

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 
@@ -84,6 +86,8 @@ def define_rules(stages: tuple[str, ...]) -> None:
             "cross_entropy_weight",
             "stop_gradient_before_classifier",
             "pretrain_label_smoothing",
+            "dataset",
+            "recipe",
         ],
         _check_cross_entropy,
     )
@@ -266,6 +270,20 @@ def _check_profile(values):
 
 
 def _check_cross_entropy(values):
+    is_chosen_later = (
+        values["dataset"] in ("folder", "csv")
+        and values["loss"] == "supcon"
+        and not values["recipe"]
+        and not is_given(flags.FLAGS, "cross_entropy_weight")
+    )
+    return is_chosen_later or check_classifier(values)
+
+
+def check_classifier(values: Mapping[str, Any]) -> bool:
+    """Returns True, or raises an error for a flag of a classifier that is not trained.
+
+    Where the data decide --cross_entropy_weight, this is called again after the choice.
+    """
     has_weight = values["cross_entropy_weight"] > 0
     if values["stop_gradient_before_classifier"] and not has_weight:
         raise flags.ValidationError(

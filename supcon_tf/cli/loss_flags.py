@@ -215,7 +215,7 @@ define(
     stages=("pretrain",),
     group="Loss",
     help="Label smoothing of the cross-entropy in pretraining, with --loss=cross_entropy or "
-    f"--cross_entropy_weight. For at least {defaults.MANY_EXAMPLES:,} small color images in a "
-    "folder or CSV file the default is 0.1.",
+    "--cross_entropy_weight. For a folder or CSV file with at least "
+    f"{defaults.MANY_EXAMPLES:,} color images below 64 px and one view the default is 0.1.",
     paper="0.05 for ImageNet (released code)",
 )

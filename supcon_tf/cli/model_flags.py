@@ -163,8 +163,9 @@ define(
     stages=TRAINING_STAGES,
     group=GROUP,
     decides_fitted_linear=True,
-    help="L2-normalize the embedding before the projection head and the classifier. For at least "
-    f"{defaults.MANY_EXAMPLES:,} small color images in a folder or CSV file the default is false.",
+    help="L2-normalize the embedding before the projection head and the classifier. For a "
+    f"folder or CSV file with at least {defaults.MANY_EXAMPLES:,} color images below 64 px, one "
+    "view and a classifier that is trained with the encoder, the default is false.",
     paper="true (Section 3.1); false for CIFAR (released code)",
 )
 define(

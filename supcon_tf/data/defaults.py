@@ -79,9 +79,13 @@ class TableRow:
 
 # Color images below `LARGE_IMAGE_PX`: 240 epochs of 2,000 images at batch size 64.
 SMALL_PHOTOS = TableRow(num_views=1, cross_entropy_weight=1.0, min_steps=3_750)
-# The same for at least `MANY_EXAMPLES`, with a classifier and one view.
+# The same for at least `MANY_EXAMPLES`, where a classifier is trained with one view.
 MANY_SMALL_PHOTOS = dataclasses.replace(
-    SMALL_PHOTOS, label_smoothing=0.1, normalize_embedding=False, peak_learning_rate=0.006
+    SMALL_PHOTOS,
+    cross_entropy_weight=0.3,
+    label_smoothing=0.1,
+    normalize_embedding=False,
+    peak_learning_rate=0.006,
 )
 # Gray images below `LARGE_IMAGE_PX`: most are digits, letters or scans. As for the digits.
 SMALL_GRAY = TableRow()
@@ -204,6 +208,7 @@ def choose(
     num_replicas: int = 1,
     is_large_carried: bool = True,
     is_cross_entropy: bool = False,
+    is_many_measured: bool = True,
 ) -> DataDefaults:
     """Chooses the settings of a training from its images.
 
@@ -215,6 +220,8 @@ def choose(
         is_large_carried: Whether the machine can carry the network for large images; see
             `why_not_large`.
         is_cross_entropy: Whether the encoder is trained with cross-entropy alone.
+        is_many_measured: Whether `MANY_SMALL_PHOTOS` was measured with the other settings: one
+            class per image, an encoder that starts untrained, and Adam.
     """
     given = dict(given or {})
     row = table_row(facts, given.get("encoder"), is_large_carried=is_large_carried)
@@ -224,8 +231,9 @@ def choose(
     weight = given.get("cross_entropy_weight", row.cross_entropy_weight)
     views = given.get("num_views") or num_views(row, size, facts.num_classes, weight)
     has_classifier = weight > 0 or is_cross_entropy
-    if row == SMALL_PHOTOS and facts.num_examples >= MANY_EXAMPLES and views == 1:
-        row = MANY_SMALL_PHOTOS if has_classifier else row
+    is_many = facts.num_examples >= MANY_EXAMPLES and is_many_measured
+    if row == SMALL_PHOTOS and is_many and views == 1 and has_classifier:
+        row = MANY_SMALL_PHOTOS
     chosen = DataDefaults(
         encoder=row.encoder,
         resnet_depth=row.resnet_depth,
@@ -238,7 +246,7 @@ def choose(
         crop_area_range=row.crop_area_range,
         horizontal_flip=facts.is_color,
         cross_entropy_weight=row.cross_entropy_weight,
-        pretrain_label_smoothing=row.label_smoothing if has_classifier else 0.0,
+        pretrain_label_smoothing=row.label_smoothing,
         normalize_embedding=row.normalize_embedding,
         pretrain_epochs=epochs_of_steps(row.min_steps, facts.num_examples, size, views),
         # For smaller batches the rate falls with the batch.

@@ -3,6 +3,7 @@
 The gradient of a kernel needs the convolution's input. After a padding layer that is the padded
 copy, which TensorFlow keeps beside the activation itself from the forward to the backward pass. In
 a ResNet each strided convolution has one. Padding again in the backward pass costs little time.
+It saves memory in a `tf.function`; XLA decides by itself what it keeps.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ def recompute_padding(model: keras.Model) -> None:
 
     Applies to nested models too. The results are the same up to rounding. The layers remain stock
     Keras layers: the model is saved, loaded and evaluated as before, and a model loaded with Keras
-    alone trains with Keras' own operations. Where something else uses the padded output, it is
-    there.
+    alone trains with Keras' own operations. Other layers can still use the padded output.
 
     Args:
         model: Any Keras model. `ContrastiveModel` does this for its encoder.

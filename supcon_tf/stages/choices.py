@@ -53,6 +53,7 @@ def choose_from_data(
         when = f"Chosen for {facts.describe()}"
     shown = set(command_line.STAGE_FLAGS[stage])
     lines = [set_from_text(flags, name, text) for name, text in chosen.items()]
+    flag_rules.check_classifier(flags.flag_values_dict())
     lines = [line for name, line in zip(chosen, lines, strict=True) if name in shown]
     if lines:
         print(f"{when}: {' '.join(lines)}")
@@ -79,6 +80,8 @@ def _recorded_choices(flags, source):
     )
     if is_supcon_alone or "num_views" in _fixed_by_other_flags(flags):
         kept.pop("num_views", None)  # One view would not do with what is given now.
+    if is_supcon_alone:
+        kept.pop("pretrain_label_smoothing", None)
     return kept
 
 
@@ -90,7 +93,14 @@ def _choose_by_table(flags, strategy, facts):
     }
     kept = given | _fixed_by_other_flags(flags)
     replicas = strategy.num_replicas_in_sync
-    options = {"num_replicas": replicas, "is_cross_entropy": flags.loss == "cross_entropy"}
+    starts_trained = bool(flags.reference_ckpt or flags.encoder_weights)
+    options = {
+        "num_replicas": replicas,
+        "is_cross_entropy": flags.loss == "cross_entropy",
+        "is_many_measured": flags.label_type == "class"
+        and flags.pretrain_optimizer == "adam"
+        and not (starts_trained or flags.stop_gradient_before_classifier),
+    }
     chosen = defaults.choose(facts, kept, **options)
     if chosen.encoder == defaults.LARGE.encoder and "encoder" not in kept:
         reason = defaults.why_not_large(
