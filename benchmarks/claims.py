@@ -43,7 +43,12 @@ BASELINE, TWO_STAGE = "cross_entropy", "two_stage_cross_entropy"
 # In the order in which they are run: the baseline early, because tables compare with it.
 SETTINGS = {
     "supcon": (),
-    BASELINE: ("--loss=cross_entropy", "--num_views=1", "--nonormalize_embedding"),
+    BASELINE: (
+        "--loss=cross_entropy",
+        "--num_views=1",
+        "--nonormalize_embedding",
+        "--pretrain_label_smoothing=0",
+    ),  # fmt: skip
     "simclr": ("--nouse_labels",),
     "supcon_inside": ("--summation_location=inside",),
     TWO_STAGE: (),  # A new linear classifier on the encoder of the baseline.

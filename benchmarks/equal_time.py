@@ -52,9 +52,10 @@ PAGE = ROOT / "docs/when_supcon.md"
 CONTRASTIVE, CROSS_ENTROPY, ALONE = "contrastive", "cross_entropy", "supcon_alone"
 CROP_AND_FLIP = ("--augmentation_type=identity",)
 COLOR_JITTER = ("--augmentation_type=simclr", "--augmentation_magnitude=0.5")
-JOINT = ("--cross_entropy_weight=1", "--num_views=1", "--normalize_embedding")
-NOT_NORMALIZED = ("--cross_entropy_weight=1", "--num_views=1", "--nonormalize_embedding")
-BASELINE = ("--loss=cross_entropy", "--num_views=1", "--nonormalize_embedding")
+NOT_SMOOTHED = ("--pretrain_label_smoothing=0",)
+JOINT = (*NOT_SMOOTHED, "--cross_entropy_weight=1", "--num_views=1", "--normalize_embedding")
+NOT_NORMALIZED = (*JOINT, "--nonormalize_embedding")
+BASELINE = (*NOT_SMOOTHED, "--loss=cross_entropy", "--num_views=1", "--nonormalize_embedding")
 SUPCON = ("--cross_entropy_weight=0", "--num_views=2", "--normalize_embedding")
 RATES = (0.012, 0.024)
 SMOOTHED = ("--pretrain_label_smoothing=0.1",)
