@@ -48,7 +48,7 @@ SETTINGS = {
         "--num_views=1",
         "--nonormalize_embedding",
         "--pretrain_label_smoothing=0",
-    ),  # fmt: skip
+    ),
     "simclr": ("--nouse_labels",),
     "supcon_inside": ("--summation_location=inside",),
     TWO_STAGE: (),  # A new linear classifier on the encoder of the baseline.

@@ -26,7 +26,7 @@ METHODS = {
     "cross_entropy": (
         (
             "--cross_entropy_weight=0", "--loss=cross_entropy", "--num_views=1",
-            "--nonormalize_embedding",
+            "--nonormalize_embedding", "--pretrain_label_smoothing=0",
         ),
         "pretrain,eval",
     ),
