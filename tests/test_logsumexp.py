@@ -146,7 +146,7 @@ def of_replicas(vectors, upstream, count, *, jit_compile=False, **options):
     """Values and gradients of `self_logsumexp` over replicas, one after the other.
 
     Each replica runs twice: first to record what it adds up in the forward pass, then with the sum
-    over all replicas. The upstream gradients of a replica are those of its own rows.
+    over all replicas. Each replica has the upstream gradients of its own rows.
     """
     is_own = np.repeat(np.eye(count, dtype=np.float32), len(vectors) // count, axis=1)
 
