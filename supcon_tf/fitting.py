@@ -25,7 +25,7 @@ from supcon_tf.data.sources import ArraySource
 from supcon_tf.evaluation import linear_fit, multi_label, predictions
 from supcon_tf.fit_settings import Settings
 from supcon_tf.losses.create import create_loss
-from supcon_tf.models import applications, batch_norm, contrastive, padding, saved_encoder
+from supcon_tf.models import applications, batch_norm, contrastive, convolution, saved_encoder
 from supcon_tf.training import (
     checkpoint,
     loop,
@@ -207,7 +207,7 @@ def create_step(
             num_features, num_classes, normalize_embedding=settings.chosen.normalize_embedding
         )
         batch_norm.use_fused_batch_norm(encoder)
-        padding.recompute_padding(encoder)
+        convolution.use_lean_gradients(encoder)
         return steps.ClassifierStep(
             encoder=encoder,
             linear_head=head,

@@ -35,12 +35,13 @@ ALLOWED = {
     "evaluation": {"models", "collectives", "strategies"},
     "interop": {"models"},
     "report": {"evaluation"},
-    "losses": {"models", "collectives"},
+    "losses": {"models", "collectives", "xla"},
     "augment": set(),
-    "models": {"storage", "collectives"},
+    "models": {"storage", "collectives", "xla"},
     "storage": set(),
     "strategies": {"collectives"},
     "collectives": set(),
+    "xla": set(),
 }  # fmt: skip
 # What `import` of the command may load before TensorFlow: nothing of this needs it.
 WITHOUT_TENSORFLOW = (

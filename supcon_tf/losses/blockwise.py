@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-# TensorFlow has no public way to ask whether XLA compiles what is being traced.
-from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
-
+from supcon_tf import xla
 from supcon_tf.losses.block_pairs import WHOLE, PairsOfShare, Part, Share, smaller
 from supcon_tf.losses.row_blocks import BLOCK_ROWS, as_blocks, as_rows, divide, length, while_less
 
@@ -359,7 +357,7 @@ def _accumulate(additions, totals, parts, *, keep=None):
 
         _, *arrays = while_less(part.stop, step_once, (part.start, *arrays))
     kept = arrays.pop() if len(arrays) > len(totals) else None
-    if kept is not None and GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+    if kept is not None and xla.is_compiling():
         # A TensorArray cannot leave a compiled function, whose gradient may be computed by another.
         # Compiled code stores it as one tensor, so that nothing is copied here.
         kept = kept.stack()

@@ -13,7 +13,7 @@ from keras import layers
 from supcon_tf.models import (
     applications,
     batch_norm,
-    padding,
+    convolution,
     pixel_values,
     resnet,
     saved_encoder,
@@ -198,7 +198,7 @@ class ContrastiveModel(keras.Model):
             `supcon_tf.models.batch_norm`. False leaves the layers as they are.
 
     Padded convolutions of the encoder keep less memory in training, with the same results up to
-    rounding; see `supcon_tf.models.padding`.
+    rounding; see `supcon_tf.models.convolution`.
 
     Input [B, V, S, S, 3] (uint8 or float, 0..255) or [B, S, S, 3] for one view; output float32
     [B, V, D] of unit norm, ready for `SupConLoss`. Images in 0..1 give a warning. Raises
@@ -225,7 +225,7 @@ class ContrastiveModel(keras.Model):
         self.use_fused_batch_norm = use_fused_batch_norm
         if use_fused_batch_norm:
             batch_norm.use_fused_batch_norm(encoder)
-        padding.recompute_padding(encoder)
+        convolution.use_lean_gradients(encoder)
         self.embedding_norm = layers.UnitNormalization(dtype="float32")
         if not self.projection_head.built:  # A loaded head comes built.
             self.projection_head.build((None, encoder.output_shape[-1]))

@@ -14,7 +14,7 @@ from absl.flags import FlagValues
 from supcon_tf import strategies
 from supcon_tf.data import data_identity, sources
 from supcon_tf.evaluation import predictions
-from supcon_tf.models import batch_norm, contrastive, padding, saved_encoder
+from supcon_tf.models import batch_norm, contrastive, convolution, saved_encoder
 from supcon_tf.stages import choices, frozen_features, inputs, memory_check, process, trainer
 from supcon_tf.stages import figures as stage_figures
 from supcon_tf.stages.run_directory import RunDirectory
@@ -68,7 +68,7 @@ def train_classifier(
             if train_encoder:
                 saved_encoder.unfreeze_whole(encoder)
                 batch_norm.use_fused_batch_norm(encoder)
-                padding.recompute_padding(encoder)
+                convolution.use_lean_gradients(encoder)
                 if flags.freeze_batch_norm:
                     batch_norm.freeze_batch_norm(encoder)
             linear_head = _linear_head_from_flags(flags, encoder, len(class_names), kept)

@@ -14,7 +14,7 @@ from supcon_tf.data import data_identity, sources
 from supcon_tf.losses.create import create_loss
 from supcon_tf.losses.momentum_queue import MomentumQueue
 from supcon_tf.losses.pair_weights import GaussianWeights, HierarchyOfClasses
-from supcon_tf.models import batch_norm, contrastive, padding
+from supcon_tf.models import batch_norm, contrastive, convolution
 from supcon_tf.stages import (
     budget,
     choices,
@@ -214,7 +214,7 @@ def step_from_flags(
     if flags.loss != "cross_entropy":
         return _contrastive_step(flags, encoder, linear_head, num_classes, schedule, source)
     batch_norm.use_fused_batch_norm(encoder)
-    padding.recompute_padding(encoder)
+    convolution.use_lean_gradients(encoder)
     parts = [(encoder, flags.pretrain_use_encoder_weight_decay), (linear_head, True)]
     return steps.ClassifierStep(
         encoder=encoder,

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 import keras
 import tensorflow as tf
 
+from supcon_tf.training.momentum_update import apply_momentum
+
 OPTIMIZERS = ("momentum", "nesterov", "lars", "rmsprop", "adam", "adamw", "lamb")
 SCHEDULES = ("cosine", "cosine_per_epoch", "exponential", "piecewise", "none")
 MOMENTUM = 0.9
@@ -173,13 +175,14 @@ class Momentum(_WithL2, keras.optimizers.Optimizer):
     def update_step(
         self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
     ) -> None:
-        velocity = self.velocities[self._get_variable_index(variable)]
-        learning_rate = tf.cast(learning_rate, variable.dtype)
-        gradient = self.add_decay(tf.cast(gradient, variable.dtype), variable)
-        average = self.momentum * tf.convert_to_tensor(velocity) + gradient
-        update = gradient + self.momentum * average if self.nesterov else average
-        self.assign(velocity, average)
-        self.assign_sub(variable, learning_rate * update)
+        apply_momentum(
+            variable,
+            self.velocities[self._get_variable_index(variable)],
+            self.add_decay(gradient, variable),
+            learning_rate=learning_rate,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+        )
 
     def get_config(self) -> dict:
         return {**super().get_config(), "momentum": self.momentum, "nesterov": self.nesterov}
@@ -317,7 +320,6 @@ class LARS(keras.optimizers.Optimizer):
         self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor
     ) -> None:
         index = self._get_variable_index(variable)
-        velocity = self.velocities[index]
         learning_rate = tf.cast(learning_rate, variable.dtype)
         gradient = tf.cast(gradient, variable.dtype)
         if self._is_adapted[index]:
@@ -327,9 +329,8 @@ class LARS(keras.optimizers.Optimizer):
             both = (weight_norm > 0) & (gradient_norm > 0)
             ratio = self.eta * weight_norm / tf.where(both, gradient_norm, 1)
             learning_rate = learning_rate * tf.where(both, ratio, 1)
-        update = self.momentum * tf.convert_to_tensor(velocity) + learning_rate * gradient
-        self.assign(velocity, update)
-        self.assign_sub(variable, update)
+        update, velocity = learning_rate * gradient, self.velocities[index]
+        apply_momentum(variable, velocity, update, learning_rate=1, momentum=self.momentum)
 
     def get_config(self) -> dict:
         return {

@@ -1,4 +1,4 @@
-"""Padding again in the backward pass changes what is kept in memory, and not the results."""
+"""Changed backward passes of convolutions: what is kept and what is faster, not the results."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from supcon_tf.losses import supcon
-from supcon_tf.models import contrastive, padding
+from supcon_tf.models import contrastive, convolution
 from supcon_tf.training import optimizers, steps
 
 RNG = np.random.default_rng(0)
@@ -22,7 +22,7 @@ def create_pair(pad=((1, 1), (1, 1)), kernel_size=3, **options):
         pair.append(keras.Model(inputs, conv(padded)))
     stock, changed = pair
     changed.set_weights(stock.get_weights())
-    padding.recompute_padding(changed)
+    convolution.use_lean_gradients(changed)
     return stock, changed
 
 
@@ -92,7 +92,7 @@ def test_a_padded_output_can_be_used_by_other_layers():
     model = keras.Model(inputs, [conv(padded), pool(padded), padded])
     images = RNG.normal(size=[2, 6, 6, 3]).astype(np.float32)
     expected = model.predict(images, verbose=0)
-    padding.recompute_padding(model)
+    convolution.use_lean_gradients(model)
     for one, other in zip(model.predict(images, verbose=0), expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -127,6 +127,79 @@ def test_weights_after_steps_are_the_same(monkeypatch):
 
     images = tf.constant(RNG.integers(0, 256, [4, 2, 16, 16, 3]), tf.uint8)
     found = train()
-    monkeypatch.setattr(padding, "recompute_padding", lambda model: None)
+    monkeypatch.setattr(convolution, "use_lean_gradients", lambda model: None)
     for one, other in zip(found, train(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1), (3, 2)], ids=str)
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (4, 9)], ids=str)
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 2), (1, 0)), ((3, 3), (3, 3)), None])
+@pytest.mark.parametrize("kernel_size", [(3, 3), (1, 2), (4, 3)], ids=str)
+def test_a_kernel_gradient_as_product_is_that_of_tensorflow(kernel_size, padding, size, strides):
+    inputs = tf.constant(RNG.normal(size=[2, *size, 3]))
+    kernel = tf.constant(RNG.normal(size=[*kernel_size, 3, 4]))
+    padded = tf.pad(inputs, [[0, 0], *(padding or ((0, 0), (0, 0))), [0, 0]])
+    with tf.GradientTape() as tape:
+        tape.watch(kernel)
+        mode = "VALID" if padding else "SAME"
+        outputs = tf.nn.conv2d(padded, kernel, strides, mode)
+    upstream = tf.constant(RNG.normal(size=outputs.shape))
+    expected = tape.gradient(outputs, kernel, upstream)
+    if padding:
+        before = [first for first, _ in padding]
+    else:
+        before = convolution._same_padding(inputs, kernel, strides)
+    found = convolution.kernel_gradient_as_product(
+        inputs, upstream, kernel_size=kernel_size, before=before, strides=strides
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def create_small_maps(dtype="mixed_bfloat16"):
+    """A convolution of 16 x 16 pixels, and two of 8 x 8 positions, one of them strided."""
+    options = {"kernel_size": 3, "use_bias": False, "dtype": dtype}
+    inputs = keras.Input([16, 16, 64])
+    wide = keras.layers.Conv2D(64, padding="same", **options)(inputs)
+    padded = keras.layers.ZeroPadding2D(1, dtype=dtype)(wide)
+    strided = keras.layers.Conv2D(64, strides=2, **options)(padded)
+    return keras.Model(inputs, keras.layers.Conv2D(64, padding="same", **options)(strided))
+
+
+def count_operations(model, **options):
+    """How many gradients of kernels a graph computes by TensorFlow's own operation."""
+
+    @tf.function(autograph=False, **options)
+    def compute(images):
+        with tf.GradientTape() as tape:
+            value = tf.reduce_sum(tf.cast(model(images, training=True), tf.float32))
+        return tape.gradient(value, model.trainable_variables)
+
+    images = tf.TensorSpec([None, 16, 16, 64])
+    operations = compute.get_concrete_function(images).graph.get_operations()
+    return sum(op.type == "Conv2DBackpropFilter" for op in operations)
+
+
+def test_products_give_the_gradients_of_small_maps_in_bfloat16():
+    stock, changed = create_small_maps(), create_small_maps()
+    changed.set_weights(stock.get_weights())
+    convolution.use_lean_gradients(changed)
+    assert count_operations(stock) == 3 and count_operations(changed) == 1
+    images = tf.constant(RNG.normal(size=[4, 16, 16, 64]), tf.float32)
+    expected = outputs_and_gradients(stock, images)
+    for one, other in zip(outputs_and_gradients(changed, images), expected, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        other = np.float32(other)
+        np.testing.assert_allclose(np.float32(one), other, atol=2e-2 * np.abs(other).max())
+
+
+def test_products_are_only_used_where_they_are_faster(monkeypatch):
+    for dtype, options in (("float32", {}), ("mixed_bfloat16", {"jit_compile": True})):
+        changed = create_small_maps(dtype)
+        convolution.use_lean_gradients(changed)
+        assert count_operations(changed, **options) == 3
+    devices = [*tf.config.list_logical_devices("CPU"), tf.config.LogicalDevice("GPU:0", "GPU")]
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda: devices)
+    changed = create_small_maps()
+    convolution.use_lean_gradients(changed)
+    assert count_operations(changed) == 3
