@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -10,7 +9,7 @@ import os
 
 import tensorflow as tf
 
-from supcon_tf.data import sources
+from supcon_tf.data import many_files, sources
 
 NUM_SHOWN = 5
 
@@ -60,8 +59,7 @@ def identity_of(source: sources.Source) -> DataIdentity:
 
 
 def _describe_files(source, names):
-    with concurrent.futures.ThreadPoolExecutor(32) as pool:
-        sizes = list(pool.map(_size, source.paths, chunksize=64))
+    sizes = many_files.for_each(_size, source.paths)
     more = {}
     if source.held_out is not None:
         more["validation_split"] = dataclasses.asdict(source.held_out)
