@@ -193,6 +193,24 @@ def test_products_give_the_gradients_of_small_maps_in_bfloat16():
         np.testing.assert_allclose(np.float32(one), other, atol=2e-2 * np.abs(other).max())
 
 
+def test_products_are_computed_in_the_backward_pass():
+    """Slices of the inputs that wait for nothing would be kept from the forward pass."""
+    changed = create_small_maps()
+    convolution.use_lean_gradients(changed)
+
+    @tf.function(autograph=False)
+    def compute(images):
+        with tf.GradientTape() as tape:
+            value = tf.reduce_sum(changed(images, training=True))
+        return tape.gradient(value, changed.trainable_variables)
+
+    graph = compute.get_concrete_function(tf.TensorSpec([2, 16, 16, 64])).graph
+    pads = [op for op in graph.get_operations() if op.type == "Pad"]
+    waiting = [op for op in pads if op.control_inputs]
+    assert len(waiting) == 2
+    assert len(pads) - len(waiting) == 2  # Of the padding layer, and of the convolution after it.
+
+
 def test_products_are_only_used_where_they_are_faster(monkeypatch):
     for dtype, options in (("float32", {}), ("mixed_bfloat16", {"jit_compile": True})):
         changed = create_small_maps(dtype)

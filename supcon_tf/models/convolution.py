@@ -77,19 +77,24 @@ def padded_convolution(
 
         def gradient(upstream):
             sizes = tf.shape(inputs)
-            if is_product:
-                upstream = tf.ensure_shape(upstream, outputs.shape)
-                before = (top, left) if padding else _same_padding(inputs, kernel, strides)
-                of_kernel = kernel_gradient_as_product(
-                    inputs, upstream, kernel_size=kernel.shape[:2], before=before, strides=strides
-                )
-            else:
-                # The dependency keeps TensorFlow from merging both paddings into one that is kept.
-                with tf.control_dependencies([upstream]):
-                    padded = pad(inputs)
-                of_kernel = tf.raw_ops.Conv2DBackpropFilter(
-                    input=padded, filter_sizes=tf.shape(kernel), out_backprop=upstream, **options
-                )
+            # The dependency makes what follows wait for the backward pass. TensorFlow would compute
+            # it in the forward pass, and keep it.
+            with tf.control_dependencies([upstream]):
+                if is_product:
+                    of_kernel = kernel_gradient_as_product(
+                        inputs,
+                        tf.ensure_shape(upstream, outputs.shape),
+                        kernel_size=kernel.shape[:2],
+                        before=(top, left) if padding else _same_padding(inputs, kernel, strides),
+                        strides=strides,
+                    )
+                else:
+                    of_kernel = tf.raw_ops.Conv2DBackpropFilter(
+                        input=pad(inputs),
+                        filter_sizes=tf.shape(kernel),
+                        out_backprop=upstream,
+                        **options,
+                    )
             of_padded = tf.raw_ops.Conv2DBackpropInput(
                 input_sizes=sizes + tf.reduce_sum(widths, axis=1),
                 filter=kernel,
