@@ -206,7 +206,8 @@ def test_products_are_computed_in_the_backward_pass():
 
     graph = compute.get_concrete_function(tf.TensorSpec([2, 16, 16, 64])).graph
     pads = [op for op in graph.get_operations() if op.type == "Pad"]
-    waiting = [op for op in pads if op.control_inputs]
+    # An operation waits if it has a control input, or if its constant has one.
+    waiting = [op for op in pads if any(o.control_inputs for o in (op, *(x.op for x in op.inputs)))]
     assert len(waiting) == 2
     assert len(pads) - len(waiting) == 2  # Of the padding layer, and of the convolution after it.
 
