@@ -30,6 +30,12 @@ def test_threads_wait_for_slow_storage_only(is_slow):
     assert (threads != {threading.get_ident()}) == is_slow
 
 
+def test_remote_files_are_looked_at_in_threads_from_the_start():
+    threads = set()
+    many_files.for_each(lambda path: threads.add(threading.get_ident()), ["gs://bucket/a"] * 3)
+    assert threading.get_ident() not in threads
+
+
 def test_an_error_reaches_the_caller():
     with pytest.raises(KeyError):
         many_files.for_each(lambda path: {}[path], ["a"])

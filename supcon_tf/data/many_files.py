@@ -16,8 +16,9 @@ Result = TypeVar("Result")
 def for_each(function: Callable[[str], Result], paths: Sequence[str]) -> list[Result]:
     """Applies a function to every path; the results are in the order of the paths.
 
-    One thread looks at the files until a block of them is slow, for which 32 threads wait from then
-    on. On a local disk the threads would take four times as long, because they wait for each other.
+    One thread looks at local files until a block of them is slow. From then on, and for remote
+    files from the start, 32 threads do. On a fast disk the threads would take four times as long,
+    because they wait for each other.
     """
     blocks = [paths[first : first + BLOCK] for first in range(0, len(paths), BLOCK)]
 
@@ -25,7 +26,7 @@ def for_each(function: Callable[[str], Result], paths: Sequence[str]) -> list[Re
         return [function(path) for path in block]
 
     results: list[Result] = []
-    seconds = 0.0
+    seconds = SLOW_SECONDS if any("://" in path for path in paths[:1]) else 0.0
     while blocks and seconds < SLOW_SECONDS:
         started = time.perf_counter()
         results += look_at(blocks.pop(0))
