@@ -26,8 +26,9 @@ def for_each(function: Callable[[str], Result], paths: Sequence[str]) -> list[Re
         return [function(path) for path in block]
 
     results: list[Result] = []
-    seconds = SLOW_SECONDS if any("://" in path for path in paths[:1]) else 0.0
-    while blocks and seconds < SLOW_SECONDS:
+    is_remote = bool(paths) and "://" in paths[0]
+    seconds = 0.0
+    while blocks and not is_remote and seconds < SLOW_SECONDS:
         started = time.perf_counter()
         results += look_at(blocks.pop(0))
         seconds = time.perf_counter() - started
