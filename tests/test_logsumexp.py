@@ -145,8 +145,8 @@ def test_replicas_have_every_pair_of_blocks_once(count, num_own):
 def of_replicas(vectors, upstream, count, *, jit_compile=False, **options):
     """Values and gradients of `self_logsumexp` over replicas, one after the other.
 
-    Each replica runs twice: first to record what it adds up in the forward pass, then with the sum
-    over all replicas. Each replica has the upstream gradients of its own rows.
+    Each replica runs twice. The first run records the values that the forward pass sums over the
+    replicas; the second run uses their sum. A replica receives the gradients of its own rows.
     """
     is_own = np.repeat(np.eye(count, dtype=np.float32), len(vectors) // count, axis=1)
 
