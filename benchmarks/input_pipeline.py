@@ -251,10 +251,11 @@ class Worker(PausedWorker):
 
 
 def install_peer(path):
+    """Creates an environment with tf-models-official, or adds what it lacks."""
     if not (path / "bin" / "python").exists():
         subprocess.run([sys.executable, "-m", "venv", str(path)], check=True)
-        for requirements in PEER_REQUIREMENTS:
-            subprocess.run([path / "bin" / "pip", "install", "-q", *requirements], check=True)
+    for requirements in PEER_REQUIREMENTS:
+        subprocess.run([path / "bin" / "pip", "install", "-q", *requirements], check=True)
 
 
 def main():
@@ -298,6 +299,16 @@ def find_pythons(arguments):
     return pythons
 
 
+def peer_versions(pythons):
+    """The versions of the other libraries that are measured."""
+    packages = {"tf-models": "tf-models-official", "torchvision": "torchvision"}
+    return {
+        package: records.versions(pythons[side], [package])[package]
+        for side, package in packages.items()
+        if side in pythons
+    }
+
+
 def write_images(folder):
     """Writes the images of all sources to a folder, for the programs of other environments."""
     import numpy as np
@@ -329,7 +340,7 @@ def measure_rows(arguments, sides, pythons, folder):
                 for side, worker in workers.items()
             }
             rows.append({"source": source, "policy": policy, "sides": found})
-            records.write(arguments.results, rows)
+            records.write(arguments.results, rows, peer_versions=peer_versions(pythons))
             print(f"{source}, {policy} is measured.", file=sys.stderr, flush=True)
     return rows
 

@@ -1,13 +1,13 @@
 """Time and memory of the loss, forward and backward, compared with dense implementations.
 
-    .venv/bin/python benchmarks/loss.py --torch_python=/path/to/python/with/torch
+    .venv/bin/python benchmarks/loss.py --torch_env=FOLDER
 
 The inputs are 2 views with 128 features, with labels of 1,000 classes. Each case runs in its own
 process. Memory is the increase from just before the first call, when inputs and libraries are
 loaded, to the peak. `dense` computes the equations with tiled masks like
 https://github.com/google-research/google-research/tree/master/supcon. `PML` is SupConLoss of
-pytorch-metric-learning, which is measured only if --torch_python is the path of a Python that has
-it.
+pytorch-metric-learning, which this script installs with PyTorch in a separate environment if
+--torch_env is given.
 
 `blocked` is the loss with its default of 192 MB for exponentials that the gradient uses again, and
 `blocked, no cache` the loss with cache_mb=0. --cache_mb=400 adds a case with another value.
@@ -42,11 +42,13 @@ import sys
 import time
 
 import records
+from train_step import install_torch
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM_VIEWS, NUM_FEATURES, NUM_CLASSES = 2, 128, 1000
 LARGEST_DENSE = 6144
 TEMPERATURE = 0.1
+PML = "pytorch-metric-learning"
 
 
 def dense_supcon_loss(labels, features):
@@ -347,6 +349,7 @@ def in_own_process(python, name, batch=0):
 def compare(batches, torch_python, repeats, cache_mb, results):
     """Measures every case at every batch size, in turns, and prints the table."""
     rates = in_own_process(sys.executable, "rates")
+    peer = {"peer_versions": records.versions(torch_python, ["torch", PML])} if torch_python else {}
     names = ["blocked", "blocked, no cache", "blocked, jit"]
     if cache_mb:
         names.insert(1, f"blocked, {cache_mb} MB")
@@ -359,7 +362,7 @@ def compare(batches, torch_python, repeats, cache_mb, results):
                 python = torch_python if name == "PML" else sys.executable
                 runs.append(in_own_process(python, name, batch))
         rows.append({"batch": batch, "cases": cases})
-        records.write(results, rows, rates=rates)
+        records.write(results, rows, rates=rates, **peer)
         print(f"batch {batch:,} is measured.", file=sys.stderr, flush=True)
     print(create_table({"rows": rows, "rates": rates}))
 
@@ -368,10 +371,11 @@ def create_table(facts):
     """One row per batch size, with medians over the repeats."""
     rates = facts["rates"]
     names = list(dict.fromkeys(name for row in facts["rows"] for name in row["cases"]))
-    head = ["batch", *(f"{name}: s, MB" for name in names), "no cache / blocked"]
-    head += ["dense / blocked", "PML / blocked", "ps per N^2", "limit / blocked"]
+    compared = [name for name in ("blocked, no cache", "dense", "PML") if name in names]
+    head = ["batch", *(f"{name}: s, MB" for name in names)]
+    head += [*(f"{name} / blocked" for name in compared), "of the limit"]
     rows = [
-        [f"{row['batch']:,}", *summarize(row["cases"], names, row["batch"], rates)]
+        [f"{row['batch']:,}", *summarize(row["cases"], names, compared, row["batch"], rates)]
         for row in facts["rows"]
     ]
     return (
@@ -386,7 +390,7 @@ def is_too_large(name, batch):
     return name in ("dense", "PML") and batch > LARGEST_DENSE
 
 
-def summarize(results, names, batch, rates):
+def summarize(results, names, compared, batch, rates):
     def median(name, key):
         return statistics.median(run[key] for run in results[name])
 
@@ -397,12 +401,12 @@ def summarize(results, names, batch, rates):
         for name in names
     ]
     seconds, pairs = median("blocked", "seconds"), (NUM_VIEWS * batch) ** 2
-    for name in ("blocked, no cache", "dense", "PML"):
+    for name in compared:
         cells.append(f"{median(name, 'seconds') / seconds:.2f}" if name in results else "")
     kept = min(1.0, cache_of("blocked") * 1e6 / (4 * pairs / 2))
     limit = (4 - kept) * pairs * NUM_FEATURES / rates["operations"]
     limit += (1 - kept / 2) * pairs / rates["exponentials"]
-    return [*cells, f"{seconds / pairs * 1e12:,.0f}", f"{limit / seconds:.0%}"]
+    return [*cells, f"{limit / seconds:.0%}"]
 
 
 def main():
@@ -411,7 +415,7 @@ def main():
     parser.add_argument(
         "--repeats", type=int, default=3, help="processes per case for batch sizes up to 6,144"
     )
-    parser.add_argument("--torch_python", help="path of a Python that has pytorch-metric-learning")
+    parser.add_argument("--torch_env", help="environment for PyTorch; created if missing")
     parser.add_argument("--cache_mb", type=int, help="also measure the loss with this cache")
     parser.add_argument("--family", action="store_true", help="measure the family of losses")
     parser.add_argument("--rounds", type=int, default=7, help="of --family")
@@ -440,13 +444,8 @@ def main():
         print(json.dumps(measure(arguments.case, arguments.batch)))
     else:
         batches = [int(batch) for batch in arguments.batches.split(",")]
-        compare(
-            batches,
-            arguments.torch_python,
-            arguments.repeats,
-            arguments.cache_mb,
-            arguments.results,
-        )
+        torch_python = install_torch(arguments.torch_env, PML) if arguments.torch_env else None
+        compare(batches, torch_python, arguments.repeats, arguments.cache_mb, arguments.results)
 
 
 if __name__ == "__main__":

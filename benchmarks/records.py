@@ -14,10 +14,15 @@ import json
 import pathlib
 import re
 import statistics
+import subprocess
 import sys
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "results/benchmarks"
+NAMED_PACKAGES = (
+    *("tensorflow", "keras", "torch", "torchvision"),
+    *("pytorch-metric-learning", "tf-models-official"),
+)
 PATH = re.compile(r"(--\w+)=\S*/\S*")  # A flag whose value is a path of this machine.
 
 
@@ -45,6 +50,13 @@ def write(path, rows, **facts):
     temporary.replace(path)
 
 
+def versions(python, packages):
+    """The versions of packages in the environment of another Python."""
+    code = f"import importlib.metadata as m; print(*map(m.version, {packages!r}))"
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return dict(zip(packages, found.stdout.split(), strict=True))
+
+
 def table(head, rows, text_columns=1):
     """A markdown table whose first columns are text and whose others are numbers."""
     rule = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
@@ -61,13 +73,13 @@ def spread(values, form="{:.3g}"):
 
 def caption(facts):
     """The command, machine and versions, as one sentence under a table."""
-    versions = facts["versions"]
-    names = [name for name in ("tensorflow", "keras", "torch") if name in versions]
+    found = {**facts["versions"], **facts.get("peer_versions", {})}
+    names = [name for name in NAMED_PACKAGES if name in found]
     machine = facts["machine"]
     return (
         f"`.venv/bin/python {facts['command']}`, {machine['cpu_count']} CPU cores "
         f"({machine['processor']}), "
-        + ", ".join(f"{name} {versions[name]}" for name in names)
+        + ", ".join(f"{name} {found[name]}" for name in names)
         + f", commit {facts['commit']}."
     )
 

@@ -60,8 +60,10 @@ class Benchmark:
 
 BENCHMARKS = {
     "digits": Benchmark("digits", minutes=3),
-    "loss": Benchmark("loss", ("--batches=128,512,2048,6144", "--cache_mb=400"), 4),
-    "loss_of_65536": Benchmark("loss", ("--batches=65536",), 5),
+    "loss": Benchmark(
+        "loss", ("--batches=128,512,2048,6144", "--cache_mb=400", f"--torch_env={PYTORCH}"), 8
+    ),
+    "loss_of_65536": Benchmark("loss", ("--batches=65536",), 3),
     "loss_family": Benchmark("loss", ("--family", "--batches=6144"), 2, "create_family_table"),
     "loss_per_replica": Benchmark(
         "loss", ("--replicas=1,2,4", "--batches=6144"), 2, "create_replica_table"

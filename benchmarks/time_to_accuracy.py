@@ -142,13 +142,6 @@ def create_table(facts):
     return records.table(["program", "rounds", *(f"{level:.0%}, s" for level in LEVELS)], rows)
 
 
-def versions(python, packages):
-    """The versions of packages in an environment."""
-    code = f"import importlib.metadata as m; print(*map(m.version, {packages!r}))"
-    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
-    return dict(zip(packages, found.stdout.split(), strict=True))
-
-
 def read_rows(results):
     """The finished runs: side, seed, epochs and curve of each."""
     return json.loads(results.read_text())["rows"] if results.exists() else []
@@ -157,7 +150,7 @@ def read_rows(results):
 def run_rounds(arguments):
     """Measures what is missing in the results, in turns; returns the rows of all."""
     torch_python = install_torch(arguments.torch_env)
-    peer = {"peer_versions": versions(torch_python, ["torch", "torchvision", "numpy"])}
+    peer = {"peer_versions": records.versions(torch_python, ["torch", "torchvision", "numpy"])}
     rows = read_rows(arguments.results)
     known = {(row["side"], row["seed"], row["epochs"]) for row in rows}
     for seed in range(arguments.rounds):

@@ -65,7 +65,7 @@ def tensorflow_step(depth, images, precision):
 
     from supcon_tf.losses import supcon
     from supcon_tf.models import contrastive
-    from supcon_tf.training import optimizers, steps
+    from supcon_tf.training import memory, memory_reservation, optimizers, steps
 
     keras.mixed_precision.set_global_policy(PRECISIONS[precision])
     encoder = create_encoder(depth)
@@ -77,6 +77,8 @@ def tensorflow_step(depth, images, precision):
     )
     pixels = np.random.default_rng(0).integers(0, 256, [images // 2, 2, 32, 32, 3], np.uint8)
     batch = {"image": tf.constant(pixels), "label": tf.range(images // 2) % NUM_CLASSES}
+    needed = memory.estimate(step, images_per_replica=images, eval_images_per_replica=0)
+    memory_reservation.reserve(needed.missing, memory.available_bytes())
     run = tf.function(step)
     return lambda: float(run(batch)["loss"])
 
@@ -159,6 +161,7 @@ def serve(side, depth, images, precision):
 
 def compare(torch_python, depths, sizes, rounds, seconds, results):
     """Measures every case and prints the table."""
+    peer = {"peer_versions": records.versions(torch_python, ["torch"])}
     rows = []
     for depth in depths:
         for images in sizes:
@@ -166,7 +169,7 @@ def compare(torch_python, depths, sizes, rounds, seconds, results):
                 case = {"depth": depth, "images": images, "precision": precision}
                 idle, sides = measure(torch_python, rounds, seconds, **case)
                 rows.append({**case, "idle_gb": idle, "sides": sides})
-                records.write(results, rows)
+                records.write(results, rows, **peer)
                 print(f"{case} is measured.", file=sys.stderr, flush=True)
     print(create_table({"rows": rows}))
 
@@ -274,12 +277,18 @@ class RunningCommand:
             time.sleep(0.1)
 
 
-def install_torch(folder):
-    """Creates an environment with PyTorch, or adds what it lacks; returns its Python."""
+def install_torch(folder, *packages):
+    """Creates an environment with PyTorch, or adds what it lacks; returns its Python.
+
+    Args:
+        folder: Of the environment.
+        *packages: What to install besides torch, torchvision and NumPy.
+    """
     python = pathlib.Path(folder).absolute() / "bin/python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    subprocess.run([python, "-m", "pip", "install", "-q", *TORCH, "numpy"], check=True)
+    command = [python, "-m", "pip", "install", "-q", *TORCH, "numpy", *packages]
+    subprocess.run(command, check=True)
     return str(python)
 
 

@@ -29,6 +29,8 @@ from supcon_tf.models import applications, batch_norm, contrastive, convolution,
 from supcon_tf.training import (
     checkpoint,
     loop,
+    memory,
+    memory_reservation,
     progress,
     stage_optimizer,
     steps,
@@ -83,6 +85,7 @@ def train_encoder(
             folder = stack.enter_context(tempfile.TemporaryDirectory())
         with initial_weights_from(settings.seed), strategy.scope():
             step = create_step(settings, source, schedule)
+        _reserve_memory(strategy, step, settings)
 
         def create_batches(start_step, host, num_hosts):
             return pipeline.create_train_batches(
@@ -125,6 +128,17 @@ def train_encoder(
         history = _read_log(os.path.join(folder, "metrics.jsonl"))
     batch_norm.unfreeze_batch_norm(step.encoder)
     return TrainedEncoder(clone_encoder(step.encoder), history, settings)
+
+
+def _reserve_memory(strategy, step, settings):
+    images = settings.chosen.num_views * settings.chosen.batch_size
+    needed = memory.estimate_on_host(
+        strategy,
+        step,
+        images_per_replica=images // strategy.num_replicas_in_sync,
+        eval_batch_size=EVAL_BATCH_SIZE,
+    )
+    memory_reservation.reserve(needed.missing, memory.available_bytes())
 
 
 def _schedule(settings, source):

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import keras
 import pytest
 from helpers.benchmark_scripts import FOLDER, load_benchmark
 
@@ -69,6 +70,12 @@ def test_a_page_is_filled_between_its_markers(records, tmp_path):
     assert "old" not in filled and "table of 0 rows" in filled and "Not measured here." in filled
     assert "benchmarks/one.py`, 2 CPU cores (a chip), keras 3, commit abc." in filled
     assert records.fill_page(filled, tables, tmp_path) == filled
+    facts["peer_versions"] = {"torch": "2.14", "numpy": "2"}
+    assert "keras 3, torch 2.14, commit abc." in records.caption(facts)
+
+
+def test_versions_of_another_environment(records):
+    assert records.versions(sys.executable, ["keras"]) == {"keras": keras.__version__}
 
 
 def test_benchmarks_with_results_or_without_their_folders_are_left_out(run_all, tmp_path, capsys):
@@ -144,7 +151,7 @@ MADE_UP = {
 }  # fmt: skip
 LAST_ROWS = {
     "digits": "| mean | 0.9900 | 0.6250 | 60 |",
-    "loss": "| 65,536 | 2, 50 |  |  |  |  |  |",
+    "loss": "| 65,536 | 2, 50 |  |  |  |  | ",
     "loss_family": "| 512 | spread | 3 | 1.50 | 5 | 2.50 |",
     "loss_per_replica": "| 512 | 2 | 2 | 2.00 |",
     "input_pipeline": "| memory 32 px | simclr | 250 (1.5 s) | 100 (9.0 s) | 50 (1.0 s) "

@@ -321,6 +321,32 @@ def test_every_optimizer_equals_its_loop(name, loop):
     np.testing.assert_allclose(result, loop(weights, gradients), rtol=1e-4)
 
 
+# AdamW and LAMB are those of Keras, which add the squares of the gradients of a row twice.
+@pytest.mark.parametrize("name", ["momentum", "nesterov", "lars", "rmsprop", "adam"])
+def test_gradients_of_single_rows_equal_whole_ones(name):
+    """The gradient of a table of embeddings holds the rows that were looked up, some twice."""
+    table = draw_steps(5, 2, num_steps=1, seed=1)[0].astype(np.float32)
+
+    def train(as_rows):
+        weights = keras.Variable(table, name="table")
+        optimizer = optimizers.create_optimizer(name, 0.1, weight_decay=0.1)
+        optimizer.build([weights])
+
+        @tf.function
+        def step(rows):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(tf.gather(weights.value, rows) ** 3)
+            gradient = tape.gradient(loss, weights.value)
+            assert isinstance(gradient, tf.IndexedSlices)
+            optimizer.apply([gradient if as_rows else tf.convert_to_tensor(gradient)], [weights])
+
+        for rows in ([0, 3, 3], [1, 3, 4]):
+            step(tf.constant(rows))
+        return weights.numpy()
+
+    np.testing.assert_allclose(train(as_rows=True), train(as_rows=False), rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["momentum", "nesterov", "rmsprop", "adam"])
 def test_an_optimizer_survives_serialisation_with_its_decay(name):
     optimizer = optimizers.create_optimizer(name, 0.1, weight_decay=0.2, rmsprop_epsilon=0.3)

@@ -3,6 +3,7 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from supcon_tf.evaluation import out_of_distribution as ood
+from supcon_tf.stages import embedding_figures
 
 
 def some_sets(seed=0):
@@ -133,6 +134,22 @@ def test_every_score_detects_what_lies_elsewhere():
     }
     several = np.eye(3)[labels]
     assert set(ood.out_of_distribution_metrics(train, several, inside, outside)) == {"knn"}
+
+
+def test_a_collapsed_encoder_has_no_mahalanobis_score_and_the_other_figures(capsys):
+    same, labels = np.ones([6, 2]), np.arange(6) % 2
+    logits = np.zeros([6, 2])
+    found = ood.out_of_distribution_metrics(
+        same, labels, same, same, in_logits=logits, out_logits=logits
+    )
+    assert set(found) == {"knn", "max_softmax"}
+    assert found["knn"]["auroc"] == found["max_softmax"]["auroc"] == 0.5
+    outputs = {"unnormalized_embeddings": same, "logits": logits}
+    found = embedding_figures.detection((outputs, labels), outputs, outputs)
+    assert set(found) == {"knn", "max_softmax", "num_examples"}
+    assert "Mahalanobis score is left out" in capsys.readouterr().out
+    found = embedding_figures.detection((outputs, np.eye(2)[labels]), outputs, outputs)
+    assert "left out" not in capsys.readouterr().out
 
 
 def test_inputs_that_mean_nothing_are_refused():

@@ -84,7 +84,7 @@ def test_finished_rounds_are_not_measured_again(benchmark, tmp_path, monkeypatch
 
     monkeypatch.setattr(benchmark, "measure", measure)
     monkeypatch.setattr(benchmark, "install_torch", lambda folder: sys.executable)
-    monkeypatch.setattr(benchmark, "versions", lambda python, packages: {"torch": "2"})
+    monkeypatch.setattr(benchmark.records, "versions", lambda python, packages: {"torch": "2"})
     results = tmp_path / "results.json"
     monkeypatch.setattr(
         "sys.argv",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
 from supcon_tf.evaluation import retrieval
@@ -24,7 +26,8 @@ def out_of_distribution_metrics(
     Args:
         train_embeddings: [M, D], what the scores are fitted to.
         train_labels: int [M]; or multi-hot [M, C] or float [M], for which the Mahalanobis score
-            is left out because it needs one class per example.
+            is left out because it needs one class per example. It is also left out if all
+            examples of each class have the same embedding.
         in_embeddings: [N, D] of test images of the known classes.
         out_embeddings: [K, D] of images of something else.
         in_logits, out_logits: [N, C] and [K, C] of a classifier, if there is one.
@@ -36,8 +39,9 @@ def out_of_distribution_metrics(
     sets = (in_embeddings, out_embeddings)
     scores = {"knn": [knn_distances(train_embeddings, x, k=num_neighbors) for x in sets]}
     if np.ndim(train_labels) == 1 and np.asarray(train_labels).dtype.kind != "f":
-        fitted = Mahalanobis(train_embeddings, train_labels)
-        scores["mahalanobis"] = [fitted.distances(x) for x in sets]
+        with contextlib.suppress(NoVariationError):
+            fitted = Mahalanobis(train_embeddings, train_labels)
+            scores["mahalanobis"] = [fitted.distances(x) for x in sets]
     if (in_logits is None) != (out_logits is None):
         raise ValueError("Expected both of in_logits and out_logits, or neither.")
     if in_logits is not None and out_logits is not None:
@@ -67,6 +71,10 @@ def knn_distances(
     return np.linalg.norm(retrieval.unit_norm(embeddings).astype(np.float64) - neighbor, axis=1)
 
 
+class NoVariationError(ValueError):
+    """All examples of each class have the same embedding, as those of a collapsed encoder."""
+
+
 class Mahalanobis:
     """Distance to the nearest class mean under the covariance that all classes share.
 
@@ -81,7 +89,8 @@ class Mahalanobis:
         labels: int [M].
 
     Raises:
-        ValueError: labels that are not one class per example, or examples that do not vary.
+        ValueError: labels that are not one class per example.
+        NoVariationError: the examples of each class do not differ.
     """
 
     def __init__(self, embeddings: np.ndarray, labels: np.ndarray):
@@ -100,7 +109,7 @@ class Mahalanobis:
         values, vectors = np.linalg.eigh(centered.T @ centered / len(features))
         kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
         if not kept.any():
-            raise ValueError(
+            raise NoVariationError(
                 "The Mahalanobis score needs classes whose examples differ: all training "
                 "embeddings equal the mean of their class."
             )

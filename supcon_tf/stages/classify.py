@@ -85,7 +85,7 @@ def train_classifier(
         num_features = encoder.output_shape[-1]
         _print_start(flags, stage, pretrained, kept, num_features, schedule, len(class_names))
         if train_encoder:
-            memory_check.check_memory(flags, strategy, step, num_views=1)
+            memory_check.prepare_memory(flags, strategy, step, num_views=1)
 
         trainer.profile_steps_from_flags(flags, folder, schedule)  # Refused before it starts.
         folder.begin(schedule)

@@ -65,6 +65,11 @@ def detection(train: tuple, known: dict, other: dict) -> dict:
             in_logits=None if is_real else known["logits"],
             out_logits=None if is_real else other["logits"],
         )
+    if "mahalanobis" not in found and train_labels.ndim == 1 and not is_real:
+        progress.inform(
+            "eval: the Mahalanobis score is left out, because all training images of each class "
+            "have the same embedding. The encoder has probably collapsed."
+        )
     return {**found, "num_examples": count}
 
 

@@ -1,19 +1,18 @@
-"""Rejects a training that does not fit in memory, before its first step."""
+"""Rejects a training that does not fit in memory, and reserves the memory of one that fits."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 from absl.flags import FlagValues
 
-from supcon_tf import strategies
-from supcon_tf.training import memory, progress
+from supcon_tf.training import memory, memory_reservation, progress
 from supcon_tf.training.steps import TrainStep
 
 
-def check_memory(
+def prepare_memory(
     flags: FlagValues, strategy: tf.distribute.Strategy, step: TrainStep, *, num_views: int
 ) -> None:
-    """Checks that the training fits in memory.
+    """Checks before the first step that the training fits in memory, and reserves that memory.
 
     Only on CPUs without XLA, because the memory of accelerators and of XLA is not known here.
 
@@ -31,6 +30,7 @@ def check_memory(
     available = memory.available_bytes()
     needed = _estimate(flags, strategy, step, num_views, flags.microbatch_size)
     if available is None or needed.missing <= available:
+        memory_reservation.reserve(needed.missing, available)
         return
     encoder, replicas = step.encoder, strategy.num_replicas_in_sync
     of_replicas = f" in each of {replicas} replicas" if replicas > 1 else ""
@@ -49,12 +49,12 @@ def check_memory(
 
 
 def _estimate(flags, strategy, step, num_views, microbatch_size):
-    replicas = strategy.num_replicas_in_sync
-    return memory.estimate(
+    examples = microbatch_size or flags.batch_size // strategy.num_replicas_in_sync
+    return memory.estimate_on_host(
+        strategy,
         step,
-        images_per_replica=num_views * (microbatch_size or flags.batch_size // replicas),
-        eval_images_per_replica=flags.eval_batch_size // replicas,
-        num_replicas=replicas // strategies.num_hosts(strategy),
+        images_per_replica=num_views * examples,
+        eval_batch_size=flags.eval_batch_size,
     )
 
 

@@ -68,7 +68,7 @@ def run(flags: FlagValues, strategy: tf.distribute.Strategy) -> dict:
                 flags, views.image_size, num_classes, schedule, whitening, source=train_source
             )
         _warm_start(flags, step)
-        memory_check.check_memory(flags, strategy, step, num_views=flags.num_views)
+        memory_check.prepare_memory(flags, strategy, step, num_views=flags.num_views)
         if choices.is_budget_open(flags):
             schedule = budget.schedule_of_budget(
                 flags, strategy, folder, step=step, splits=splits, source=train_source, views=views

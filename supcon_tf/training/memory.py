@@ -10,6 +10,7 @@ import sys
 import keras
 import tensorflow as tf
 
+from supcon_tf import strategies
 from supcon_tf.training.steps import TrainStep
 
 # Peak memory of a training step besides the gradients, as a fraction of the outputs of all layers
@@ -71,6 +72,30 @@ def estimate(
         gradients=num_replicas * _bytes(step.variables),
         activations=int(num_replicas * images_per_replica * total * ACTIVATION_FACTOR),
         evaluation=num_replicas * eval_images_per_replica * largest,
+    )
+
+
+def estimate_on_host(
+    strategy: tf.distribute.Strategy,
+    step: TrainStep,
+    *,
+    images_per_replica: int,
+    eval_batch_size: int,
+) -> Estimate:
+    """Estimates what the replicas of this machine need together.
+
+    Args:
+        strategy: The strategy of the training.
+        step: A step that trains its encoder.
+        images_per_replica: Images (all views) that the encoder processes at once.
+        eval_batch_size: Images that all replicas together process at once in an evaluation.
+    """
+    num_replicas = strategy.num_replicas_in_sync
+    return estimate(
+        step,
+        images_per_replica=images_per_replica,
+        eval_images_per_replica=eval_batch_size // num_replicas,
+        num_replicas=num_replicas // strategies.num_hosts(strategy),
     )
 
 
