@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/input_pipeline.py --peer_env=FOLDER --torch_env=FOLDER
 
 Each pipeline crops, resizes, flips and applies a policy, with two views per image, to images in
-memory or JPEG files of 500 x 375 pixels. "tf-models" is the AutoAugment and RandAugment of
+memory or JPEG files of 500 x 375 pixels, and of 4000 x 3000 pixels without a policy. "fast decode"
+is the reference pipeline with --fast_decode. "tf-models" is the AutoAugment and RandAugment of
 tf-models-official 2.20 (which the released SupCon code imports), applied to one image at a time
 inside `Dataset.map`. It needs Keras 2, so the script installs it in a separate environment.
 "Pillow" does the same work in one `tf.py_function` per image. "torchvision" and "torchvision on
@@ -32,17 +33,21 @@ PEER_REQUIREMENTS = (
     ["--no-deps", "tf-models-official==2.20.0"],
     ["tensorflow==2.20.*", "tf-keras==2.20.*", "pillow", "scikit-learn"],
 )
-SOURCES = {  # side, batch size, from JPEG files
-    "memory 32 px": (32, 512, False),
-    "memory 224 px": (224, 64, False),
-    "JPEG 224 px": (224, 64, True),
+SOURCES = {  # Side of the views, batch size, and width and height of JPEG files.
+    "memory 32 px": (32, 512, None),
+    "memory 224 px": (224, 64, None),
+    "JPEG 224 px": (224, 64, (500, 375)),
+    "large JPEG 224 px": (224, 16, (4000, 3000)),
 }
+LARGE = "large JPEG 224 px"
 POLICIES = ("identity", "autoaugment", "randaugment", "simclr", "stacked_randaugment")
 MAGNITUDES = {"randaugment": 9.0}
 OURS = ("reference", "pillow")  # The two modes of this package.
+FAST = "fast decode"
 TORCHVISION = {"torchvision": "tensor", "torchvision on Pillow": "pillow"}
-SIDES = (*OURS, "tf-models", "Pillow", *TORCHVISION)
+SIDES = (*OURS, FAST, "tf-models", "Pillow", *TORCHVISION)
 NUM_THREADS = os.cpu_count()
+NOISE_LEVELS = 4  # Standard deviation, of 255.
 
 
 # The pipelines. Each one returns a dataset of uint8 [B, 2, S, S, 3].
@@ -54,44 +59,56 @@ def random_images(size, count):
     return np.random.default_rng(0).integers(0, 256, [count, size, size, 3], np.uint8)
 
 
-def photographs(folder, count):
-    """Writes JPEG files of 500 x 375 pixels: random crops of scikit-learn's two photographs."""
+def photographs(folder, count, size):
+    """Writes JPEG files: random crops of scikit-learn's two photographs, 640 x 427 pixels.
+
+    Crops that are enlarged get noise, because a file of a camera holds more than a smooth image.
+    """
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
     rng, paths = np.random.default_rng(0), []
     photos = [Image.fromarray(image) for image in load_sample_images().images]
+    is_enlarged = size[0] > photos[0].width
     for index in range(count):
         photo, width = photos[index % 2], rng.uniform(300, 560)
         left = rng.uniform(0, photo.width - width)
         top = rng.uniform(0, photo.height - width * 0.75)
         box = (left, top, left + width, top + width * 0.75)
         paths.append(os.path.join(folder, f"{index}.jpg"))
-        photo.resize((500, 375), Image.Resampling.BILINEAR, box).save(paths[-1], quality=90)
+        photo = photo.resize(size, Image.Resampling.BILINEAR, box)
+        if is_enlarged:
+            noise = rng.normal(0, NOISE_LEVELS, (*photo.size[::-1], 3))
+            photo = Image.fromarray(np.clip(photo + noise, 0, 255).astype(np.uint8))
+        photo.save(paths[-1], quality=90)
     return paths
 
 
-def our_dataset(source, policy_name, compat, folder):
+def our_dataset(source, policy_name, side, folder):
     """The complete pipeline of the command: shuffle, crop, flip and augment."""
     import numpy as np
 
     from supcon_tf.augment import policies
     from supcon_tf.data import pipeline, sources
 
-    size, batch_size, is_jpeg = SOURCES[source]
+    size, batch_size, jpeg_size = SOURCES[source]
     labels, names = np.arange(batch_size, dtype=np.int32) % 2, ("a", "b")
-    if is_jpeg:
-        images = sources.FileSource(tuple(photographs(folder, batch_size)), labels, names)
+    if jpeg_size:
+        paths = photographs(folder, batch_size, jpeg_size)
+        images = sources.FileSource(tuple(paths), labels, names)
     else:
         images = sources.ArraySource(random_images(size, batch_size), labels, names)
     magnitude = MAGNITUDES.get(policy_name, 0.5)
     batches = pipeline.create_train_batches(
         images,
-        policy=policies.create_policy(policy_name, magnitude=magnitude, compat=compat),
+        policy=policies.create_policy(
+            policy_name, magnitude=magnitude, compat="reference" if side == FAST else side
+        ),
         batch_size=batch_size,
         image_size=size,
         seed=0,
+        fast_decode=side == FAST,
     )
     return batches.map(lambda batch: batch["image"])
 
@@ -174,9 +191,10 @@ def pillow_dataset(source, policy_name, folder):
 def _per_image(source, folder, two_views):
     import tensorflow as tf
 
-    size, batch_size, is_jpeg = SOURCES[source]
-    if is_jpeg:
-        dataset = tf.data.Dataset.from_tensor_slices(photographs(folder, batch_size)).repeat()
+    size, batch_size, jpeg_size = SOURCES[source]
+    if jpeg_size:
+        paths = photographs(folder, batch_size, jpeg_size)
+        dataset = tf.data.Dataset.from_tensor_slices(paths).repeat()
         dataset = dataset.map(
             lambda path: tf.io.decode_jpeg(tf.io.read_file(path), channels=3),
             num_parallel_calls=NUM_THREADS,
@@ -195,8 +213,10 @@ def create_dataset(side, source, policy, folder):
     return our_dataset(source, policy, side, folder)
 
 
-def exists(side, policy):
-    """Whether a side has a policy."""
+def exists(side, source, policy):
+    """Whether a side has a policy. Only decoding is of interest for the fast one."""
+    if side == FAST:
+        return SOURCES[source][2] is not None and policy == "identity"
     has_all = side in OURS or side in TORCHVISION
     return has_all or policy in ("identity", "autoaugment", "randaugment")
 
@@ -236,9 +256,9 @@ class Worker(PausedWorker):
     def __init__(self, side, source, policy, pythons, folder):
         command = [pythons[side], __file__, f"--worker={json.dumps([side, source, policy])}"]
         if side in TORCHVISION:
-            size, batch_size, is_jpeg = SOURCES[source]
+            size, batch_size, jpeg_size = SOURCES[source]
             script = pathlib.Path(__file__).with_name("torchvision_input.py")
-            images = folder if is_jpeg else f"{folder}/{size}.npy"
+            images = folder_of(folder, jpeg_size) if jpeg_size else f"{folder}/{size}.npy"
             options = {"kind": TORCHVISION[side], "policy": policy, "size": size,
                        "batch_size": batch_size, "images": images}  # fmt: skip
             command = [pythons[side], script, *(f"--{k}={v}" for k, v in options.items())]
@@ -290,13 +310,18 @@ def measure_all(arguments):
 
 def find_pythons(arguments):
     """Installs the peers whose environment is given; returns the Python of each side."""
-    pythons = dict.fromkeys([*OURS, "Pillow"], sys.executable)
+    pythons = dict.fromkeys([*OURS, FAST, "Pillow"], sys.executable)
     if arguments.peer_env:
         install_peer(pathlib.Path(arguments.peer_env))
         pythons["tf-models"] = pathlib.Path(arguments.peer_env) / "bin/python"
     if arguments.torch_env:
         pythons |= dict.fromkeys(TORCHVISION, install_torch(arguments.torch_env))
     return pythons
+
+
+def policies_of(source):
+    """The policies that are measured: of large files only the crop, as decoding takes longest."""
+    return POLICIES[:1] if source == LARGE else POLICIES
 
 
 def peer_versions(pythons):
@@ -313,22 +338,28 @@ def write_images(folder):
     """Writes the images of all sources to a folder, for the programs of other environments."""
     import numpy as np
 
-    for size, batch_size, is_jpeg in SOURCES.values():
-        if is_jpeg:
-            photographs(folder, batch_size)
+    for size, batch_size, jpeg_size in SOURCES.values():
+        if jpeg_size:
+            folder_of(folder, jpeg_size).mkdir()
+            photographs(folder_of(folder, jpeg_size), batch_size, jpeg_size)
         else:
             np.save(pathlib.Path(folder) / f"{size}.npy", random_images(size, batch_size))
+
+
+def folder_of(folder, jpeg_size):
+    """The folder of the JPEG files of a width and height."""
+    return pathlib.Path(folder) / "x".join(map(str, jpeg_size))
 
 
 def measure_rows(arguments, sides, pythons, folder):
     """Measures every source and policy; returns the rows of the results."""
     rows = []
     for source in arguments.source or SOURCES:
-        for policy in arguments.policy or POLICIES:
+        for policy in arguments.policy or policies_of(source):
             workers = {
                 side: Worker(side, source, policy, pythons, folder)
                 for side in sides
-                if exists(side, policy)
+                if exists(side, source, policy)
             }
             for _ in range(arguments.rounds):
                 for worker in workers.values():
@@ -356,7 +387,7 @@ def create_table(facts):
         for row in facts["rows"]
         if row["policy"] == "identity" and "reference" in row["sides"]
     }
-    ratios = ["reference / tf-models", "pillow / tf-models", "reference / torchvision"]
+    ratios = ["reference / tf-models", "reference / torchvision", "fast decode / reference"]
     rows = [_table_row(row, sides, identities) for row in facts["rows"]]
     return (
         records.table(["source", "policy", *sides, *ratios, "of identity"], rows, text_columns=2)
@@ -377,16 +408,17 @@ def _table_row(row, sides, identities):
         found = row["sides"].get(side)
         cell = found and f"{_median(row, side):,.0f} ({found['first_batch_seconds']:.1f} s)"
         cells.append(cell or "")
-    for side in OURS:
-        is_known = side in row["sides"] and "tf-models" in row["sides"]
-        ratios = [
-            _median(row, side, kind) / _median(row, "tf-models", kind)
-            for kind in ((0, 1) if is_known else ())
-        ]
-        cells.append(f"{ratios[0]:.1f} ({ratios[1]:.1f} CPU)" if is_known else "")
+    is_known = {"reference", "tf-models"} <= set(row["sides"])
+    ratios = [
+        _median(row, "reference", kind) / _median(row, "tf-models", kind)
+        for kind in ((0, 1) if is_known else ())
+    ]
+    cells.append(f"{ratios[0]:.1f} ({ratios[1]:.1f} CPU)" if is_known else "")
     peers = [_median(row, side) for side in TORCHVISION if side in row["sides"]]
     is_known = peers and "reference" in row["sides"]
     cells.append(f"{_median(row, 'reference') / max(peers):.1f}" if is_known else "")
+    is_known = FAST in row["sides"] and "reference" in row["sides"]
+    cells.append(f"{_median(row, FAST) / _median(row, 'reference'):.2f}" if is_known else "")
     identity = identities.get(row["source"])
     is_known = identity and "reference" in row["sides"]
     cells.append(f"{_median(row, 'reference') / identity:.0%}" if is_known else "")

@@ -155,7 +155,7 @@ LAST_ROWS = {
     "loss_family": "| 512 | spread | 3 | 1.50 | 5 | 2.50 |",
     "loss_per_replica": "| 512 | 2 | 2 | 2.00 |",
     "input_pipeline": "| memory 32 px | simclr | 250 (1.5 s) | 100 (9.0 s) | 50 (1.0 s) "
-    "| 2.5 (5.0 CPU) |  | 5.0 | 25% |",
+    "| 2.5 (5.0 CPU) | 5.0 |  | 25% |",
     "train_step": "| ResNet-18 | 128 | float32 | 55.0, 1.20 | 50.0, 1.00 | 1.10 | 1.20 |",
     "synchronized_batch_norm": "| ResNet-18 | 128 | 4 | 70 (60 to 80), 2.5 | 35, 4.0 | 2.00 |",
     "overhead": "| overhead | 2.0% |",

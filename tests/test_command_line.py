@@ -359,6 +359,7 @@ PAIRS = {
     "class_balanced": pipeline.create_train_batches,
     "blur_probability": pipeline.create_train_batches,
     "crop_compat": pipeline.create_train_batches,
+    "fast_decode": pipeline.create_train_batches,
     "data_service": pipeline.create_train_batches,
     "skip_broken_images": sources.DataOptions,
     "data_csv": sources.DataOptions,

@@ -105,6 +105,7 @@ BATCHES = {
     "label_noise_prob": Row("batch", "--label_noise_prob=0.9"),
     "class_balanced": Row("batch", "--class_balanced"),
     "crop_compat": Row("batch", "--crop_compat=torchvision"),
+    "fast_decode": Row("batch", "--fast_decode", "--dataset=folder --data_dir={jpegs}"),
     "horizontal_flip": Row("batch", "--horizontal_flip=true"),
 }
 
@@ -399,6 +400,11 @@ def places(tmp_path_factory):
     images = {"classes": ("0", "1"), "count": 8}
     write_images(root / "folder", **images, size=12)
     write_images(root / "other_folder", classes=("1", "0"), count=8, size=20)
+    for split in ("train", "test"):
+        for index, noise in enumerate(np.random.default_rng(0).integers(0, 256, [16, 80, 80, 3])):
+            path = root / f"jpegs/{split}/{index % 2}/{index}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise.astype(np.uint8)).save(path)
     broken = write_images(root / "broken", **images, size=12)
     (broken / "train/0/0.png").write_text("not an image")
     for name, flipped in (("csv", 0), ("other_csv", 1)):
@@ -454,7 +460,7 @@ def see(places, tmp_path_factory):
         empty = tmp_path_factory.mktemp("empty")
         names = {name: places / name for name in (
             "folder", "other_folder", "broken", "trained", "other_trained", "incomplete", "biased",
-            "csv", "other_csv", "tfds", "issues",
+            "csv", "other_csv", "tfds", "issues", "jpegs",
         )}  # fmt: skip
         given = [argument.format(empty=empty, **names) for argument in arguments.split()]
         common = [

@@ -10,6 +10,7 @@ import tensorflow as tf
 from supcon_tf.models import contrastive
 from supcon_tf.training import optimizers
 from supcon_tf.training.optimizers import LARS, WarmUpThenDecay
+from supcon_tf.training.steps import apply_gradients
 
 RECIPES = pathlib.Path(__file__).parent.parent / "flags"
 STEPS_PER_EPOCH = 100
@@ -321,32 +322,6 @@ def test_every_optimizer_equals_its_loop(name, loop):
     np.testing.assert_allclose(result, loop(weights, gradients), rtol=1e-4)
 
 
-# AdamW and LAMB are those of Keras, which add the squares of the gradients of a row twice.
-@pytest.mark.parametrize("name", ["momentum", "nesterov", "lars", "rmsprop", "adam"])
-def test_gradients_of_single_rows_equal_whole_ones(name):
-    """The gradient of a table of embeddings holds the rows that were looked up, some twice."""
-    table = draw_steps(5, 2, num_steps=1, seed=1)[0].astype(np.float32)
-
-    def train(as_rows):
-        weights = keras.Variable(table, name="table")
-        optimizer = optimizers.create_optimizer(name, 0.1, weight_decay=0.1)
-        optimizer.build([weights])
-
-        @tf.function
-        def step(rows):
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_sum(tf.gather(weights.value, rows) ** 3)
-            gradient = tape.gradient(loss, weights.value)
-            assert isinstance(gradient, tf.IndexedSlices)
-            optimizer.apply([gradient if as_rows else tf.convert_to_tensor(gradient)], [weights])
-
-        for rows in ([0, 3, 3], [1, 3, 4]):
-            step(tf.constant(rows))
-        return weights.numpy()
-
-    np.testing.assert_allclose(train(as_rows=True), train(as_rows=False), rtol=1e-6)
-
-
 @pytest.mark.parametrize("name", ["momentum", "nesterov", "rmsprop", "adam"])
 def test_an_optimizer_survives_serialisation_with_its_decay(name):
     optimizer = optimizers.create_optimizer(name, 0.1, weight_decay=0.2, rmsprop_epsilon=0.3)
@@ -459,6 +434,45 @@ def test_replicas_do_not_change_the_weights(name, replicas, request):
     several = train(request.getfixturevalue(replicas))
     np.testing.assert_allclose(several, single, rtol=1e-5, atol=1e-6)
     assert np.abs(single[:10] - kernel.ravel()).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_gradients_of_single_rows_equal_whole_ones_and_replicas_do_not_change_them(
+    name, two_replicas
+):
+    """The gradient of a table of embeddings holds the rows that were looked up, some twice."""
+    values = draw_steps(5, 2, num_steps=1, seed=1)[0].astype(np.float32)
+    lookups = [[0, 3, 3, 1], [1, 3, 4, 3]]
+
+    def train(strategy, as_rows):
+        with strategy.scope():
+            table = keras.Variable(values, name="table")
+            optimizer = optimizers.create_optimizer(name, 0.1, weight_decay=0.1)
+            optimizer.build([table])
+
+        @tf.function(autograph=False)
+        def step(rows):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(tf.gather(table.value, rows) ** 3) / 4
+            gradient = tape.gradient(loss, table.value)
+            assert isinstance(gradient, tf.IndexedSlices)
+            gradient = gradient if as_rows else tf.convert_to_tensor(gradient)
+            apply_gradients([gradient], optimizer, [table])
+
+        share = 4 // strategy.num_replicas_in_sync
+        for lookup in lookups:
+            parts = strategy.experimental_distribute_values_from_function(
+                lambda context, rows=lookup: tf.constant(
+                    rows[context.replica_id_in_sync_group * share :][:share]
+                )
+            )
+            strategy.run(step, args=(parts,))
+        return table.numpy()
+
+    one = tf.distribute.OneDeviceStrategy("CPU:0")
+    whole = train(one, as_rows=False)
+    np.testing.assert_allclose(train(one, as_rows=True), whole, rtol=1e-6)
+    np.testing.assert_allclose(train(two_replicas, as_rows=True), whole, rtol=1e-5)
 
 
 def test_cosine_equals_the_reference():

@@ -165,6 +165,17 @@ define(
     "are larger on average. Neither antialiases images that it shrinks.",
 )
 define(
+    "fast_decode",
+    Boolean(),
+    default=False,
+    stages=BATCH_STAGES,
+    group="Augmentation",
+    help="Decode JPEG files at 1/2, 1/4 or 1/8 of their size where every crop keeps about "
+    "--image_size pixels or more. It saves time if photographs are several times as large as "
+    "--image_size. It changes the views: their details are smoothed before they are shrunk. "
+    "Evaluation always decodes all pixels.",
+)
+define(
     "horizontal_flip",
     Enum(["auto", "true", "false"]),
     default="auto",

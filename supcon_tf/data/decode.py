@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from supcon_tf.data import image_header, many_files, pillow_decode
+from supcon_tf.data import image_header, many_files, pillow_decode, reduced_decode
 from supcon_tf.data.image_header import JPEG_START, PNG_START
+from supcon_tf.data.one_call import in_one_call
 
 OTHER_FORMATS = {b"II*\x00": "a TIFF", b"MM\x00*": "a TIFF", b"%PDF": "a PDF", b"PK": "a ZIP"}
 # What the tools of this module decode, for messages.
@@ -45,7 +46,7 @@ def decode_image(
         return tf.cond(
             image_header.is_jpeg(encoded) | image_header.is_png(encoded),
             lambda: decode_image(encoded, max_pixels=max_pixels),
-            _in_one_call(lambda: _decode_with_pillow(encoded, max_pixels)),
+            in_one_call(lambda: _decode_with_pillow(encoded, max_pixels)),
         )
 
     def from_plain_jpeg() -> tf.Tensor:
@@ -55,7 +56,7 @@ def decode_image(
     return tf.cond(
         image_header.is_plain_jpeg(encoded),
         from_plain_jpeg,
-        _in_one_call(lambda: _decode_any(encoded, max_pixels)),
+        in_one_call(lambda: _decode_any(encoded, max_pixels)),
     )
 
 
@@ -72,6 +73,7 @@ def decode_crops(
     *,
     max_pixels: int = MAX_PIXELS,
     any_format: bool = False,
+    least_size: int | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes the part of an image that its crops cover.
 
@@ -84,6 +86,8 @@ def decode_crops(
         boxes_of: function from height and width after the EXIF orientation, int32 [2], to the
             crops, int32 [V, 4]: top, left, height, width.
         max_pixels, any_format: see `decode_image`.
+        least_size: decode a JPEG at 1/2, 1/4 or 1/8 of its size if every crop keeps this many
+            pixels in height and width, see `reduced_decode`. None decodes all pixels.
 
     Returns:
         The decoded part, uint8 [h, w, 3], and the crops within it, int32 [V, 4].
@@ -97,16 +101,14 @@ def decode_crops(
 
         return tf.cond(
             image_header.is_jpeg(encoded) | image_header.is_png(encoded),
-            lambda: decode_crops(encoded, boxes_of, max_pixels=max_pixels),
-            _in_one_call(from_pillow),
+            lambda: decode_crops(encoded, boxes_of, max_pixels=max_pixels, least_size=least_size),
+            in_one_call(from_pillow),
         )
 
     def from_plain_jpeg() -> tuple[tf.Tensor, tf.Tensor]:
         shape = tf.io.extract_jpeg_shape(encoded)[:2]
         boxes = boxes_of(shape)
-        start = tf.maximum(tf.reduce_min(boxes[:, :2], axis=0) - CROP_MARGIN_PX, 0)
-        end = tf.reduce_max(boxes[:, :2] + boxes[:, 2:], axis=0) + CROP_MARGIN_PX
-        window = tf.concat([start, tf.minimum(end, shape) - start], axis=0)
+        window, start = reduced_decode.window_around(boxes, shape, CROP_MARGIN_PX)
         with _few_pixels(shape, max_pixels):
             image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
         return image, boxes - tf.pad(start, [[0, 2]])
@@ -115,7 +117,15 @@ def decode_crops(
         image = _decode_any(encoded, max_pixels)
         return image, boxes_of(tf.shape(image)[:2])
 
-    return tf.cond(image_header.is_plain_jpeg(encoded), from_plain_jpeg, _in_one_call(from_any))
+    def from_jpeg_reduced() -> tuple[tf.Tensor, tf.Tensor]:
+        with _few_pixels(tf.io.extract_jpeg_shape(encoded)[:2], max_pixels):
+            return reduced_decode.decode_reduced_crops(
+                tf.identity(encoded), boxes_of, least_size=least_size, margin=CROP_MARGIN_PX
+            )
+
+    if least_size is not None:
+        return tf.cond(image_header.is_jpeg(encoded), from_jpeg_reduced, in_one_call(from_any))
+    return tf.cond(image_header.is_plain_jpeg(encoded), from_plain_jpeg, in_one_call(from_any))
 
 
 def _decode_with_pillow(encoded: tf.Tensor, max_pixels: int) -> tf.Tensor:
@@ -127,17 +137,6 @@ def _decode_with_pillow(encoded: tf.Tensor, max_pixels: int) -> tf.Tensor:
     # Not stateful, so that tf.data still runs several at a time when it must be deterministic.
     image = tf.numpy_function(decode, [encoded], tf.uint8, stateful=False)
     return tf.ensure_shape(image, [None, None, 3])
-
-
-def _in_one_call(branch: Callable) -> Callable:
-    """Wraps the branch of a condition so that it is a single operation of the graph.
-
-    tf.data visits every operation of the branch that is not taken, at about a microsecond each. A
-    function that is not inlined counts as one operation.
-    """
-    if tf.executing_eagerly():
-        return branch
-    return tf.function(branch, autograph=False, experimental_attributes={"_noinline": True})
 
 
 def _decode_any(encoded: tf.Tensor, max_pixels: int) -> tf.Tensor:

@@ -36,6 +36,7 @@ def create_train_batches(
     horizontal_flip: bool = True,
     class_balanced: bool = False,
     blur_probability: float = 0.0,
+    fast_decode: bool = False,
     num_replicas: int = 1,
     host: int = 0,
     num_hosts: int = 1,
@@ -61,6 +62,8 @@ def create_train_batches(
             stream it keeps all encoded images in memory.
         blur_probability: share of the views that policies ending with a blur ("simclr" and
             "stacked_randaugment") blur on the device. Ignored by other policies.
+        fast_decode: whether to decode JPEG bytes at a reduced size where every crop still has S
+            pixels, see `reduced_decode`. It changes the views of larger images a little.
         num_replicas: over all hosts; must divide batch_size.
         host, num_hosts: which rows of the global batch to make.
         data_service: address of a tf.data service dispatcher, "grpc://host:port", whose workers
@@ -127,7 +130,7 @@ def create_train_batches(
             examples = examples.map(lambda example, draw: (*example, draw))
         any_format = isinstance(source, FileSource) and source.needs_pillow
         batches = batches_of_examples(
-            examples, plan, draws, image_size, source.max_pixels, any_format
+            examples, plan, draws, image_size, source.max_pixels, any_format, fast_decode
         )
     if data_service is not None:
         if isinstance(source, FileSource) and source.needs_pillow:
@@ -228,6 +231,7 @@ def batches_of_examples(
     size: int,
     max_pixels: int = MAX_PIXELS,
     any_format: bool = False,
+    fast_decode: bool = False,
 ) -> tf.data.Dataset:
     """Makes views of images of any shape: crops image by image, then the policy per batch.
 
@@ -237,6 +241,7 @@ def batches_of_examples(
         view_draws: what the draws decide.
         size: S.
         max_pixels, any_format: see `decode.decode_crops`.
+        fast_decode: see `create_train_batches`.
 
     Returns:
         Batches as `create_train_batches` returns them.
@@ -250,7 +255,11 @@ def batches_of_examples(
 
         if image.dtype == tf.string:
             image, boxes = decode_crops(
-                image, boxes_of, max_pixels=max_pixels, any_format=any_format
+                image,
+                boxes_of,
+                max_pixels=max_pixels,
+                any_format=any_format,
+                least_size=size if fast_decode else None,
             )
         else:
             image = tf.ensure_shape(image, [None, None, 3])

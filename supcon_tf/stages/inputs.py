@@ -303,6 +303,7 @@ def train_batches_from_flags(
         horizontal_flip=horizontal_flip_from_flags(flags),
         class_balanced=flags.class_balanced,
         blur_probability=flags.blur_probability,
+        fast_decode=flags.fast_decode,
         num_replicas=strategy.num_replicas_in_sync,
         host=host,
         num_hosts=num_hosts,

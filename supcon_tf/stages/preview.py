@@ -79,6 +79,7 @@ def first_views(
         horizontal_flip=inputs.horizontal_flip_from_flags(flags),
         class_balanced=flags.class_balanced,
         blur_probability=flags.blur_probability,
+        fast_decode=flags.fast_decode,
         **options,
     )
     originals = pipeline.create_train_batches(

@@ -299,7 +299,7 @@ def _random_states(model):
 
 
 def apply_gradients(
-    gradients: Sequence[tf.Tensor],
+    gradients: Sequence[tf.Tensor | tf.IndexedSlices],
     optimizer: keras.optimizers.Optimizer,
     variables: Sequence[keras.Variable],
 ) -> tf.Tensor:
@@ -313,6 +313,12 @@ def apply_gradients(
     Returns:
         This replica's share of 1.0, or NaN if a gradient is not finite.
     """
+    # Keras' AdamW and LAMB add the squares of a row that occurs twice in the rows of a table of
+    # embeddings, as the rows of several replicas do, instead of squaring their sum.
+    gradients = [
+        tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient
+        for gradient in gradients
+    ]
     num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
     is_finite = tf.math.is_finite(tf.linalg.global_norm(gradients))
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):

@@ -1,0 +1,87 @@
+"""Decodes JPEG files at a half, a quarter or an eighth of their size, for crops that are shrunk.
+
+A JPEG stores blocks of 8 x 8 pixels as cosine coefficients. Of these, a decoder can compute 4 x 4,
+2 x 2 or 1 x 1 pixels directly, which takes less time than computing all of them: the parameter
+`scale_num/scale_denom` of https://libjpeg-turbo.org.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from supcon_tf.data import image_header
+from supcon_tf.data.one_call import in_one_call
+
+RATIOS = (1, 2, 4, 8)
+
+
+def decode_reduced_crops(
+    encoded: tf.Tensor,
+    boxes_of: Callable[[tf.Tensor], tf.Tensor],
+    *,
+    least_size: int,
+    margin: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes the part of a JPEG that its crops cover, as small as the crops allow.
+
+    Args:
+        encoded: JPEG bytes, string [], with or without an EXIF orientation.
+        boxes_of: function from height and width after the orientation, int32 [2], to the crops,
+            int32 [V, 4]: top, left, height, width.
+        least_size: every crop keeps at least about this many pixels in height and width.
+        margin: pixels to decode around the crops.
+
+    Returns:
+        The decoded part, uint8 [h, w, 3], and the crops within it, int32 [V, 4]. Their borders are
+        rounded to whole pixels of the reduced image.
+    """
+    orientation = tf.cond(
+        image_header.is_plain_jpeg(encoded),
+        lambda: tf.constant(1),
+        in_one_call(lambda: image_header.orientation(encoded)),
+    )
+    stored = tf.io.extract_jpeg_shape(encoded)[:2]
+    shape = tf.where(orientation >= 5, tf.reverse(stored, [0]), stored)
+    boxes = boxes_of(shape)
+
+    def decode(ratio: int) -> tuple[tf.Tensor, tf.Tensor]:
+        small = reduced_boxes(boxes, shape, ratio)
+
+        def part() -> tuple[tf.Tensor, tf.Tensor]:
+            window, start = window_around(small, (stored + ratio - 1) // ratio, margin)
+            image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3, ratio=ratio)
+            return image, small - tf.pad(start, [[0, 2]])
+
+        def whole() -> tuple[tf.Tensor, tf.Tensor]:
+            image = tf.io.decode_jpeg(encoded, channels=3, ratio=ratio)
+            return image_header.turn(image, orientation), small
+
+        return tf.cond(orientation == 1, part, in_one_call(whole))
+
+    sides = tf.reduce_min(boxes[:, 2:])
+    fitting = tf.reduce_sum(tf.cast(sides >= least_size * tf.constant(RATIOS), tf.int32))
+    branches = [in_one_call(functools.partial(decode, ratio)) for ratio in RATIOS]
+    return tf.switch_case(tf.maximum(fitting - 1, 0), branches)
+
+
+def reduced_boxes(boxes: tf.Tensor, shape: tf.Tensor, ratio: int) -> tf.Tensor:
+    """The crops int32 [V, 4] of an image of a shape [2], within the image of 1/ratio of its size.
+
+    The reduced image has as many rows and columns as are needed to cover the whole one.
+    """
+    if ratio == 1:
+        return boxes
+    end = (boxes[:, :2] + boxes[:, 2:] + ratio // 2) // ratio
+    end = tf.minimum(tf.maximum(end, 1), (shape + ratio - 1) // ratio)
+    start = tf.minimum((boxes[:, :2] + ratio // 2) // ratio, end - 1)
+    return tf.concat([start, end - start], axis=1)
+
+
+def window_around(boxes: tf.Tensor, shape: tf.Tensor, margin: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The smallest box around crops int32 [V, 4] with a margin, int32 [4], and its start [2]."""
+    start = tf.maximum(tf.reduce_min(boxes[:, :2], axis=0) - margin, 0)
+    end = tf.reduce_max(boxes[:, :2] + boxes[:, 2:], axis=0) + margin
+    return tf.concat([start, tf.minimum(end, shape) - start], axis=0), start
