@@ -12,7 +12,7 @@ Pillow" are torchvision_input.py.
 
 Every pipeline runs in its own process, which is paused while another one is measured. Each round
 measures all pipelines, so that a temporary slowdown of the machine affects all of them. Compare
-the ratios, not the absolute numbers.
+the ratios, not the absolute numbers. Rows that the file of --results has are not measured again.
 """
 
 import argparse
@@ -59,8 +59,8 @@ def random_images(size, count):
     return np.random.default_rng(0).integers(0, 256, [count, size, size, 3], np.uint8)
 
 
-def photographs(folder, count, size):
-    """Writes JPEG files: random crops of scikit-learn's two photographs, 640 x 427 pixels.
+def write_photographs(folder, count, size):
+    """Writes JPEG files of a size: random crops of scikit-learn's two photographs, 640 x 427.
 
     Crops that are enlarged get noise, because a file of a camera holds more than a smooth image.
     """
@@ -68,7 +68,7 @@ def photographs(folder, count, size):
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
-    rng, paths = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
     photos = [Image.fromarray(image) for image in load_sample_images().images]
     is_enlarged = size[0] > photos[0].width
     for index in range(count):
@@ -76,13 +76,16 @@ def photographs(folder, count, size):
         left = rng.uniform(0, photo.width - width)
         top = rng.uniform(0, photo.height - width * 0.75)
         box = (left, top, left + width, top + width * 0.75)
-        paths.append(os.path.join(folder, f"{index}.jpg"))
         photo = photo.resize(size, Image.Resampling.BILINEAR, box)
         if is_enlarged:
             noise = rng.normal(0, NOISE_LEVELS, (*photo.size[::-1], 3))
             photo = Image.fromarray(np.clip(photo + noise, 0, 255).astype(np.uint8))
-        photo.save(paths[-1], quality=90)
-    return paths
+        photo.save(folder / f"{index}.jpg", quality=90)
+
+
+def paths_of(folder, jpeg_size):
+    """The JPEG files of a size."""
+    return sorted(str(path) for path in folder_of(folder, jpeg_size).iterdir())
 
 
 def our_dataset(source, policy_name, side, folder):
@@ -95,8 +98,7 @@ def our_dataset(source, policy_name, side, folder):
     size, batch_size, jpeg_size = SOURCES[source]
     labels, names = np.arange(batch_size, dtype=np.int32) % 2, ("a", "b")
     if jpeg_size:
-        paths = photographs(folder, batch_size, jpeg_size)
-        images = sources.FileSource(tuple(paths), labels, names)
+        images = sources.FileSource(tuple(paths_of(folder, jpeg_size)), labels, names)
     else:
         images = sources.ArraySource(random_images(size, batch_size), labels, names)
     magnitude = MAGNITUDES.get(policy_name, 0.5)
@@ -193,8 +195,7 @@ def _per_image(source, folder, two_views):
 
     size, batch_size, jpeg_size = SOURCES[source]
     if jpeg_size:
-        paths = photographs(folder, batch_size, jpeg_size)
-        dataset = tf.data.Dataset.from_tensor_slices(paths).repeat()
+        dataset = tf.data.Dataset.from_tensor_slices(paths_of(folder, jpeg_size)).repeat()
         dataset = dataset.map(
             lambda path: tf.io.decode_jpeg(tf.io.read_file(path), channels=3),
             num_parallel_calls=NUM_THREADS,
@@ -254,7 +255,11 @@ class Worker(PausedWorker):
     """The process of one pipeline and its measured rates."""
 
     def __init__(self, side, source, policy, pythons, folder):
-        command = [pythons[side], __file__, f"--worker={json.dumps([side, source, policy])}"]
+        command = [
+            pythons[side],
+            __file__,
+            f"--worker={json.dumps([side, source, policy, folder])}",
+        ]
         if side in TORCHVISION:
             size, batch_size, jpeg_size = SOURCES[source]
             script = pathlib.Path(__file__).with_name("torchvision_input.py")
@@ -292,8 +297,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.worker:
         os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # Only needed by tf-models-official.
-        with tempfile.TemporaryDirectory() as folder:
-            serve(*json.loads(arguments.worker), folder)
+        serve(*json.loads(arguments.worker))
         return
     measure_all(arguments)
 
@@ -326,7 +330,7 @@ def policies_of(source):
 
 def peer_versions(pythons):
     """The versions of the other libraries that are measured."""
-    packages = {"tf-models": "tf-models-official", "torchvision": "torchvision"}
+    packages = {"tf-models": "tf-models-official", "torchvision": "torchvision", "Pillow": "pillow"}
     return {
         package: records.versions(pythons[side], [package])[package]
         for side, package in packages.items()
@@ -341,7 +345,7 @@ def write_images(folder):
     for size, batch_size, jpeg_size in SOURCES.values():
         if jpeg_size:
             folder_of(folder, jpeg_size).mkdir()
-            photographs(folder_of(folder, jpeg_size), batch_size, jpeg_size)
+            write_photographs(folder_of(folder, jpeg_size), batch_size, jpeg_size)
         else:
             np.save(pathlib.Path(folder) / f"{size}.npy", random_images(size, batch_size))
 
@@ -353,9 +357,13 @@ def folder_of(folder, jpeg_size):
 
 def measure_rows(arguments, sides, pythons, folder):
     """Measures every source and policy; returns the rows of the results."""
-    rows = []
+    results = arguments.results and pathlib.Path(arguments.results)
+    rows = json.loads(results.read_text())["rows"] if results and results.exists() else []
+    finished = {(row["source"], row["policy"]) for row in rows}
     for source in arguments.source or SOURCES:
         for policy in arguments.policy or policies_of(source):
+            if (source, policy) in finished:
+                continue
             workers = {
                 side: Worker(side, source, policy, pythons, folder)
                 for side in sides
@@ -363,7 +371,7 @@ def measure_rows(arguments, sides, pythons, folder):
             }
             for _ in range(arguments.rounds):
                 for worker in workers.values():
-                    worker.measure(arguments.seconds)
+                    worker.measure(arguments.seconds * (4 if source == LARGE else 1))
             for worker in workers.values():
                 worker.kill()
             found = {

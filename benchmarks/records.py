@@ -21,7 +21,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "results/benchmarks"
 NAMED_PACKAGES = (
     *("tensorflow", "keras", "torch", "torchvision"),
-    *("pytorch-metric-learning", "tf-models-official"),
+    *("pytorch-metric-learning", "tf-models-official", "pillow"),
 )
 PATH = re.compile(r"(--\w+)=\S*/\S*")  # A flag whose value is a path of this machine.
 
@@ -53,7 +53,7 @@ def write(path, rows, **facts):
 def versions(python, packages):
     """The versions of packages in the environment of another Python."""
     code = f"import importlib.metadata as m; print(*map(m.version, {packages!r}))"
-    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    found = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
     return dict(zip(packages, found.stdout.split(), strict=True))
 
 

@@ -78,7 +78,7 @@ def tensorflow_step(depth, images, precision):
     pixels = np.random.default_rng(0).integers(0, 256, [images // 2, 2, 32, 32, 3], np.uint8)
     batch = {"image": tf.constant(pixels), "label": tf.range(images // 2) % NUM_CLASSES}
     needed = memory.estimate(step, images_per_replica=images, eval_images_per_replica=0)
-    memory_reservation.reserve(needed.missing, memory.available_bytes())
+    memory_reservation.reserve(needed.missing)
     run = tf.function(step)
     return lambda: float(run(batch)["loss"])
 

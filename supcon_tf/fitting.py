@@ -131,6 +131,8 @@ def train_encoder(
 
 
 def _reserve_memory(strategy, step, settings):
+    if not memory_reservation.can_reserve():
+        return
     images = settings.chosen.num_views * settings.chosen.batch_size
     needed = memory.estimate_on_host(
         strategy,
@@ -138,7 +140,7 @@ def _reserve_memory(strategy, step, settings):
         images_per_replica=images // strategy.num_replicas_in_sync,
         eval_batch_size=EVAL_BATCH_SIZE,
     )
-    memory_reservation.reserve(needed.missing, memory.available_bytes())
+    memory_reservation.reserve(needed.missing)
 
 
 def _schedule(settings, source):

@@ -173,7 +173,7 @@ define(
     help="Decode JPEG files at 1/2, 1/4 or 1/8 of their size where every crop keeps about "
     "--image_size pixels or more. It saves time if photographs are several times as large as "
     "--image_size. It changes the views: their details are smoothed before they are shrunk. "
-    "Evaluation always decodes all pixels.",
+    "Evaluation, and a linear stage that embeds the images once, decode all pixels.",
 )
 define(
     "horizontal_flip",

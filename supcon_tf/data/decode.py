@@ -78,8 +78,9 @@ def decode_crops(
     """Decodes the part of an image that its crops cover.
 
     Of a JPEG without an EXIF header, only the smallest box around all crops is decoded; other
-    images are decoded whole. The pixels are the same either way. Decoding each crop on its own was
-    slower for two views, because every call unpacks all rows above the crop again.
+    images are decoded whole. Without `least_size`, the pixels are the same either way. Decoding
+    each crop on its own was slower for two views, because every call unpacks all rows above the
+    crop again.
 
     Args:
         encoded: JPEG or PNG bytes, string [].
@@ -117,15 +118,16 @@ def decode_crops(
         image = _decode_any(encoded, max_pixels)
         return image, boxes_of(tf.shape(image)[:2])
 
+    if least_size is None:
+        return tf.cond(image_header.is_plain_jpeg(encoded), from_plain_jpeg, in_one_call(from_any))
+
     def from_jpeg_reduced() -> tuple[tf.Tensor, tf.Tensor]:
         with _few_pixels(tf.io.extract_jpeg_shape(encoded)[:2], max_pixels):
             return reduced_decode.decode_reduced_crops(
                 tf.identity(encoded), boxes_of, least_size=least_size, margin=CROP_MARGIN_PX
             )
 
-    if least_size is not None:
-        return tf.cond(image_header.is_jpeg(encoded), from_jpeg_reduced, in_one_call(from_any))
-    return tf.cond(image_header.is_plain_jpeg(encoded), from_plain_jpeg, in_one_call(from_any))
+    return tf.cond(image_header.is_jpeg(encoded), from_jpeg_reduced, in_one_call(from_any))
 
 
 def _decode_with_pillow(encoded: tf.Tensor, max_pixels: int) -> tf.Tensor:

@@ -70,10 +70,15 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
 
 def turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Turns an image [H, W, C] as its orientation says, into [H, W, C] or [W, H, C]."""
-    flips_rows = tf.reduce_any(orientation == [3, 4, 7, 8])
-    flips_columns = tf.reduce_any(orientation == [2, 3, 6, 7])
     image = tf.cond(orientation >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
-    return tf.raw_ops.Reverse(tensor=image, dims=tf.stack([flips_rows, flips_columns, False]))
+    dims = tf.concat([flipped_axes(orientation), [False]], axis=0)
+    return tf.raw_ops.Reverse(tensor=image, dims=dims)
+
+
+def flipped_axes(orientation: tf.Tensor) -> tf.Tensor:
+    """Whether `turn` reverses the rows and the columns of the turned image, bool [2]."""
+    flips_rows = tf.reduce_any(orientation == [3, 4, 7, 8])
+    return tf.stack([flips_rows, tf.reduce_any(orientation == [2, 3, 6, 7])])
 
 
 def _tiff_orientation(tiff):

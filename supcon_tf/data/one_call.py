@@ -11,7 +11,8 @@ def in_one_call(branch: Callable) -> Callable:
     """Wraps the branch of a condition so that it is a single operation of the graph.
 
     tf.data visits every operation of the branch that is not taken, at about a microsecond each. A
-    function that is not inlined counts as one operation.
+    function that is not inlined counts as one operation. Outside a graph the branch is returned as
+    it is.
     """
     if tf.executing_eagerly():
         return branch

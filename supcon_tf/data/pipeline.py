@@ -63,7 +63,8 @@ def create_train_batches(
         blur_probability: share of the views that policies ending with a blur ("simclr" and
             "stacked_randaugment") blur on the device. Ignored by other policies.
         fast_decode: whether to decode JPEG bytes at a reduced size where every crop still has S
-            pixels, see `reduced_decode`. It changes the views of larger images a little.
+            pixels, see `reduced_decode`. It smooths the details of views that are shrunk at least
+            to a half. Arrays and other formats are read as without it.
         num_replicas: over all hosts; must divide batch_size.
         host, num_hosts: which rows of the global batch to make.
         data_service: address of a tf.data service dispatcher, "grpc://host:port", whose workers

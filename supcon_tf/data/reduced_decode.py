@@ -37,6 +37,9 @@ def decode_reduced_crops(
     Returns:
         The decoded part, uint8 [h, w, 3], and the crops within it, int32 [V, 4]. Their borders are
         rounded to whole pixels of the reduced image.
+
+    Raises:
+        tf.errors.InvalidArgumentError: if the bytes are damaged.
     """
     orientation = tf.cond(
         image_header.is_plain_jpeg(encoded),
@@ -47,16 +50,22 @@ def decode_reduced_crops(
     shape = tf.where(orientation >= 5, tf.reverse(stored, [0]), stored)
     boxes = boxes_of(shape)
 
+    # What a whole number of reduced pixels does not cover is at the end of the stored axis.
+    is_flipped = image_header.flipped_axes(orientation)
+
     def decode(ratio: int) -> tuple[tf.Tensor, tf.Tensor]:
-        small = reduced_boxes(boxes, shape, ratio)
+        offset = tf.where(is_flipped, shape % ratio, 0)
+        small = reduced_boxes(boxes, shape, ratio, offset)
+        height, width = tf.unstack(tf.maximum(stored // ratio, 1))
+        decodable = (stored + ratio - 1) // ratio
 
         def part() -> tuple[tf.Tensor, tf.Tensor]:
-            window, start = window_around(small, (stored + ratio - 1) // ratio, margin)
+            window, start = window_around(small, decodable, margin)
             image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3, ratio=ratio)
             return image, small - tf.pad(start, [[0, 2]])
 
         def whole() -> tuple[tf.Tensor, tf.Tensor]:
-            image = tf.io.decode_jpeg(encoded, channels=3, ratio=ratio)
+            image = tf.io.decode_jpeg(encoded, channels=3, ratio=ratio)[:height, :width]
             return image_header.turn(image, orientation), small
 
         return tf.cond(orientation == 1, part, in_one_call(whole))
@@ -67,21 +76,42 @@ def decode_reduced_crops(
     return tf.switch_case(tf.maximum(fitting - 1, 0), branches)
 
 
-def reduced_boxes(boxes: tf.Tensor, shape: tf.Tensor, ratio: int) -> tf.Tensor:
-    """The crops int32 [V, 4] of an image of a shape [2], within the image of 1/ratio of its size.
+def reduced_boxes(
+    boxes: tf.Tensor, shape: tf.Tensor, ratio: int, offset: tf.Tensor | int = 0
+) -> tf.Tensor:
+    """The crops of an image, within the image of 1/ratio of its size.
 
-    The reduced image has as many rows and columns as are needed to cover the whole one.
+    The last rows and columns of the whole image that do not fill a reduced pixel are left out.
+
+    Args:
+        boxes: int32 [V, 4]: top, left, height, width.
+        shape: height and width of the whole image, int32 [2].
+        ratio: one of RATIOS.
+        offset: rows and columns, int32 [2], that are left out at the start instead.
+
+    Returns:
+        int32 [V, 4], at least one pixel high and wide. Every border is rounded to a whole pixel.
     """
     if ratio == 1:
         return boxes
-    end = (boxes[:, :2] + boxes[:, 2:] + ratio // 2) // ratio
-    end = tf.minimum(tf.maximum(end, 1), (shape + ratio - 1) // ratio)
-    start = tf.minimum((boxes[:, :2] + ratio // 2) // ratio, end - 1)
+    start = boxes[:, :2] - offset
+    start, end = ((x + ratio // 2) // ratio for x in (start, start + boxes[:, 2:]))
+    end = tf.clip_by_value(end, 1, tf.maximum(shape // ratio, 1))
+    start = tf.clip_by_value(start, 0, end - 1)
     return tf.concat([start, end - start], axis=1)
 
 
 def window_around(boxes: tf.Tensor, shape: tf.Tensor, margin: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The smallest box around crops int32 [V, 4] with a margin, int32 [4], and its start [2]."""
+    """The smallest box around crops with a margin, within the image.
+
+    Args:
+        boxes: int32 [V, 4]: top, left, height, width.
+        shape: height and width of the image, int32 [2].
+        margin: pixels on every side.
+
+    Returns:
+        The box, int32 [4]: top, left, height, width; and its top and left, int32 [2].
+    """
     start = tf.maximum(tf.reduce_min(boxes[:, :2], axis=0) - margin, 0)
     end = tf.reduce_max(boxes[:, :2] + boxes[:, 2:], axis=0) + margin
     return tf.concat([start, tf.minimum(end, shape) - start], axis=0), start

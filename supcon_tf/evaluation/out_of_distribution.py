@@ -72,7 +72,7 @@ def knn_distances(
 
 
 class NoVariationError(ValueError):
-    """All examples of each class have the same embedding, as those of a collapsed encoder."""
+    """Within each class the embeddings do not differ, or each class has one example."""
 
 
 class Mahalanobis:

@@ -66,10 +66,14 @@ def detection(train: tuple, known: dict, other: dict) -> dict:
             out_logits=None if is_real else other["logits"],
         )
     if "mahalanobis" not in found and train_labels.ndim == 1 and not is_real:
-        progress.inform(
-            "eval: the Mahalanobis score is left out, because all training images of each class "
-            "have the same embedding. The encoder has probably collapsed."
+        is_single = np.bincount(train_labels).max() == 1
+        reason = (
+            "every class has one training image"
+            if is_single
+            else "all training images of each class have the same embedding, as those of a "
+            "collapsed encoder"
         )
+        progress.inform(f"eval: the Mahalanobis score is left out, because {reason}.")
     return {**found, "num_examples": count}
 
 

@@ -30,7 +30,7 @@ def prepare_memory(
     available = memory.available_bytes()
     needed = _estimate(flags, strategy, step, num_views, flags.microbatch_size)
     if available is None or needed.missing <= available:
-        memory_reservation.reserve(needed.missing, available)
+        memory_reservation.reserve(needed.missing)
         return
     encoder, replicas = step.encoder, strategy.num_replicas_in_sync
     of_replicas = f" in each of {replicas} replicas" if replicas > 1 else ""

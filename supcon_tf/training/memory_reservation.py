@@ -3,11 +3,11 @@
 With oneDNN, TensorFlow's allocator for CPUs takes memory in regions, each twice as large as the one
 before. No tensor crosses the border of two regions, and what is left at the end of a region is lost
 for large tensors. If the first step finds one region that is large enough for all tensors, nothing
-is lost: a step of ResNet-50 with 256 images of 32 px needs 7.6 instead of 8.8 GB more than an idle
-process (`python benchmarks/train_step.py`).
+is lost: `python benchmarks/train_step.py` measured 8.0 instead of 9.1 GB more than an idle process
+for a step of ResNet-50 with 256 images of 32 px.
 
 A reserved region is address space. The system provides memory for a page of it when a tensor first
-uses the page. What the region costs is the allocator's table of it, 1/32 of its size.
+uses the page. What the region itself costs is the allocator's table of it, 1/32 of its size.
 """
 
 from __future__ import annotations
@@ -18,45 +18,25 @@ import sys
 import tensorflow as tf
 
 # Over `memory.Estimate.missing`, which is a lower bound: the peaks of resnets were 1.1 to 1.6 times
-# as high. TensorFlow rounds the size of a region up to a power of two. ResNet-50 with 256 images
-# needs 7.6 GB with any factor from 1.2 to 1.75 (17 GB), and 9.1 GB with 1.1 (8.6 GB).
+# as high. ResNet-50 with 256 images needed 7.6 GB with any factor from 1.2 to 1.75, which is a
+# region of 17 GB, and 9.1 GB with 1.1, a region of 8.6 GB.
 REGION_FACTOR = 1.5
 # Regions together have at most this part of the machine's memory. TensorFlow gives up at all of it.
 LARGEST_PART = 0.75
 ROW_BYTES = 2**20
 
-_reserved: list[int] = []  # The sizes of the regions of this process. It keeps them to its end.
+_tried: list[int] = []  # The regions of this process, which keeps them to its end.
 
 
-def reserve(needed: int, available: int | None) -> int:
-    """Makes TensorFlow's allocator for CPUs take one region for a training.
+def can_reserve(root: str = "/") -> bool:
+    """Returns whether CPUs train, and address space that nothing uses costs nothing.
 
-    A reservation that is not possible is left out, because the training runs without it too. That
-    is so where GPUs or TPUs train, on other systems than Linux, and where a limit counts address
-    space (`ulimit -v`, `ulimit -d`, or `vm.overcommit_memory=2`).
+    The latter holds on Linux, unless a limit counts address space (`ulimit -v`, `ulimit -d`, or
+    `vm.overcommit_memory=2`).
 
     Args:
-        needed: Bytes that the training needs (`memory.Estimate.missing`).
-        available: Bytes that this process can still use, or None if that is unknown.
-
-    Returns:
-        The bytes that were asked for, or 0 if there is no new region: it is not possible, or an
-        earlier reservation of this process is large enough.
+        root: Where to find /proc.
     """
-    wanted = int(REGION_FACTOR * needed)
-    if max(_reserved, default=0) >= wanted or not _can_reserve():
-        return 0
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = int(LARGEST_PART * physical) - sum(_reserved)
-    size = min(wanted, limit, limit if available is None else available)
-    if size <= max(_reserved, default=0) or not _take_region(size):
-        return 0
-    _reserved.append(size)
-    return size
-
-
-def _can_reserve(root="/"):
-    """Whether address space that nothing uses is free of charge here, and CPUs train."""
     if sys.platform != "linux":
         return False
     if any(tf.config.list_logical_devices(kind) for kind in ("GPU", "TPU")):
@@ -71,6 +51,39 @@ def _can_reserve(root="/"):
             return file.read().strip() != "2"
     except OSError:
         return False
+
+
+def reserve(needed: int) -> int:
+    """Makes TensorFlow's allocator for CPUs take one region for a training.
+
+    A reservation that is not possible is left out, because the training runs without it too: if
+    `can_reserve` is false, or the machine is too small for a region of this size.
+
+    Args:
+        needed: Bytes that the training needs (`memory.Estimate.missing`).
+
+    Returns:
+        The bytes of the new region, or 0 if there is none. It is not needed if an earlier one of
+        this process is large enough.
+    """
+    size = _region_bytes(int(REGION_FACTOR * needed))
+    is_tried = max(_tried, default=0) >= size
+    if is_tried or sum(_tried) + size > LARGEST_PART * _allocator_limit() or not can_reserve():
+        return 0
+    _tried.append(size)  # Also a refused one, for which TensorFlow waits ten seconds.
+    return size if _take_region(size) else 0
+
+
+def _region_bytes(size):
+    """The size of a region for this many bytes: TensorFlow rounds up to a power of two."""
+    return 1 << (size - 1).bit_length() if size > ROW_BYTES else ROW_BYTES
+
+
+def _allocator_limit():
+    """Bytes that TensorFlow's allocator takes at most, as its mkl_cpu_allocator.h decides."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    given = os.environ.get("TF_MKL_ALLOC_MAX_BYTES", "")
+    return min(physical, int(given)) if given.isdigit() else physical
 
 
 def _take_region(size):

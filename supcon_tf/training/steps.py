@@ -299,7 +299,7 @@ def _random_states(model):
 
 
 def apply_gradients(
-    gradients: Sequence[tf.Tensor | tf.IndexedSlices],
+    gradients: Sequence[Any],
     optimizer: keras.optimizers.Optimizer,
     variables: Sequence[keras.Variable],
 ) -> tf.Tensor:
@@ -309,6 +309,12 @@ def apply_gradients(
     of the global mean. With loss scaling, Keras skips a step whose gradient is not finite and
     halves the scale, which is how it finds the scale; such a gradient is an error only once the
     scale is 1 or below.
+
+    Args:
+        gradients: A tensor for each variable, or None for a variable without one. The rows of a
+            table of embeddings (`tf.IndexedSlices`) are made a whole gradient.
+        optimizer: It is built for the variables.
+        variables: What is trained.
 
     Returns:
         This replica's share of 1.0, or NaN if a gradient is not finite.
