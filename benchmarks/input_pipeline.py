@@ -13,6 +13,10 @@ Pillow" are torchvision_input.py.
 Every pipeline runs in its own process, which is paused while another one is measured. Each round
 measures all pipelines, so that a temporary slowdown of the machine affects all of them. Compare
 the ratios, not the absolute numbers. Rows that the file of --results has are not measured again.
+
+    .venv/bin/python benchmarks/input_pipeline.py --difference
+
+compares the views of --fast_decode with the exact ones, in levels of 0 to 255.
 """
 
 import argparse
@@ -293,13 +297,39 @@ def main():
     parser.add_argument("--seconds", type=float, default=2.0, help="duration of one measurement")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each pipeline")
     parser.add_argument("--results", help="JSON file for every round")
+    parser.add_argument(
+        "--difference", action="store_true", help="compare the views of --fast_decode instead"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # Only needed by tf-models-official.
         serve(*json.loads(arguments.worker))
         return
-    measure_all(arguments)
+    if arguments.difference:
+        print_differences()
+    else:
+        measure_all(arguments)
+
+
+def print_differences():
+    """Prints by how much the views of --fast_decode differ from the exact ones of one batch."""
+    import numpy as np
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(folder)
+        for source in (name for name, (*_, jpeg_size) in SOURCES.items() if jpeg_size):
+            exact, fast = (
+                next(iter(our_dataset(source, "identity", side, folder))).numpy().astype(int)
+                for side in ("reference", FAST)
+            )
+            differences = np.abs(exact - fast)
+            is_other = differences.max(axis=(2, 3, 4)) > 0
+            rows.append([source, f"{is_other.mean():.0%}", f"{differences.mean():.1f}",
+                         str(differences.max())])  # fmt: skip
+    head = ["source", "views that differ", "mean difference", "largest difference"]
+    print(records.table(head, rows))
 
 
 def measure_all(arguments):

@@ -44,10 +44,21 @@ def write(path, rows, **facts):
     command = " ".join(["benchmarks/" + pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
     command = re.sub(r" --results=\S+", "", command)
     facts = {"command": PATH.sub(r"\1=FOLDER", command), **ledger.environment_facts(), **facts}
+    facts["commit"] = without_own_changes(facts["commit"])
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
     temporary.replace(path)
+
+
+def without_own_changes(commit):
+    """The commit without the mark of changed files, if only results of benchmarks are changed."""
+    command = ["git", "diff", "--quiet", "HEAD", "--", ".", ":(exclude)results/benchmarks"]
+    try:
+        is_changed = subprocess.run(command, cwd=REPOSITORY).returncode
+    except OSError:  # No git, and then no commit.
+        return commit
+    return commit if is_changed or commit is None else commit.removesuffix("-dirty")
 
 
 def versions(python, packages):
