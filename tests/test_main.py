@@ -69,6 +69,7 @@ def test_the_screen_stays_clean_and_ends_with_the_next_command(digits):
     assert f"{python_program()} -m supcon_tf.main" in next_command
 
 
+@pytest.mark.slow
 def test_the_printed_snippet_runs_with_keras_alone(digits, tmp_path):
     _, done = digits
     block = done.stdout.split("Use the encoder:")[1].split("\nstage ")[0]

@@ -36,6 +36,7 @@ def tiles(path):
     return [bottom[:, left : left + 160] for left in range(12, picture.shape[1], 160 + 12)]
 
 
+@pytest.mark.slow
 def test_the_next_preview_may_have_other_flags(tmp_path):
     """The original stays and its view changes, whatever the title of the picture says."""
     shown = []

@@ -106,6 +106,7 @@ def test_another_stem_is_refused_with_the_flags_that_fit(options, checkpoint):
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.slow
 def test_the_command_makes_an_encoder_of_the_checkpoint_with_the_flags_of_its_message(
     checkpoint, tmp_path
 ):
