@@ -368,21 +368,25 @@ def compare(batches, torch_python, repeats, cache_mb, results):
 
 
 def create_table(facts):
-    """One row per batch size, with medians over the repeats."""
+    """Medians over the repeats, one row per batch size: seconds and memory, then the ratios."""
     rates = facts["rates"]
     names = list(dict.fromkeys(name for row in facts["rows"] for name in row["cases"]))
     compared = [name for name in ("blocked, no cache", "dense", "PML") if name in names]
-    head = ["batch", *(f"{name}: s, MB" for name in names)]
-    head += [*(f"{name} / blocked" for name in compared), "of the limit"]
-    rows = [
-        [f"{row['batch']:,}", *summarize(row["cases"], names, compared, row["batch"], rates)]
-        for row in facts["rows"]
-    ]
-    return (
-        records.table(head, rows, text_columns=0)
-        + f"\n\nOne matrix product of inner size {NUM_FEATURES} reaches "
-        + f"{rates['operations'] / 1e9:.0f} GFLOP/s and the exponential "
-        + f"{rates['exponentials'] / 1e9:.2f} G/s. Medians of the processes, in turns."
+    measured, ratios = [], []
+    for row in facts["rows"]:
+        batch = f"{row['batch']:,}"
+        measured.append([batch, *measured_cells(row["cases"], names)])
+        ratios.append([batch, *ratio_cells(row["cases"], compared, row["batch"], rates)])
+    return "\n\n".join(
+        [
+            records.table(["batch", *(f"{name}: s, MB" for name in names)], measured, 0),
+            records.table(
+                ["batch", *(f"{name} / blocked" for name in compared), "of the limit"], ratios, 0
+            ),
+            f"One matrix product of inner size {NUM_FEATURES} reaches "
+            f"{rates['operations'] / 1e9:.0f} GFLOP/s and the exponential "
+            f"{rates['exponentials'] / 1e9:.2f} G/s. Medians of the processes, in turns.",
+        ]
     )
 
 
@@ -390,19 +394,27 @@ def is_too_large(name, batch):
     return name in ("dense", "PML") and batch > LARGEST_DENSE
 
 
-def summarize(results, names, compared, batch, rates):
-    def median(name, key):
-        return statistics.median(run[key] for run in results[name])
+def median_of(runs, key):
+    return statistics.median(run[key] for run in runs)
 
-    cells = [
-        f"{median(name, 'seconds'):.3g}, {median(name, 'megabytes'):,.0f}"
-        if name in results
+
+def measured_cells(cases, names):
+    """Seconds and megabytes of each case, empty for one that was too large."""
+    return [
+        f"{median_of(cases[name], 'seconds'):.3g}, {median_of(cases[name], 'megabytes'):,.0f}"
+        if name in cases
         else ""
         for name in names
     ]
-    seconds, pairs = median("blocked", "seconds"), (NUM_VIEWS * batch) ** 2
-    for name in compared:
-        cells.append(f"{median(name, 'seconds') / seconds:.2f}" if name in results else "")
+
+
+def ratio_cells(cases, compared, batch, rates):
+    """The time of other cases over that of `blocked`, and how near that is to its limit."""
+    seconds, pairs = median_of(cases["blocked"], "seconds"), (NUM_VIEWS * batch) ** 2
+    cells = [
+        f"{median_of(cases[name], 'seconds') / seconds:.2f}" if name in cases else ""
+        for name in compared
+    ]
     kept = min(1.0, cache_of("blocked") * 1e6 / (4 * pairs / 2))
     limit = (4 - kept) * pairs * NUM_FEATURES / rates["operations"]
     limit += (1 - kept / 2) * pairs / rates["exponentials"]
