@@ -3,16 +3,17 @@
     .venv/bin/python benchmarks/input_pipeline.py --peer_env=FOLDER --torch_env=FOLDER
 
 Each pipeline crops, resizes, flips and applies a policy, with two views per image, to images in
-memory or JPEG files of 500 x 375 pixels, and of 4000 x 3000 pixels without a policy. "fast decode"
-is the reference pipeline with --fast_decode. "tf-models" is the AutoAugment and RandAugment of
-tf-models-official 2.20 (which the released SupCon code imports), applied to one image at a time
-inside `Dataset.map`. It needs Keras 2, so the script installs it in a separate environment.
-"Pillow" does the same work in one `tf.py_function` per image. "torchvision" and "torchvision on
+memory or JPEG files of 500 x 375 pixels. JPEG files of 4000 x 3000 pixels, which are enlarged, are
+measured without a policy. "fast decode" is the reference pipeline with --fast_decode. "tf-models"
+is the AutoAugment and RandAugment of tf-models-official 2.20 (which the released SupCon code
+imports), applied to one image at a time inside `Dataset.map`. It needs Keras 2, so the script
+installs it in a separate environment. "Pillow" does the same work in one `tf.py_function` per image. "torchvision" and "torchvision on
 Pillow" are torchvision_input.py.
 
 Every pipeline runs in its own process, which is paused while another one is measured. Each round
 measures all pipelines, so that a temporary slowdown of the machine affects all of them. Compare
-the ratios, not the absolute numbers. Rows that the file of --results has are not measured again.
+the ratios, not the absolute numbers. Rows that are already in the --results file are not measured
+again.
 
     .venv/bin/python benchmarks/input_pipeline.py --difference
 
@@ -219,7 +220,10 @@ def create_dataset(side, source, policy, folder):
 
 
 def exists(side, source, policy):
-    """Whether a side has a policy. Only decoding is of interest for the fast one."""
+    """Whether a side is measured with a source and a policy.
+
+    "fast decode" is measured only on JPEG files without a policy.
+    """
     if side == FAST:
         return SOURCES[source][2] is not None and policy == "identity"
     has_all = side in OURS or side in TORCHVISION
@@ -354,7 +358,7 @@ def find_pythons(arguments):
 
 
 def policies_of(source):
-    """The policies that are measured: of large files only the crop, as decoding takes longest."""
+    """The policies: only identity for large files, because decoding takes most of the time."""
     return POLICIES[:1] if source == LARGE else POLICIES
 
 
@@ -432,10 +436,11 @@ def create_table(facts):
             [[*name, *cells] for name, cells in zip(names, compared, strict=True)],
             text_columns=2,
         )
-        + "\n\nRatios by wall time, and in parentheses by CPU time, which other load affects less; "
-        + "that to torchvision is to the faster of its two sides. The last column is the "
-        + "rate of `reference` over that without a policy. Views per second, two views per image, "
-        + "and in parentheses the seconds to the first batch:\n\n"
+        + "\n\nThe ratios are of views per second of wall time; those in parentheses are of CPU "
+        + "time, which other processes affect less. The ratio to torchvision uses the faster of "
+        + "its two variants. The last column is the rate of `reference` divided by its rate with "
+        + "`identity`.\n\nViews per second, with two views per image. The seconds to the first "
+        + "batch are in parentheses:\n\n"
         + records.table(
             ["source", "policy", *sides],
             [[*name, *cells] for name, cells in zip(names, rates, strict=True)],

@@ -49,6 +49,14 @@ NUM_VIEWS, NUM_FEATURES, NUM_CLASSES = 2, 128, 1000
 LARGEST_DENSE = 6144
 TEMPERATURE = 0.1
 PML = "pytorch-metric-learning"
+FAMILY_OPTIONS = {
+    "jaccard, 20 labels": '`pair_weights="jaccard"`, 20 labels',
+    "jaccard, 1,000 labels": '`pair_weights="jaccard"`, 1,000 labels',
+    "hierarchy, 3 levels": '`pair_weights="hierarchy"`, 3 levels',
+    "gaussian": '`pair_weights="gaussian"`',
+    "spread": "`spread_weight=0.5`",
+    "class averages": '`denominator_weighting="class"`',
+}
 
 
 def dense_supcon_loss(labels, features):
@@ -187,12 +195,12 @@ def create_family_table(facts):
     rows = []
     for row in facts["rows"]:
         for name in row["seconds"]:
-            cells = [f"{row['batch']:,}", name]
+            cells = [f"{row['batch']:,}", FAMILY_OPTIONS.get(name, name)]
             for times in (row["seconds"], row["processor_seconds"]):
                 ratio = statistics.median(times[name]) / statistics.median(times["plain"])
                 cells += [records.spread(times[name]), f"{ratio:.2f}"]
             rows.append(cells)
-    head = ["batch", "loss", "seconds", "over plain", "processor seconds", "over plain"]
+    head = ["batch", "loss", "seconds", "over plain", "CPU seconds", "over plain"]
     return records.table(head, rows, text_columns=2)
 
 
@@ -381,11 +389,12 @@ def create_table(facts):
         [
             records.table(["batch", *(f"{name}: s, MB" for name in names)], measured, 0),
             records.table(
-                ["batch", *(f"{name} / blocked" for name in compared), "of the limit"], ratios, 0
+                ["batch", *(f"{name} / blocked" for name in compared), "limit / blocked"], ratios, 0
             ),
-            f"One matrix product of inner size {NUM_FEATURES} reaches "
-            f"{rates['operations'] / 1e9:.0f} GFLOP/s and the exponential "
-            f"{rates['exponentials'] / 1e9:.2f} G/s. Medians of the processes, in turns.",
+            f"A matrix product of inner size {NUM_FEATURES} reaches "
+            f"{rates['operations'] / 1e9:.0f} GFLOP/s, and the exponential function "
+            f"{rates['exponentials'] / 1e9:.2f} billion values per second. Each value is the "
+            "median over separate processes, which ran in turns.",
         ]
     )
 

@@ -52,7 +52,7 @@ def write(path, rows, **facts):
 
 
 def without_own_changes(commit):
-    """The commit without the mark of changed files, if only results of benchmarks are changed."""
+    """The commit without "-dirty", if only benchmark results are changed."""
     command = ["git", "diff", "--quiet", "HEAD", "--", ".", ":(exclude)results/benchmarks"]
     try:
         is_changed = subprocess.run(command, cwd=REPOSITORY).returncode

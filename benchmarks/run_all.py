@@ -93,7 +93,7 @@ def run_missing(names, folders, *, again):
             print(f"{name}: left out, because it needs {' '.join(benchmark.arguments)}.")
             continue
         print(f"{name}: about {benchmark.minutes} minutes.", flush=True)
-        (records.FOLDER / f"{name}.json").unlink(missing_ok=True)  # Some continue what is there.
+        (records.FOLDER / f"{name}.json").unlink(missing_ok=True)  # Some scripts continue it.
         if subprocess.run(command, cwd=records.REPOSITORY).returncode:
             failed.append(name)
     return failed

@@ -157,7 +157,7 @@ MADE_UP = {
 LAST_ROWS = {
     "digits": "| mean | 0.9900 | 0.6250 | 60 |",
     "loss": "| 65,536 |  |  | 3053% |",
-    "loss_family": "| 512 | spread | 3 | 1.50 | 5 | 2.50 |",
+    "loss_family": "| 512 | `spread_weight=0.5` | 3 | 1.50 | 5 | 2.50 |",
     "loss_per_replica": "| 512 | 2 | 2 | 2.00 |",
     "input_pipeline": "| memory 32 px | simclr | 250 (1.5 s) |  | 100 (9.0 s) | 50 (1.0 s) |",
     "train_step": "| ResNet-18 | 128 | float32 | 55.0, 1.20 | 50.0, 1.00 | 1.10 | 1.20 |",

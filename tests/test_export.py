@@ -132,6 +132,7 @@ def test_the_export_serves_one_image_or_many(exported, images):
         np.testing.assert_allclose(one[0], many[index], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_encoder_without_classifier_exports_no_logits_and_a_second_export_replaces(tmp_path):
     write_trained(tmp_path, with_classifier=False)
     (tmp_path / "export/saved_model").mkdir(parents=True)

@@ -52,7 +52,9 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
-        pytest.param(["--label_noise_prob=0.3", "--num_images=700"], id="other_examples"),
+        pytest.param(
+            ["--label_noise_prob=0.3", "--num_images=700"], id="other_examples", marks=SLOW
+        ),
         pytest.param([], id="plain", marks=SLOW),
         pytest.param(["--class_balanced"], id="balanced", marks=SLOW),
         pytest.param(["--precision=mixed_bfloat16"], id="bfloat16", marks=SLOW),

@@ -106,6 +106,7 @@ def mixed(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_see_the_same_pixels_as_of_png_twins(mixed):
     splits = sources.load_splits("folder", str(mixed))
     assert sorted(splits.train.ignored) == [".DS_Store", "._photo.webp", "Thumbs.db", "desktop.ini"]

@@ -120,7 +120,7 @@ def assert_equal(batches, expected):
             np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
 
 
-@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("balanced", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_batches_of_files_are_the_same_for_any_threads_replicas_and_start(photos, balanced):
     options = {"class_balanced": balanced, "blur_probability": 0.5}
     batches = create(photos, 5, **options)

@@ -162,7 +162,8 @@ def test_hierarchies_use_their_finest_level_and_numbers_are_stored(tmp_path, sev
     assert arrays["labels"].tolist() == [index / 2 for index in range(48)]
 
 
-@pytest.mark.parametrize("validation", ["0.25", pytest.param("0", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("validation", ["0.25", "0"])
 def test_several_labels_are_pretrained_on(tmp_path, several, capsys, validation):
     run = tmp_path / "run"
     run_inside(

@@ -170,9 +170,9 @@ define(
     default=False,
     stages=BATCH_STAGES,
     group="Augmentation",
-    help="Decode JPEG files at 1/2, 1/4 or 1/8 of their size where every crop keeps about "
-    "--image_size pixels or more. It saves time if photographs are several times as large as "
-    "--image_size. It changes the views: their details are smoothed before they are shrunk. "
+    help="Decode a JPEG file at 1/2, 1/4 or 1/8 of its size if all its crops stay at least about "
+    "--image_size pixels high and wide. This saves time if photographs are several times as large "
+    "as --image_size. It changes the views: the image is smoothed before it is resized. "
     "Evaluation, and a linear stage that embeds the images once, decode all pixels.",
 )
 define(

@@ -78,9 +78,9 @@ def decode_crops(
     """Decodes the part of an image that its crops cover.
 
     Of a JPEG without an EXIF header, only the smallest box around all crops is decoded; other
-    images are decoded whole. Without `least_size`, the pixels are the same either way. Decoding
-    each crop on its own was slower for two views, because every call unpacks all rows above the
-    crop again.
+    images are decoded whole. Without `least_size`, the pixels are the same either way. With it,
+    JPEGs whose EXIF orientation is 1 are decoded in part too. Decoding each crop on its own was
+    slower for two views, because every call unpacks all rows above the crop again.
 
     Args:
         encoded: JPEG or PNG bytes, string [].

@@ -62,9 +62,9 @@ def create_train_batches(
             stream it keeps all encoded images in memory.
         blur_probability: share of the views that policies ending with a blur ("simclr" and
             "stacked_randaugment") blur on the device. Ignored by other policies.
-        fast_decode: whether to decode JPEG bytes at a reduced size where every crop still has S
-            pixels, see `reduced_decode`. It smooths the details of views that are shrunk at least
-            to a half. Arrays and other formats are read as without it.
+        fast_decode: whether to decode JPEG bytes at a reduced size where every crop still has about
+            S pixels in height and width, see `reduced_decode`. It smooths the views of images that
+            are decoded at a reduced size, and has no effect on arrays and other formats.
         num_replicas: over all hosts; must divide batch_size.
         host, num_hosts: which rows of the global batch to make.
         data_service: address of a tf.data service dispatcher, "grpc://host:port", whose workers

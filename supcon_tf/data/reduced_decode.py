@@ -50,7 +50,8 @@ def decode_reduced_crops(
     shape = tf.where(orientation >= 5, tf.reverse(stored, [0]), stored)
     boxes = boxes_of(shape)
 
-    # What a whole number of reduced pixels does not cover is at the end of the stored axis.
+    # Pixels that do not fill a reduced pixel are at the end of a stored axis, so at the start of a
+    # flipped one.
     is_flipped = image_header.flipped_axes(orientation)
 
     def decode(ratio: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -87,7 +88,7 @@ def reduced_boxes(
         boxes: int32 [V, 4]: top, left, height, width.
         shape: height and width of the whole image, int32 [2].
         ratio: one of RATIOS.
-        offset: rows and columns, int32 [2], that are left out at the start instead.
+        offset: rows and columns, int32 [2], that are left out at the start instead of the end.
 
     Returns:
         int32 [V, 4], at least one pixel high and wide. Every border is rounded to a whole pixel.

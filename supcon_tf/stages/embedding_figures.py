@@ -70,8 +70,8 @@ def detection(train: tuple, known: dict, other: dict) -> dict:
         reason = (
             "every class has one training image"
             if is_single
-            else "all training images of each class have the same embedding, as those of a "
-            "collapsed encoder"
+            else "within each class, all training images have the same embedding, which happens if "
+            "the encoder has collapsed"
         )
         progress.inform(f"eval: the Mahalanobis score is left out, because {reason}.")
     return {**found, "num_examples": count}

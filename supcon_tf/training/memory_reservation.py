@@ -1,4 +1,4 @@
-"""Reserves the memory of a training on CPUs in one piece, which needs less than many pieces.
+"""Reserves one region of memory for training on CPUs, so that the training needs less memory.
 
 With oneDNN, TensorFlow's allocator for CPUs takes memory in regions, each twice as large as the one
 before. No tensor crosses the border of two regions, and what is left at the end of a region is lost
@@ -7,7 +7,7 @@ is lost: `python benchmarks/train_step.py` measured 8.0 instead of 9.1 GB more t
 for a step of ResNet-50 with 256 images of 32 px.
 
 A reserved region is address space. The system provides memory for a page of it when a tensor first
-uses the page. What the region itself costs is the allocator's table of it, 1/32 of its size.
+uses the page. The region itself costs only the allocator's table for it, 1/32 of its size.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ import sys
 
 import tensorflow as tf
 
-# Over `memory.Estimate.missing`, which is a lower bound: the peaks of resnets were 1.1 to 1.6 times
-# as high. ResNet-50 with 256 images needed 7.6 GB with any factor from 1.2 to 1.75, which is a
-# region of 17 GB, and 9.1 GB with 1.1, a region of 8.6 GB.
+# Factor on `memory.Estimate.missing`, which is a lower bound: the measured peaks of resnets were
+# 1.1 to 1.6 times the estimate. For ResNet-50 with 256 images, factors from 1.2 to 1.75 give a
+# region of 17 GB, which is large enough. A factor of 1.1 gives 8.6 GB, and the step needed 9.1 GB.
 REGION_FACTOR = 1.5
-# Regions together have at most this part of the machine's memory. TensorFlow gives up at all of it.
+# All regions together take at most this fraction of the machine's memory. TensorFlow's own limit is
+# all of it.
 LARGEST_PART = 0.75
 ROW_BYTES = 2**20
 
-_tried: list[int] = []  # The regions of this process, which keeps them to its end.
+# Sizes of the regions that this process tried to take. Regions are kept until the process ends.
+_tried: list[int] = []
 
 
 def can_reserve(root: str = "/") -> bool:
-    """Returns whether CPUs train, and address space that nothing uses costs nothing.
+    """Returns whether the training runs on CPUs and unused address space takes no memory.
 
     The latter holds on Linux, unless a limit counts address space (`ulimit -v`, `ulimit -d`, or
     `vm.overcommit_memory=2`).
@@ -56,21 +58,22 @@ def can_reserve(root: str = "/") -> bool:
 def reserve(needed: int) -> int:
     """Makes TensorFlow's allocator for CPUs take one region for a training.
 
-    A reservation that is not possible is left out, because the training runs without it too: if
-    `can_reserve` is false, or the machine is too small for a region of this size.
+    Does nothing if `can_reserve` is false or the machine is too small for such a region. The
+    training also runs without it.
 
     Args:
         needed: Bytes that the training needs (`memory.Estimate.missing`).
 
     Returns:
-        The bytes of the new region, or 0 if there is none. It is not needed if an earlier one of
-        this process is large enough.
+        The bytes of the new region, or 0 if there is none. No region is taken if an earlier one
+        of this process is large enough.
     """
     size = _region_bytes(int(REGION_FACTOR * needed))
     is_tried = max(_tried, default=0) >= size
     if is_tried or sum(_tried) + size > LARGEST_PART * _allocator_limit() or not can_reserve():
         return 0
-    _tried.append(size)  # Also a refused one, for which TensorFlow waits ten seconds.
+    # A refused size is recorded too, because TensorFlow waits ten seconds before it refuses.
+    _tried.append(size)
     return size if _take_region(size) else 0
 
 

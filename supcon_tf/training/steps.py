@@ -311,16 +311,17 @@ def apply_gradients(
     scale is 1 or below.
 
     Args:
-        gradients: A tensor for each variable, or None for a variable without one. The rows of a
-            table of embeddings (`tf.IndexedSlices`) are made a whole gradient.
-        optimizer: It is built for the variables.
-        variables: What is trained.
+        gradients: One per variable; None where a variable has no gradient. `tf.IndexedSlices` are
+            converted to dense tensors.
+        optimizer: Must be built for the variables.
+        variables: The variables to update.
 
     Returns:
         This replica's share of 1.0, or NaN if a gradient is not finite.
     """
-    # Keras' AdamW and LAMB add the squares of a row that occurs twice in the rows of a table of
-    # embeddings, as the rows of several replicas do, instead of squaring their sum.
+    # The gradient of an embedding table can hold the same row more than once, for example from
+    # several replicas. Keras' AdamW and LAMB add the squares of these rows instead of squaring
+    # their sum.
     gradients = [
         tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient
         for gradient in gradients
