@@ -7,8 +7,8 @@ memory or JPEG files of 500 x 375 pixels. JPEG files of 4000 x 3000 pixels, whic
 measured without a policy. "fast decode" is the reference pipeline with --fast_decode. "tf-models"
 is the AutoAugment and RandAugment of tf-models-official 2.20 (which the released SupCon code
 imports), applied to one image at a time inside `Dataset.map`. It needs Keras 2, so the script
-installs it in a separate environment. "Pillow" does the same work in one `tf.py_function` per image. "torchvision" and "torchvision on
-Pillow" are torchvision_input.py.
+installs it in a separate environment. "Pillow" does the same work in one `tf.py_function` per
+image. "torchvision" and "torchvision on Pillow" are torchvision_input.py.
 
 Every pipeline runs in its own process, which is paused while another one is measured. Each round
 measures all pipelines, so that a temporary slowdown of the machine affects all of them. Compare
