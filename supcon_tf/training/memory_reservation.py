@@ -69,8 +69,9 @@ def reserve(needed: int) -> int:
         of this process is large enough.
     """
     size = _region_bytes(int(REGION_FACTOR * needed))
-    is_tried = max(_tried, default=0) >= size
-    if is_tried or sum(_tried) + size > LARGEST_PART * _allocator_limit() or not can_reserve():
+    if max(_tried, default=0) >= size or not can_reserve():
+        return 0
+    if sum(_tried) + size > LARGEST_PART * _allocator_limit():
         return 0
     # A refused size is recorded too, because TensorFlow waits ten seconds before it refuses.
     _tried.append(size)
