@@ -109,10 +109,8 @@ def decode_crops(
     def from_plain_jpeg() -> tuple[tf.Tensor, tf.Tensor]:
         shape = tf.io.extract_jpeg_shape(encoded)[:2]
         boxes = boxes_of(shape)
-        window, start = reduced_decode.window_around(boxes, shape, CROP_MARGIN_PX)
         with _few_pixels(shape, max_pixels):
-            image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3)
-        return image, boxes - tf.pad(start, [[0, 2]])
+            return reduced_decode.decode_part(encoded, boxes, shape, margin=CROP_MARGIN_PX)
 
     def from_any() -> tuple[tf.Tensor, tf.Tensor]:
         image = _decode_any(encoded, max_pixels)

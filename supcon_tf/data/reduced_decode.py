@@ -61,9 +61,7 @@ def decode_reduced_crops(
         decodable = (stored + ratio - 1) // ratio
 
         def part() -> tuple[tf.Tensor, tf.Tensor]:
-            window, start = window_around(small, decodable, margin)
-            image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3, ratio=ratio)
-            return image, small - tf.pad(start, [[0, 2]])
+            return decode_part(encoded, small, decodable, margin=margin, ratio=ratio)
 
         def whole() -> tuple[tf.Tensor, tf.Tensor]:
             image = tf.io.decode_jpeg(encoded, channels=3, ratio=ratio)[:height, :width]
@@ -102,17 +100,23 @@ def reduced_boxes(
     return tf.concat([start, end - start], axis=1)
 
 
-def window_around(boxes: tf.Tensor, shape: tf.Tensor, margin: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The smallest box around crops with a margin, within the image.
+def decode_part(
+    encoded: tf.Tensor, boxes: tf.Tensor, shape: tf.Tensor, *, margin: int, ratio: int = 1
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes the smallest box around the crops of a JPEG, with a margin.
 
     Args:
-        boxes: int32 [V, 4]: top, left, height, width.
-        shape: height and width of the image, int32 [2].
-        margin: pixels on every side.
+        encoded: JPEG bytes, string [], whose orientation is 1.
+        boxes: int32 [V, 4] in the decoded image: top, left, height, width.
+        shape: height and width of the decoded image, int32 [2].
+        margin: pixels of the decoded image on every side, where it has them.
+        ratio: one of RATIOS.
 
     Returns:
-        The box, int32 [4]: top, left, height, width; and its top and left, int32 [2].
+        The decoded part, uint8 [h, w, 3], and the crops within it, int32 [V, 4].
     """
     start = tf.maximum(tf.reduce_min(boxes[:, :2], axis=0) - margin, 0)
     end = tf.reduce_max(boxes[:, :2] + boxes[:, 2:], axis=0) + margin
-    return tf.concat([start, tf.minimum(end, shape) - start], axis=0), start
+    window = tf.concat([start, tf.minimum(end, shape) - start], axis=0)
+    image = tf.io.decode_and_crop_jpeg(encoded, window, channels=3, ratio=ratio)
+    return image, boxes - tf.pad(start, [[0, 2]])
