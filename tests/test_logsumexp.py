@@ -146,7 +146,7 @@ def of_replicas(vectors, upstream, count, *, jit_compile=False, **options):
     """Values and gradients of `self_logsumexp` over replicas, one after the other.
 
     Each replica runs twice. The first run records the values that the forward pass sums over the
-    replicas; the second run uses their sum. A replica receives the gradients of its own rows.
+    replicas, and the second run uses the sums. The gradients are those of each replica's own rows.
     """
     is_own = np.repeat(np.eye(count, dtype=np.float32), len(vectors) // count, axis=1)
 

@@ -391,6 +391,14 @@ def test_unknown_optimizer_is_refused_with_the_known_ones():
         optimizers.create_optimizer("sgd", 0.1)
 
 
+def shared(rows, strategy):
+    """Gives each replica its part of the rows."""
+    share = len(rows) // strategy.num_replicas_in_sync
+    return strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(rows[context.replica_id_in_sync_group * share :][:share])
+    )
+
+
 # Four replicas for one whose update is of each weight and one whose update is of each layer.
 @pytest.mark.parametrize(
     "name,replicas",
@@ -420,14 +428,8 @@ def test_replicas_do_not_change_the_weights(name, replicas, request):
             gradients = tape.gradient(loss, [weights.value, bias.value])
             optimizer.apply(gradients, [weights, bias])
 
-        share = 8 // strategy.num_replicas_in_sync
         for batch in x:
-            parts = strategy.experimental_distribute_values_from_function(
-                lambda context, rows=batch: tf.constant(
-                    rows[context.replica_id_in_sync_group * share :][:share]
-                )
-            )
-            strategy.run(step, args=(parts,))
+            strategy.run(step, args=(shared(batch, strategy),))
         return np.concatenate([weights.numpy().ravel(), bias.numpy()])
 
     single = train(tf.distribute.OneDeviceStrategy("CPU:0"))
@@ -459,14 +461,8 @@ def test_gradients_of_single_rows_equal_whole_ones_and_replicas_do_not_change_th
             gradient = gradient if as_rows else tf.convert_to_tensor(gradient)
             apply_gradients([gradient], optimizer, [table])
 
-        share = 4 // strategy.num_replicas_in_sync
         for lookup in lookups:
-            parts = strategy.experimental_distribute_values_from_function(
-                lambda context, rows=lookup: tf.constant(
-                    rows[context.replica_id_in_sync_group * share :][:share]
-                )
-            )
-            strategy.run(step, args=(parts,))
+            strategy.run(step, args=(shared(lookup, strategy),))
         return table.numpy()
 
     one = tf.distribute.OneDeviceStrategy("CPU:0")

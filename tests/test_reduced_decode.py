@@ -218,7 +218,7 @@ def test_the_views_of_a_folder_differ_little(photographs):
 
 
 def test_details_are_smoothed_before_they_are_shrunk():
-    """A view of the reduced image is closer to the means of the pixels that it stands for."""
+    """A view of the reduced image is closer to the averages of the original pixels."""
     encoded, box = encode(quality=95), tf.constant([[8, 64, 400, 400]])
     means = np.array(PHOTO)[8:408, 64:464].reshape(50, 8, 50, 8, 3).mean(axis=(1, 3))
     errors = []
